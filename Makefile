@@ -1,0 +1,61 @@
+# Each target sets up what it needs. TORCH_INDEX=<url> takes torch from there (the CPU build, say).
+
+PYTHON ?= python3
+CONFIG ?=
+CORES  ?= all
+VENV   := .venv
+BIN    := $(VENV)/bin
+TORCH  := $(shell sed -n 's/^\(torch\(vision\)\{0,1\}==[0-9.]*\).*/\1/p' envs/requirements.txt)
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup run test test-quick lint lock schemas clean
+
+help:  ## say what there is to do
+	@echo "make run CONFIG=<file> CORES=<n>   train, evaluate and report (default: config/config.yaml, all)"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
+
+setup: $(VENV)/ready  ## make the environment .venv from locked requirements
+
+run: setup  ## train, evaluate and report
+	snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
+
+test: setup  ## run all tests
+	pytest
+
+test-quick: setup  ## run the tests that take seconds
+	pytest tests/unit
+
+lint: setup  ## check style, types and rules
+	ruff format --check .
+	ruff check .
+	mypy
+	snakefmt --check --compact-diff Snakefile workflow
+	snakemake --lint
+
+lock: setup  ## pin what envs/requirements.in asks for
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--quiet --upgrade envs/requirements.in --output-file envs/requirements.txt
+
+schemas: setup  ## write workflow/schemas from the configuration's models
+	python -m lockstep.config
+
+clean:  ## remove all results, logs and downloaded data, but not .venv
+	rm -rf results logs benchmarks .snakemake
+	find data -mindepth 1 ! -name README.md -delete
+
+# With TORCH_INDEX the packages of torch and of CUDA are left out of the locked list, whose hashes
+# are those of the ordinary build, and torch comes from that index in the same version.
+$(VENV)/ready: envs/requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Lockstep needs Python 3.11 or newer: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifdef TORCH_INDEX
+	awk '/^[a-z]/ { keep = !/^(torch|torchvision|triton|nvidia-|cuda-)/ } keep' envs/requirements.txt > $(VENV)/requirements.txt
+	$(BIN)/pip install --quiet --require-hashes --requirement $(VENV)/requirements.txt
+	$(BIN)/pip install --quiet --no-deps --index-url $(TORCH_INDEX) $(TORCH)
+else
+	$(BIN)/pip install --quiet --require-hashes --requirement envs/requirements.txt
+endif
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@

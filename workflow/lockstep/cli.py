@@ -1,0 +1,234 @@
+"""The command line: a sub-command a stage.
+
+A stage's module is imported when the stage runs, so that `lockstep summarize` does not wait for
+torch, and no process touches MPI that need not.
+"""
+
+import argparse
+import os
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lockstep import __version__
+from lockstep.config import Dataset, Run, Strict, parse
+from lockstep.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, as all of ours are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a stage. Exit status 2 and one line mean that the user can mend what is wrong."""
+    args = vars(make_parser().parse_args(argv))
+    stage, run = args.pop("stage"), args.pop("go")
+    try:
+        run(args)
+    except UserError as error:
+        rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMIX_RANK")
+        who = f"lockstep {stage}" + (f", rank {rank}" if rank else "")
+        print(f"{who}: {error}", file=sys.stderr, flush=True)
+        if error.__cause__ is not None:
+            import traceback
+
+            traceback.print_exception(error.__cause__)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def make_parser() -> Parser:
+    """Return the parser of all stages."""
+    parser = Parser(prog="lockstep", description=sys.modules["lockstep"].__doc__)
+    parser.add_argument("--version", action="version", version=f"lockstep {__version__}")
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+
+    def stage(name: str, help: str, go: Any) -> Parser:
+        sub = stages.add_parser(name, help=help, description=help)
+        sub.set_defaults(go=go)
+        return sub
+
+    sub = stage("download", "Fetch a dataset's files and check them.", _download)
+    _add_fields(sub, Dataset)
+    _add_path(sub, "output", "the folder that gets raw/ and sources.json")
+
+    sub = stage("prepare", "Decode a dataset into arrays.", _prepare)
+    _add_fields(sub, Dataset)
+    _add_path(
+        sub, "output", "the folder that `download` wrote to; gets train/, test/, manifest.json"
+    )
+
+    sub = stage("partition", "Assign every training sample to a shard.", _partition)
+    _add_data(sub)
+    _add_fields(sub, Run, ("shards", "scheme", "alpha", "seed"))
+    _add_path(sub, "output", "the folder that gets shards.csv and summary.csv")
+
+    sub = stage("check", "Try a launch: ranks, cores, devices, backends, models.", _check)
+    _add_fields(sub, Run, ("ranks", "threads", "oversubscribe", "device"))
+    sub.add_argument(
+        "--models", nargs="+", default=["cnn"], help="the models to build (default: cnn)"
+    )
+    sub.add_argument(
+        "--shape",
+        type=int,
+        nargs=3,
+        metavar=("C", "H", "W"),
+        default=[1, 28, 28],
+        help="channels, rows and columns of an image, in pixels (default: 1 28 28)",
+    )
+    sub.add_argument("--classes", type=int, default=10, help="the number of classes (default: 10)")
+    _add_path(sub, "data", "a prepared dataset, to take shape and classes from", required=False)
+    _add_path(sub, "output", "the JSON file to write")
+
+    sub = stage("train", "Train a model; launch it with mpirun for more than one rank.", _train)
+    _add_data(sub)
+    _add_path(sub, "partition", "the table of shards that `partition` wrote")
+    _add_fields(sub, Run)
+    _add_path(sub, "output", "the folder that gets the model and its records")
+
+    sub = stage("average", "Average the last snapshots of a run.", _average)
+    _add_results(sub)
+    _add_data(sub)
+    _add_fields(sub, Run, ("threads",))
+
+    sub = stage(
+        "evaluate", "Measure the models of a run on the test set, over MPI or not.", _evaluate
+    )
+    _add_results(sub)
+    _add_data(sub)
+    _add_fields(sub, Run, ("ranks", "threads"))
+
+    sub = stage("summarize", "Write a table with a row for each run.", _summarize)
+    sub.add_argument("results", type=Path, nargs="+", help="the folders of the runs")
+    _add_path(sub, "output", "the table to write, CSV")
+
+    sub = stage("report", "Draw the figures of a run, or of a table of runs.", _report)
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--results", type=Path, help="the folder of a run")
+    what.add_argument("--summary", type=Path, help="the table of all runs")
+    _add_path(sub, "partition", "the summary.csv of a run's partition", required=False)
+    sub.add_argument("--checks", type=Path, nargs="*", default=[], help="the JSON files of `check`")
+    _add_path(sub, "output", "the folder that gets the figures")
+    return parser
+
+
+def _add_path(parser: Parser, name: str, help: str, required: bool = True) -> None:
+    parser.add_argument(f"--{name}", type=Path, required=required, help=help)
+
+
+def _add_data(parser: Parser) -> None:
+    _add_path(parser, "data", "the folder of the prepared dataset")
+
+
+def _add_results(parser: Parser) -> None:
+    _add_path(parser, "results", "the folder of the run")
+
+
+def _add_fields(parser: Parser, model: type[Strict], names: Sequence[str] = ()) -> None:
+    """Make a flag of each field of a configuration model, with its description and default."""
+    for name in names or model.model_fields:
+        field = model.model_fields[name]
+        kind = field.annotation
+        options: dict[str, Any] = {"default": field.default}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(kind) is typing.Literal:
+            options["choices"] = typing.get_args(kind)
+        else:
+            if isinstance(kind, types.UnionType):
+                kind = typing.get_args(kind)[0]
+            options["type"], options["metavar"] = kind, getattr(kind, "__name__", "value").upper()
+        text = " ".join((field.description or "").split()).replace("%", "%%")
+        text = text[:1].lower() + text[1:].removesuffix(".")
+        if field.default is not None:
+            text += f" (default: {field.default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text, **options)
+
+
+def _take(args: dict[str, Any], model: type[Strict]) -> Any:
+    """Take the fields of a configuration model out of `args` and build it."""
+    return parse(model, {name: args.pop(name) for name in model.model_fields}, "flags")
+
+
+def _limit_threads(threads: int) -> None:
+    # Libraries read these once, when they are loaded. Snakemake sets them to the threads of a whole
+    # rule, which is those of all its ranks.
+    for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"):
+        os.environ[f"{library}_NUM_THREADS"] = str(threads)
+    # cuBLAS sums in a fixed order only with a workspace of fixed size.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def _download(args: dict[str, Any]) -> None:
+    from lockstep.download import download
+
+    download(_take(args, Dataset), **args)
+
+
+def _prepare(args: dict[str, Any]) -> None:
+    from lockstep.prepare import prepare
+
+    prepare(_take(args, Dataset), **args)
+
+
+def _partition(args: dict[str, Any]) -> None:
+    from lockstep.partition import partition
+
+    print(partition(**args).pivot(index="shard", columns="label", values="samples").to_string())
+
+
+def _check(args: dict[str, Any]) -> None:
+    _limit_threads(args["threads"])
+    from lockstep.check import check
+
+    if (data := args.pop("data")) is not None:
+        from lockstep.prepare import read_manifest
+
+        manifest = read_manifest(data)
+        args |= {"shape": manifest.shape, "classes": manifest.classes}
+    check(**{**args, "shape": tuple(args["shape"])})
+
+
+def _train(args: dict[str, Any]) -> None:
+    run = _take(args, Run)
+    _limit_threads(run.threads)
+    from lockstep.train import train
+
+    train(run, **args)
+
+
+def _average(args: dict[str, Any]) -> None:
+    _limit_threads(args["threads"])
+    from lockstep.average import average
+
+    average(**args)
+
+
+def _evaluate(args: dict[str, Any]) -> None:
+    _limit_threads(args["threads"])
+    from lockstep.evaluate import evaluate
+
+    evaluate(**args)
+
+
+def _summarize(args: dict[str, Any]) -> None:
+    from lockstep.summarize import for_terminal, summarize
+
+    summarize(**args)
+    print(for_terminal(args["output"]))
+
+
+def _report(args: dict[str, Any]) -> None:
+    from lockstep.report import draw_run, draw_summary
+
+    if args["results"] is not None:
+        draw_run(args["results"], args["partition"], args["output"])
+    else:
+        draw_summary(args["summary"], args["checks"], args["output"])

@@ -1,0 +1,73 @@
+"""Who am I among the processes that were started together?
+
+MPI is asked first: a batch script of SLURM's sets SLURM_PROCID=0, and every rank of an mpirun in it
+inherits that. mpi4py is imported only where a launcher of MPI's has started this process: elsewhere
+the import alone can abort.
+"""
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from lockstep.errors import UserError
+
+# Set by the launchers of Open MPI, of any MPI over PMIx, and of MPICH and Intel MPI.
+_MPI_SIGNS = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "MPI_LOCALRANKID")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place: `rank` of `size`, `local_rank` of `local_size` on this host."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    launcher: str
+    comm: Any = None
+    """mpi4py's communicator over all ranks, where MPI started them."""
+
+    @property
+    def one_host(self) -> bool:
+        """Whether all ranks are on this host."""
+        return self.local_size == self.size
+
+
+def discover(expected: int) -> World:
+    """Find out who this process is.
+
+    Args:
+        expected: the number of ranks that was asked for.
+
+    Raises:
+        UserError: another number came up. A launcher that does not speak this MPI's start-up
+            protocol starts so many worlds of one rank each, and says nothing.
+    """
+    world = _discover()
+    if world.size != expected:
+        raise UserError(
+            f"ranks: {expected} were asked for, and {world.launcher} brought up {world.size} on "
+            f"{socket.gethostname()}; launch with `mpirun -n {expected}` of the MPI that mpi4py "
+            f"uses, or `srun --mpi=pmix -n {expected}`"
+        )
+    return world
+
+
+def _discover() -> World:
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        rank, size, local_rank, local_size = (int(env[name]) for name in names)
+        return World(rank, size, local_rank, local_size, "torchrun")
+    if any(sign in env for sign in _MPI_SIGNS):
+        from mpi4py import MPI
+
+        comm = MPI.COMM_WORLD
+        local = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        place = (comm.rank, comm.size, local.rank, local.size)
+        local.Free()
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        env.update({name: str(value) for name, value in zip(names, place, strict=True)})
+        return World(*place, launcher="srun" if "SLURM_STEP_ID" in env else "mpirun", comm=comm)
+    return World(0, 1, 0, 1, "python")

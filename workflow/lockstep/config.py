@@ -1,0 +1,289 @@
+"""The configuration: what a user may set, what it means, and which combinations make sense.
+
+The models below are the only list of keys. The flags of `lockstep train` are made from them
+(`lockstep.cli`), and so are the JSON schemas in workflow/schemas (`python -m lockstep.config`).
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lockstep.errors import UserError
+
+# Names of files and folders that lie beside the runs' folders in the results.
+RESERVED = {"check", "figures", "report.html", "runs.html", "summary.csv"}
+
+
+class Strict(BaseModel):
+    """A section of the configuration: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Dataset(Strict):
+    """What to train on."""
+
+    name: Literal[
+        "digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "imagefolder", "npz"
+    ] = "digits"
+    """A dataset that Lockstep knows, or the form of your own: `imagefolder` (a folder of images
+    for each class) or `npz` (a file with arrays `images` and `labels`)."""
+
+    path: str | None = None
+    """Where your own dataset lies: the folder of an `imagefolder`, the file of an `npz`."""
+
+    mirror: str | None = Field(default=None, pattern=r"^https?://")
+    """An address that holds the dataset's files under their original names. It is asked first, and
+    only it: a site without internet serves its own."""
+
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """The share of each class that is kept for testing, where the dataset has no test part of its
+    own."""
+
+    @model_validator(mode="after")
+    def _path_belongs_to_own_datasets(self) -> "Dataset":
+        own = self.name in ("imagefolder", "npz")
+        if own != (self.path is not None):
+            verb = "needs" if own else "takes no"
+            raise ValueError(f"the dataset {self.name!r} {verb} key 'path'")
+        return self
+
+    @property
+    def id(self) -> str:
+        """The name of the dataset's folder under data/."""
+        if self.path is None:
+            return self.name
+        return f"{self.name}-{re.sub(r'[^A-Za-z0-9_.-]', '_', Path(self.path).stem)}"
+
+
+class Run(Strict):
+    """One training run. Its results follow from these values, the data and the machine's kind."""
+
+    shards: int = Field(default=4, ge=1)
+    """S, the number of disjoint parts of the training set. The result depends on it."""
+
+    scheme: Literal["iid", "stratified", "contiguous", "dirichlet"] = "stratified"
+    """How samples are assigned to shards: at random, at random within each class, in the order of
+    the files, or with classes skewed by `alpha`."""
+
+    alpha: float = Field(default=0.5, gt=0)
+    """The concentration of the `dirichlet` scheme: small is skewed, large is even."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """The one seed: of the partition, the initial weights, the order, augmentation and dropout."""
+
+    model: str = "cnn"
+    """`cnn`, `linear`, the name of a torchvision classifier (`resnet50`), or
+    `package.module:function` of your own, called with the input's shape (C, H, W) and the number
+    of classes."""
+
+    strategy: Literal["single", "ddp", "sync_sgd"] = "sync_sgd"
+    """`single`: one process; `ddp`: DistributedDataParallel; `sync_sgd`: gradients averaged by our
+    own all-reduce."""
+
+    reduction: Literal["tree", "fast"] = "tree"
+    """How `sync_sgd` sums gradients: along a fixed `tree` over the shards, which gives the same
+    bits at any number of ranks, or by one all-reduce over the ranks (`fast`)."""
+
+    ranks: int = Field(default=2, ge=1)
+    """P, the number of processes. It divides `shards`; rank r owns the r-th block of S/P shards."""
+
+    threads: int = Field(default=1, ge=1)
+    """The number of threads of each rank. The bits depend on it."""
+
+    oversubscribe: bool = False
+    """Leave to run more ranks x threads than the machine has cores: slow, good for a test."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute. `auto` takes GPUs where there are any: NCCL then, Gloo on CPUs."""
+
+    epochs: int = Field(default=20, ge=1)
+    """The number of passes over the training set."""
+
+    batch: int = Field(default=128, ge=1)
+    """B, the global batch in images. `shards` divides it: each gives B/S images to every step."""
+
+    shift: int = Field(default=0, ge=0)
+    """Augmentation: shift each image at random by up to so many pixels, both ways, over zeros (a
+    random crop with padding)."""
+
+    flip: bool = False
+    """Augmentation: mirror each image left to right with probability one half."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """The optimizer."""
+
+    lr: float = Field(default=0.05, gt=0)
+    """The learning rate, at its peak where the schedule has one."""
+
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """The momentum of `sgd`."""
+
+    nesterov: bool = True
+    """Nesterov's momentum in `sgd`."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    """The weight decay."""
+
+    decay_norm_bias: bool = False
+    """Decay biases and the weights of normalisation layers as well."""
+
+    schedule: Literal["constant", "step", "cosine", "onecycle"] = "onecycle"
+    """How the learning rate goes over the steps."""
+
+    warmup: float = Field(default=0.0, ge=0)
+    """Epochs over which the learning rate rises from 0, before any schedule but `onecycle`, which
+    has a rise of its own."""
+
+    step_epochs: int = Field(default=10, ge=1)
+    """The `step` schedule: the epochs between two drops."""
+
+    step_gamma: float = Field(default=0.1, gt=0, le=1)
+    """The `step` schedule: the factor of a drop."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """The share of each label that is spread over all classes."""
+
+    clip: float | None = Field(default=None, gt=0)
+    """The largest norm of the gradient; a longer one is scaled down to it."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in. Weights, gradients and their sums are float32 either way."""
+
+    snapshots: int = Field(default=3, ge=1)
+    """The number of last epochs whose weights are kept, and averaged by `average`."""
+
+    @model_validator(mode="after")
+    def _numbers_divide(self) -> "Run":
+        if self.shards % self.ranks:
+            raise ValueError(
+                f"ranks: {self.ranks} ranks cannot share {self.shards} shards evenly; "
+                f"take one of {divisors(self.shards)}"
+            )
+        if self.batch % self.shards:
+            raise ValueError(
+                f"batch: {self.shards} shards cannot share a batch of {self.batch} evenly; "
+                f"take {self.batch // self.shards * self.shards or self.shards}"
+            )
+        if self.strategy == "single" and self.ranks != 1:
+            raise ValueError(f"ranks: the strategy 'single' has 1 rank, not {self.ranks}")
+        if self.optimizer == "sgd" and self.nesterov and not self.momentum:
+            raise ValueError("nesterov: needs a momentum above 0")
+        if self.snapshots > self.epochs:
+            raise ValueError(f"snapshots: {self.snapshots} is more than the {self.epochs} epochs")
+        if self.schedule != "onecycle" and self.warmup > self.epochs:
+            raise ValueError(f"warmup: {self.warmup} is more than the {self.epochs} epochs")
+        return self
+
+    @property
+    def partition(self) -> str:
+        """The name of the partition's folder: all that it depends on, beside the data."""
+        alpha = f"-{self.alpha:g}" if self.scheme == "dirichlet" else ""
+        return f"{self.scheme}{alpha}-{self.shards}-seed{self.seed}"
+
+
+class Config(Strict):
+    """A whole experiment: config/config.yaml, with what another file puts over it."""
+
+    dataset: Dataset = Dataset()
+    """What to train on."""
+
+    defaults: Run = Run()
+    """What every run has, where its row says nothing else."""
+
+    runs: str = "config/runs.tsv"
+    """The table of runs: tab-separated, a row each; the column `run` names it, any other column
+    overrides the default of that name where the cell is not empty."""
+
+    pathvars: dict[str, str] = Field(default_factory=dict)
+    """Snakemake's path variables: `results`, `logs`, `benchmarks` may lie elsewhere."""
+
+
+class RunRow(Run):
+    """A row of runs.tsv."""
+
+    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """The run's name, and that of its folder of results."""
+
+
+def divisors(n: int) -> str:
+    """Return the divisors of `n`, for a message."""
+    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+
+
+def parse(model: type[BaseModel], values: Any, where: str) -> Any:
+    """Build `model` from `values`; what is wrong becomes one line that begins with `where`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        found = (
+            ""
+            if first["type"] in ("extra_forbidden", "value_error")
+            else f", not {first['input']!r}"
+        )
+        known = ", ".join(_fields_at(model, first["loc"]))
+        message = {
+            "extra_forbidden": f"no such key; known keys: {known}",
+            "missing": "is missing",
+        }.get(first["type"], first["msg"].removeprefix("Value error, "))
+        raise UserError(": ".join(filter(None, [where, key, message + found]))) from None
+
+
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for part in location[:-1]:
+        model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
+    return list(model.model_fields)
+
+
+def load(values: dict[str, Any], folder: Path = Path()) -> tuple[Config, dict[str, Run]]:
+    """Check a configuration and its table of runs.
+
+    Args:
+        values: the merged content of the configuration files.
+        folder: what the path of the table is relative to.
+
+    Returns:
+        The configuration, and its runs by name in the table's order.
+
+    Raises:
+        UserError: the first thing that is wrong, in one line.
+    """
+    import pandas as pd
+
+    config: Config = parse(Config, values, "configuration")
+    table = folder / config.runs
+    try:
+        rows = pd.read_csv(table, sep="\t", dtype=str, comment="#", keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{table}: cannot be read as a tab-separated table: {error}") from None
+    runs: dict[str, Run] = {}
+    for number, row in enumerate(rows.to_dict("records"), start=1):
+        name = row.get("run") or f"row {number}"
+        cells = {str(key): cell for key, cell in row.items() if cell != ""}
+        values_of_run = {**config.defaults.model_dump(), **cells}
+        parsed = parse(RunRow, values_of_run, f"{table}: {name}")
+        if parsed.run in runs or parsed.run in RESERVED:
+            why = "is there twice" if parsed.run in runs else "is a name that Lockstep uses itself"
+            raise UserError(f"{table}: {name}: run: {why}; give it another name")
+        runs[parsed.run] = Run(**parsed.model_dump(exclude={"run"}))
+    if not runs:
+        raise UserError(f"{table}: there is no run in it; write a row for each")
+    return config, runs
+
+
+def main() -> None:
+    """Write the JSON schemas, for editors and other tools, from the models above."""
+    folder = Path(__file__).parent.parent / "schemas"
+    for name, model in (("config", Config), ("runs", RunRow)):
+        schema = json.loads(json.dumps(model.model_json_schema()))
+        (folder / f"{name}.schema.yaml").write_text(yaml.safe_dump(schema, sort_keys=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Data: what exists and where, arrays on disk, shards, and the order in which samples are seen."""

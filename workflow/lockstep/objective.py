@@ -1,0 +1,98 @@
+"""What a model is asked for: images as it wants them, its scores, and how good they are."""
+
+import contextlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lockstep.config import Run
+from lockstep.data import streams
+from lockstep.data.batches import MicroBatch
+from lockstep.errors import UserError
+from lockstep.parallel import Objective
+
+
+class Normalize(nn.Module):
+    """From uint8 images, b x H x W x C, to floats, b x C x H x W, of mean 0 and deviation 1.
+
+    The result stays in memory as it was, channels last, which convolutions on CPUs are twice as
+    fast with. Deviations of 0 (a channel without content) count as 1.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        super().__init__()
+        self.mean = torch.tensor(mean, device=device).mul_(255).view(1, -1, 1, 1)
+        self.std = torch.tensor([s or 1.0 for s in std], device=device).mul_(255).view(1, -1, 1, 1)
+
+    def forward(self, images: np.ndarray) -> torch.Tensor:
+        """Return `images` (uint8, b x H x W x C) as float32, b x C x H x W."""
+        pixels = torch.from_numpy(images).to(self.mean.device, non_blocking=True)
+        return pixels.permute(0, 3, 1, 2).float().sub_(self.mean).div_(self.std)
+
+
+def autocast(run: Run, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return the context in which the model computes in the run's precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
+
+
+def make_objective(run: Run, normalize: Normalize, device: torch.device) -> Objective:
+    """Return the forward pass and the loss of a run, as strategies want it."""
+
+    def objective(
+        model: nn.Module, micro_batches: Sequence[MicroBatch]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        first = micro_batches[0]
+        # Whatever the model draws (dropout), it draws from the step and the shard.
+        torch.manual_seed(streams.torch_seed("dropout", run.seed, first.step, first.shard))
+        if len(micro_batches) == 1:
+            images, labels = first.images, first.labels
+        else:
+            images = np.concatenate([m.images for m in micro_batches])
+            labels = np.concatenate([m.labels for m in micro_batches])
+        answers = torch.from_numpy(labels).to(device, non_blocking=True)
+        with autocast(run, device):
+            scores = model(normalize(images))
+        loss = functional.cross_entropy(
+            scores.float() if scores.dtype == torch.bfloat16 else scores,
+            answers,
+            label_smoothing=run.label_smoothing,
+        )
+        right = (scores.detach().argmax(dim=1) == answers).sum()
+        return loss, torch.stack([loss.detach() * len(answers), right])
+
+    return objective
+
+
+def check_bfloat16(
+    model: nn.Module, rounded: Objective, exact: Objective, batch: MicroBatch
+) -> float:
+    """Compare the gradient of an objective in bfloat16 with that of the same in float32.
+
+    Some processors and releases compute bfloat16 convolutions wrongly for some shapes, without a
+    word. Rounding alone gives a few percent.
+
+    Returns:
+        Their distance, relative to the length of the exact one. The model is left as it was.
+
+    Raises:
+        UserError: the gradients have little to do with each other.
+    """
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = []
+    for objective in (exact, rounded):
+        loss, _ = objective(model, [batch])
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        gradients.append(torch.cat([g.flatten() for g in found if g is not None]))
+        model.load_state_dict(before)
+    length = gradients[0].norm().clamp_min(1e-12)
+    distance = float((gradients[1] - gradients[0]).norm() / length)
+    if not distance < 0.5:
+        raise UserError(
+            f"precision: in bfloat16 the first gradient is off by {distance:.0%} of its length on "
+            f"this processor, expected below 50 %; use precision: float32"
+        )
+    return distance

@@ -1,0 +1,54 @@
+"""Optimizers, and learning rates as a function of the step."""
+
+import math
+
+import torch
+from torch import nn
+
+from lockstep.config import Run
+
+
+def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the run's optimizer over the model's parameters, fused where torch has it so."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    # Biases and the weights of normalisation layers are the parameters of one dimension.
+    decayed = [p for p in trained if p.ndim > 1 or run.decay_norm_bias]
+    others = [p for p in trained if p.ndim <= 1 and not run.decay_norm_bias]
+    groups = [
+        {"params": decayed, "weight_decay": run.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if run.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=run.lr, momentum=run.momentum, nesterov=run.nesterov, fused=True
+        )
+    kind = torch.optim.Adam if run.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=run.lr, fused=True)
+
+
+def learning_rate(run: Run, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of a step (counted from 0), of which there are epochs x steps.
+
+    constant; step (dropping every `step_epochs`); cosine (Loshchilov and Hutter, "SGDR", 2017, one
+    cycle to 0); onecycle (Smith and Topin, "Super-convergence", 2018: up from lr/25 over the first
+    30 % of the steps and down to lr/250,000, along cosines, as PyTorch's OneCycleLR does it).
+    """
+    total = run.epochs * steps_per_epoch
+    if run.schedule == "onecycle":
+        peak = 0.3 * total - 1
+        if step <= peak:
+            return _cosine(run.lr / 25, run.lr, step / peak)
+        return _cosine(run.lr, run.lr / 25e4, (step - peak) / (total - 1 - peak))
+    warmup = run.warmup * steps_per_epoch
+    if step < warmup:
+        return run.lr * (step + 1) / warmup if step + 1 < warmup else run.lr
+    if run.schedule == "cosine":
+        return _cosine(run.lr, 0.0, (step - warmup) / (total - warmup))
+    if run.schedule == "step":
+        return run.lr * run.step_gamma ** (step // (run.step_epochs * steps_per_epoch))
+    return run.lr
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

@@ -1,0 +1,60 @@
+"""A model's gradients and BatchNorm statistics in one flat tensor: one collective for all."""
+
+import torch
+from torch import nn
+
+from lockstep.errors import UserError
+
+
+class Flat:
+    """How a model's gradients, its floating-point buffers and two sums lie in a flat tensor.
+
+    The order is [gradients | buffers | sum of losses, right answers].
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.buffers = [b for b in model.buffers() if b.is_floating_point()]
+        kinds = {t.dtype for t in self.parameters + self.buffers}
+        if kinds not in ({torch.float32}, {torch.float64}):
+            names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+            raise UserError(
+                f"model: its parameters and buffers are of type {names or 'none'}; expected "
+                f"float32, or float64, throughout (precision: bfloat16 casts by itself)"
+            )
+        self.dtype = kinds.pop()
+        self.device = self.parameters[0].device
+        self.gradients = sum(p.numel() for p in self.parameters)
+        self.statistics = sum(b.numel() for b in self.buffers)
+        self.length = self.gradients + self.statistics + 2
+        self._views: dict[int, list[torch.Tensor]] = {}
+
+    def attach(self, flat: torch.Tensor) -> None:
+        """Make `flat` the place where backward leaves the gradients."""
+        views = self._views.get(flat.data_ptr())
+        if views is None:
+            views = self._views[flat.data_ptr()] = self._make_views(flat)
+        for parameter, view in zip(self.parameters, views, strict=True):
+            parameter.grad = view
+
+    def _make_views(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        # With the parameter's own strides: fused optimizers walk both alike.
+        views, offset = [], 0
+        for p in self.parameters:
+            views.append(flat[offset : offset + p.numel()].as_strided(p.shape, p.stride()))
+            offset += p.numel()
+        return views
+
+    def buffers_of(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        """Return the views of `flat` that stand for the model's floating-point buffers."""
+        sizes = [b.numel() for b in self.buffers]
+        tail = flat[self.gradients : self.gradients + self.statistics]
+        return (
+            [v.view_as(b) for v, b in zip(tail.split(sizes), self.buffers, strict=True)]
+            if sizes
+            else []
+        )
+
+    def sums_of(self, flat: torch.Tensor) -> torch.Tensor:
+        """Return the view of `flat` that holds [sum of losses, right answers]."""
+        return flat[self.gradients + self.statistics : self.length]

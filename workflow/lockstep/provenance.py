@@ -1,0 +1,100 @@
+"""Where a result came from: the code, its versions, and the state of the repository."""
+
+import ast
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+
+
+def code_digest(module: str, own_model: str = "") -> str:
+    """Return a hash of the code that a stage runs: its module, and all of this package it imports.
+
+    Comments, layout and docstrings do not count, so changing one reruns nothing.
+
+    Args:
+        module: a module of this package, such as "lockstep.train".
+        own_model: the run's model; the file of a `package.module:function` below the working
+            directory counts as well.
+    """
+    files: dict[Path, ast.Module] = {}
+    waiting = [module]
+    while waiting:
+        for path in _files(waiting.pop()):
+            if path not in files:
+                files[path] = ast.parse(path.read_bytes())
+                waiting += _imports(files[path])
+    if ":" in own_model:
+        stem = Path(*own_model.partition(":")[0].split("."))
+        for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+            if path.is_file():
+                files[path] = ast.parse(path.read_bytes())
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(ast.dump(_without_docstrings(files[path])).encode())
+    return digest.hexdigest()[:16]
+
+
+def _files(module: str) -> Iterable[Path]:
+    """Yield the files that importing `module` runs: its own and its packages'."""
+    names = module.split(".")
+    if names[0] != PACKAGE.name:
+        return
+    for count in range(1, len(names) + 1):
+        stem = PACKAGE.joinpath(*names[1:count])
+        for path in (stem / "__init__.py", stem.with_suffix(".py")):
+            if path.is_file():
+                yield path
+
+
+def _imports(tree: ast.Module) -> Iterable[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [  # type: ignore[attr-defined]
+                line
+                for line in body
+                if not (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))
+            ]
+    return tree
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result depends on."""
+    names = ("torch", "torchvision", "numpy", "pandas", "safetensors", "mpi4py", "snakemake")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """Return the commit of the workflow and whether files differ from it; None outside of git."""
+    git = ["git", "-C", os.fspath(PACKAGE)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    if commit.returncode or status.returncode:
+        return None
+    return {"commit": commit.stdout.strip(), "modified": bool(status.stdout.strip())}

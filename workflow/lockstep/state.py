@@ -1,0 +1,68 @@
+"""Weights in files: safetensors, so that opening one runs nothing."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lockstep.errors import UserError
+from lockstep.files import atomic
+
+
+def save(state: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a state_dict atomically. The same values give the same bytes."""
+    # Clones, because tied weights are one tensor under two names, which the format refuses.
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    with atomic(path) as draft:
+        save_file(plain, draft)
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """Read a state_dict.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}); train again") from None
+
+
+def load(model: nn.Module, path: Path) -> None:
+    """Put the weights in `path` into `model`, which must have just these.
+
+    Raises:
+        UserError: the file is damaged, or is of another model.
+    """
+    try:
+        model.load_state_dict(read(path))
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise UserError(f"{path}: not the weights of this model: {first[0].strip()}") from None
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of nested dictionaries and lists of tensors and numbers."""
+    hasher = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, torch.Tensor):
+            hasher.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            hasher.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        elif isinstance(part, dict):
+            for key in sorted(part, key=str):
+                hasher.update(str(key).encode())
+                add(part[key])
+        elif isinstance(part, list | tuple):
+            for item in part:
+                add(item)
+        else:
+            hasher.update(repr(part).encode())
+
+    add(value)
+    return hasher.hexdigest()

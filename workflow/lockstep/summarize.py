@@ -1,0 +1,56 @@
+"""summarize: one table of all runs."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from lockstep.errors import UserError
+from lockstep.files import atomic
+
+COLUMNS = ("model", "strategy", "reduction", "shards", "ranks", "seed", "epochs")
+
+
+def summarize(results: list[Path], output: Path) -> pd.DataFrame:
+    """Write a table with a row for each run.
+
+    Args:
+        results: the runs' folders, in the order of the rows.
+        output: the table to write (CSV).
+
+    Raises:
+        UserError: a run's records are missing or damaged.
+    """
+    table = pd.DataFrame([_row(folder) for folder in results])
+    with atomic(output) as draft:
+        table.to_csv(draft, index=False)
+    return table
+
+
+def _row(folder: Path) -> dict[str, object]:
+    try:
+        train = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        run = train["configuration"]
+        return {
+            "run": folder.name,
+            "dataset": train["dataset"],
+            **{name: run[name] for name in COLUMNS},
+            # Only one strategy has a choice of reductions.
+            "reduction": run["reduction"] if run["strategy"] == "sync_sgd" else "",
+            "accuracy_last": metrics["last"]["accuracy"],
+            "accuracy_averaged": metrics["averaged"]["accuracy"],
+            "loss": metrics["last"]["loss"],
+            "images_per_second": round(train["images_per_second"]),
+            "seconds": round(train["seconds"], 2),
+            "model_sha256": train["model_sha256"],
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: its records are not whole ({error!r}); train again") from None
+
+
+def for_terminal(table: Path) -> str:
+    """Return a summary as text for a person, with hashes shortened to what tells them apart."""
+    frame = pd.read_csv(table, keep_default_na=False)
+    frame["model_sha256"] = frame["model_sha256"].str[:12]
+    return frame.round(4).to_string(index=False)

@@ -1,0 +1,191 @@
+"""train: the loop over epochs and steps.
+
+Every rank runs this. What a step's gradients are is the strategy's affair; what is here is the same
+for all: the order of the batches, the learning rate, the optimizer, and what is written down.
+"""
+
+import datetime
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.distributed as dist
+from torch import nn
+from tqdm import tqdm
+
+from lockstep import optim, parallel, provenance, runtime, state
+from lockstep.comm import rendezvous
+from lockstep.comm.tree import block
+from lockstep.comm.world import World, discover
+from lockstep.config import Run
+from lockstep.data.arrays import open_part
+from lockstep.data.batches import Batches
+from lockstep.files import atomic, sha256, write_json
+from lockstep.models import build
+from lockstep.objective import Normalize, check_bfloat16, make_objective
+from lockstep.partition import read_members
+from lockstep.prepare import read_manifest
+
+# Seconds between two lines about an epoch that goes on, where there is no terminal.
+LINE_EVERY = 30.0
+
+
+def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any] | None:
+    """Train a model and write it, with how it came about, to `output`.
+
+    Args:
+        run: the run's configuration.
+        data: the folder of the prepared dataset.
+        partition: the table of shards.
+        output: the folder that gets model.safetensors, snapshots/, history.csv and, last,
+            train.json.
+
+    Returns:
+        What train.json holds, on rank 0.
+
+    Raises:
+        UserError: something that the user can mend is wrong; nothing is written.
+    """
+    world = discover(run.ranks)
+    device = runtime.choose_device(world, run.device)
+    runtime.pin(run.threads, device, reproducible=run.reduction == "tree" and run.strategy != "ddp")
+    started = datetime.datetime.now(datetime.UTC)
+
+    manifest = read_manifest(data)
+    part = open_part(data / "train")
+    members = read_members(partition, len(part), run.shards)
+    batches = Batches(part, members, run.batch, run.seed, run.shift, run.flip)
+    model = build(run.model, manifest.shape, manifest.classes, run.seed)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = optim.make_optimizer(run, model)
+    normalize = Normalize(manifest.mean, manifest.std, device)
+    objective = make_objective(run, normalize, device)
+    bfloat16_distance = None
+    if run.precision == "bfloat16":
+        exact = make_objective(run.model_copy(update={"precision": "float32"}), normalize, device)
+        bfloat16_distance = check_bfloat16(model, objective, exact, batches.get(0, 0, 0))
+
+    rendezvous.start(world, device)
+    places: list[Any] = [None] * world.size
+    dist.all_gather_object(places, runtime.describe(world, device))
+    strategy = parallel.make(run, model, objective, world)
+    if world.rank == 0:
+        shutil.rmtree(output / "snapshots", ignore_errors=True)
+        (output / "snapshots").mkdir(parents=True)
+
+    history = []
+    for epoch in range(run.epochs):
+        history.append(_epoch(epoch, run, batches, strategy, optimizer, world))
+        if world.rank == 0:
+            say(_line(history[-1], run.epochs))
+            if epoch >= run.epochs - run.snapshots:
+                state.save(
+                    model.state_dict(), output / "snapshots" / f"epoch-{epoch + 1:04}.safetensors"
+                )
+
+    rendezvous.stop()  # every rank got here: only now does the result count
+    if world.rank:
+        return None
+    state.save(model.state_dict(), output / "model.safetensors")
+    with atomic(output / "history.csv") as draft:
+        pd.DataFrame(history).to_csv(draft, index=False)
+    seconds = sum(row["seconds"] for row in history)
+    record = {
+        "configuration": run.model_dump(),
+        "dataset": manifest.name,
+        "data_sha256": manifest.sha256,
+        "partition_sha256": sha256(partition),
+        "model_sha256": sha256(output / "model.safetensors"),
+        "optimizer_sha256": state.digest(optimizer.state_dict()["state"]),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": run.epochs * batches.steps_per_epoch,
+        "images_per_second": run.epochs * batches.steps_per_epoch * run.batch / seconds,
+        "seconds": seconds,
+        "bfloat16_distance": bfloat16_distance,
+        "started": started.isoformat(timespec="seconds"),
+        "launcher": world.launcher,
+        "backend": "nccl" if device.type == "cuda" else "gloo",
+        "ranks": places,
+        "arithmetic": runtime.arithmetic(),
+        "versions": provenance.versions(),
+        "code": provenance.code_digest("lockstep.train", run.model),
+        "git": provenance.git_state(),
+    }
+    write_json(output / "train.json", record)
+    return record
+
+
+def _epoch(
+    epoch: int,
+    run: Run,
+    batches: Batches,
+    strategy: parallel.Strategy,
+    optimizer: torch.optim.Optimizer,
+    world: World,
+) -> dict[str, float]:
+    """Train for one epoch; return its row of history.csv."""
+    shards = block(world.rank, world.size, run.shards)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    sums = torch.zeros(2, dtype=torch.float64, device=parameters[0].device)
+    communicated = strategy.communication
+    waited = 0.0
+    started = said = time.perf_counter()
+    steps = batches.steps_per_epoch
+    for index in (bar := _bar(epoch, run, steps, world)):
+        step = epoch * steps + index
+        before = time.perf_counter()
+        micro_batches = [batches.get(epoch, index, shard) for shard in shards]
+        waited += time.perf_counter() - before
+        sums += strategy.gradients(micro_batches)
+        if run.clip is not None:
+            nn.utils.clip_grad_norm_(parameters, run.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = optim.learning_rate(run, step, steps)
+        optimizer.step()
+        if world.rank == 0 and bar.disable and time.perf_counter() - said > LINE_EVERY:
+            said = time.perf_counter()
+            rate = (index + 1) * run.batch / (said - started)
+            say(f"epoch {epoch + 1}/{run.epochs}  step {index + 1}/{steps}  {rate:,.0f} images/s")
+    loss, right = strategy.totals(sums).tolist()
+    seconds = time.perf_counter() - started
+    communicated = strategy.communication - communicated
+    images = steps * run.batch
+    return {
+        "epoch": epoch + 1,
+        "lr": optimizer.param_groups[0]["lr"],
+        "loss": loss / images,
+        "accuracy": right / images,
+        "images_per_second": images / seconds,
+        "seconds": seconds,
+        "input_seconds": waited,
+        "compute_seconds": max(0.0, seconds - waited - communicated),
+        "communication_seconds": communicated,
+    }
+
+
+def _bar(epoch: int, run: Run, steps: int, world: World) -> tqdm:
+    shown = world.rank == 0 and sys.stderr.isatty()
+    return tqdm(
+        range(steps),
+        desc=f"epoch {epoch + 1}/{run.epochs}",
+        unit_scale=run.batch,
+        unit=" images",
+        leave=False,
+        disable=not shown,
+    )
+
+
+def _line(row: dict[str, float], epochs: int) -> str:
+    return (
+        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  "
+        f"{row['images_per_second']:,.0f} images/s"
+    )
+
+
+def say(text: str) -> None:
+    """Print a line for a person, at once."""
+    print(text, file=sys.stderr, flush=True)

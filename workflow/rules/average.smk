@@ -1,0 +1,29 @@
+rule average:
+    """Every run's averaged model."""
+    input:
+        expand("<results>/{run}/averaged.safetensors", run=RUNS),
+
+
+rule average_run:
+    """Average the last snapshots of a run."""
+    input:
+        record=rules.train_run.output.record,
+        snapshots=rules.train_run.output.snapshots,
+        manifest=rules.prepare.output.manifest,
+    output:
+        model="<results>/{run}/averaged.safetensors",
+        record="<results>/{run}/averaged.json",
+    log:
+        "<logs>/average/{run}.log",
+    benchmark:
+        "<benchmarks>/average/{run}.tsv"
+    conda:
+        "../../envs/environment.yaml"
+    params:
+        flags=run_threads,
+        code=code_digest("lockstep.average"),
+        data=subpath(input.manifest, parent=True),
+        folder=subpath(output.record, parent=True),
+    shell:
+        "python -m lockstep average --results {params.folder:q} --data {params.data:q}"
+        " {params.flags} > {log:q} 2>&1"

@@ -1,0 +1,29 @@
+rule check:
+    """Try every kind of launch that a run needs."""
+    input:
+        expand("<results>/check/{world}.json", world=WORLDS),
+
+
+rule check_world:
+    """Start ranks as `train` will, and stop with the cure where that would go wrong."""
+    input:
+        rules.prepare.output.manifest if DATASET.path else [],
+    output:
+        "<results>/check/{world}.json",
+    log:
+        "<logs>/check/{world}.log",
+    benchmark:
+        "<benchmarks>/check/{world}.tsv"
+    # Before anything that takes long: a launch that cannot work is known at once.
+    priority: 10
+    conda:
+        "../../envs/environment.yaml"
+    threads: check_cores
+    resources:
+        mpi=MPIRUN,
+    params:
+        flags=check_flags,
+        code=code_digest("lockstep.check"),
+        launch=check_launch,
+    shell:
+        "{params.launch} -m lockstep check {params.flags} --output {output:q} > {log:q} 2>&1"

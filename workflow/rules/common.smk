@@ -1,0 +1,169 @@
+"""What the rules share: the checked configuration, and the command lines made from it."""
+
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+# Jobs find this package and this Python: a shell's `python` may be another, and a conda environment
+# that is activated later still comes before both.
+PACKAGE = Path(workflow.current_basedir).parent.resolve()
+SNAKEFILE = str(PACKAGE / "Snakefile")
+sys.path.insert(0, str(PACKAGE))
+os.environ.update(
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), os.getenv("PATH", "")]),
+    PYTHONPATH=os.pathsep.join(filter(None, [str(PACKAGE), os.getenv("PYTHONPATH")])),
+)
+
+from lockstep.config import load
+from lockstep.data.sources import SOURCES
+from lockstep.errors import UserError
+from lockstep.provenance import code_digest
+
+try:
+    EXPERIMENT, RUNS = load(config)
+except UserError as error:
+    raise WorkflowError(str(error))
+
+DATASET = EXPERIMENT.dataset
+DATA = f"data/{DATASET.id}"
+ARRAYS = [
+    f"{part}/{name}.npy" for part in ("train", "test") for name in ("images", "labels")
+]
+PARTITIONS = {run.partition: run for run in RUNS.values()}
+
+
+wildcard_constraints:
+    run="|".join(map(re.escape, RUNS)),
+    partition="|".join(map(re.escape, PARTITIONS)),
+
+
+def flags(model, *names):
+    """Return the flags of the command line for fields of a part of the configuration."""
+    words = []
+    for name in names or type(model).model_fields:
+        value, flag = getattr(model, name), f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif value is not None:
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
+def run_flags(wildcards):
+    return flags(RUNS[wildcards.run])
+
+
+def run_threads(wildcards):
+    return flags(RUNS[wildcards.run], "threads")
+
+
+def run_world(wildcards):
+    return flags(RUNS[wildcards.run], "ranks", "threads")
+
+
+def partition_flags(wildcards):
+    return flags(PARTITIONS[wildcards.partition], "shards", "scheme", "alpha", "seed")
+
+
+def mirror(wildcards, input):
+    # Taking `input` makes a param one that is not recorded: another mirror has the same files.
+    return flags(DATASET, "mirror")
+
+
+def world(run):
+    """Return the name of the launch that a run needs: runs that launch alike are checked once."""
+    return f"{run.ranks}x{run.threads}-{run.device}"
+
+
+WORLDS = {world(run): run for run in RUNS.values()}
+
+
+def check_flags(wildcards):
+    """Return the flags for a launch, and for the models of the runs that are launched so."""
+    runs = [run for run in RUNS.values() if world(run) == wildcards.world]
+    words = [flags(runs[0], "ranks", "threads", "device"), "--models"]
+    words += sorted({shlex.quote(run.model) for run in runs})
+    if any(run.oversubscribe for run in runs):
+        words.append("--oversubscribe")
+    if DATASET.path is None:
+        source = SOURCES[DATASET.name]
+        words += [
+            "--shape",
+            *map(str, source.shape),
+            "--classes",
+            str(len(source.classes)),
+        ]
+    else:
+        words += ["--data", DATA]
+    return " ".join(words)
+
+
+def run_partition(wildcards):
+    return f"{DATA}/partition/{RUNS[wildcards.run].partition}/shards.csv"
+
+
+def run_partition_summary(wildcards):
+    return f"{DATA}/partition/{RUNS[wildcards.run].partition}/summary.csv"
+
+
+def run_check(wildcards):
+    return f"<results>/check/{world(RUNS[wildcards.run])}.json"
+
+
+def run_code(wildcards):
+    return code_digest("lockstep.train", RUNS[wildcards.run].model)
+
+
+def summary_folders(wildcards, input):
+    return [os.path.dirname(path) for path in input.records]
+
+
+def launch(ranks, resources):
+    """Return the words that start `python` on so many ranks."""
+    if ranks == 1:
+        return "python"
+    words = shlex.split(resources.mpi)
+    if "mpirun" in words and os.geteuid() == 0:
+        words.append("--allow-run-as-root")  # in a container there is often nobody else
+    return shlex.join([*words, "-n", str(ranks), "python", "-m", "mpi4py"])
+
+
+def run_launch(wildcards, resources):
+    return launch(RUNS[wildcards.run].ranks, resources)
+
+
+def check_launch(wildcards, resources):
+    return launch(WORLDS[wildcards.world].ranks, resources)
+
+
+def run_cores(wildcards):
+    return RUNS[wildcards.run].ranks * RUNS[wildcards.run].threads
+
+
+def check_cores(wildcards):
+    return WORLDS[wildcards.world].ranks * WORLDS[wildcards.world].threads
+
+
+# The launcher of local ranks; a profile sets another. Cores are not bound, since two jobs of one
+# machine would be bound to the same ones; `check` has seen to it that there are enough. Without
+# libfabric, which one host has no use for, ranks start a second sooner.
+MPIRUN = (
+    "mpirun --hostfile hostfile --map-by :OVERSUBSCRIBE --bind-to none --mca btl ^ofi"
+    " -x PATH -x PYTHONPATH"
+)
+
+
+def show_summary():
+    """Print the table of runs, if this made one."""
+    from lockstep.summarize import for_terminal
+
+    results = Path((config.get("pathvars") or {}).get("results", "results"))
+    if (results / "summary.csv").exists():
+        print(for_terminal(results / "summary.csv"), file=sys.stderr)
+    if (results / "report.html").exists():
+        print(f"\nThe report: {results / 'report.html'}", file=sys.stderr)

@@ -1,0 +1,36 @@
+rule evaluate:
+    """Every run's metrics."""
+    input:
+        expand("<results>/{run}/metrics.json", run=RUNS),
+
+
+rule evaluate_run:
+    """Measure a run's last and averaged model on the test set, on its P ranks."""
+    input:
+        record=rules.train_run.output.record,
+        last=rules.train_run.output.model,
+        averaged=rules.average_run.output.model,
+        manifest=rules.prepare.output.manifest,
+        arrays=rules.prepare.output.arrays,
+    output:
+        metrics="<results>/{run}/metrics.json",
+        predictions="<results>/{run}/predictions.csv",
+        confusion="<results>/{run}/confusion.csv",
+    log:
+        "<logs>/evaluate/{run}.log",
+    benchmark:
+        "<benchmarks>/evaluate/{run}.tsv"
+    conda:
+        "../../envs/environment.yaml"
+    threads: run_cores
+    resources:
+        mpi=MPIRUN,
+    params:
+        flags=run_world,
+        code=code_digest("lockstep.evaluate"),
+        launch=run_launch,
+        data=subpath(input.manifest, parent=True),
+        folder=subpath(output.metrics, parent=True),
+    shell:
+        "{params.launch} -m lockstep evaluate --results {params.folder:q} --data {params.data:q}"
+        " {params.flags} > {log:q} 2>&1"

@@ -1,0 +1,20 @@
+rule prepare:
+    """Decode the dataset into memory-mapped arrays, with a manifest of what they are."""
+    input:
+        rules.download.output,
+    output:
+        manifest=f"{DATA}/manifest.json",
+        arrays=expand(f"{DATA}/{{array}}", array=ARRAYS),
+    log:
+        "<logs>/prepare.log",
+    benchmark:
+        "<benchmarks>/prepare.tsv"
+    localrule: True
+    conda:
+        "../../envs/environment.yaml"
+    params:
+        flags=flags(DATASET, "name", "path", "test_fraction"),
+        code=code_digest("lockstep.prepare"),
+        folder=subpath(output.manifest, parent=True),
+    shell:
+        "python -m lockstep prepare {params.flags} --output {params.folder:q} > {log:q} 2>&1"

@@ -1,0 +1,122 @@
+rule draw_run:
+    """Draw the figures of a run."""
+    input:
+        history=rules.train_run.output.history,
+        metrics=rules.evaluate_run.output.metrics,
+        confusion=rules.evaluate_run.output.confusion,
+        partition=run_partition_summary,
+    output:
+        curves=report(
+            "<results>/{run}/figures/curves.svg",
+            caption="../report/curves.rst",
+            category="Runs",
+            subcategory="{run}",
+            labels={"figure": "loss and accuracy by epoch"},
+        ),
+        confusion=report(
+            "<results>/{run}/figures/confusion.svg",
+            caption="../report/confusion.rst",
+            category="Runs",
+            subcategory="{run}",
+            labels={"figure": "confusion matrix"},
+        ),
+        shards=report(
+            "<results>/{run}/figures/shards.svg",
+            caption="../report/shards.rst",
+            category="Runs",
+            subcategory="{run}",
+            labels={"figure": "samples by class and shard"},
+        ),
+        time=report(
+            "<results>/{run}/figures/time.svg",
+            caption="../report/time.rst",
+            category="Runs",
+            subcategory="{run}",
+            labels={"figure": "time of a step by part"},
+        ),
+    log:
+        "<logs>/draw/{run}.log",
+    benchmark:
+        "<benchmarks>/draw/{run}.tsv"
+    localrule: True
+    conda:
+        "../../envs/environment.yaml"
+    params:
+        code=code_digest("lockstep.report"),
+        results=subpath(input.metrics, parent=True),
+        folder=subpath(output.curves, parent=True),
+    shell:
+        "python -m lockstep report --results {params.results:q} --partition {input.partition:q}"
+        " --output {params.folder:q} > {log:q} 2>&1"
+
+
+rule draw_summary:
+    """Draw the table of all runs, and what was found about the machine."""
+    input:
+        summary=rules.summarize.output,
+        checks=expand("<results>/check/{world}.json", world=WORLDS),
+    output:
+        runs=report(
+            "<results>/figures/runs.html",
+            caption="../report/runs.rst",
+            category="Summary",
+            labels={"figure": "table of runs"},
+        ),
+        accuracy=report(
+            "<results>/figures/accuracy.svg",
+            caption="../report/accuracy.rst",
+            category="Summary",
+            labels={"figure": "accuracy and speed by run"},
+        ),
+        machine=report(
+            "<results>/figures/machine.html",
+            caption="../report/machine.rst",
+            category="Machine",
+            labels={"figure": "what check found"},
+        ),
+    log:
+        "<logs>/draw_summary.log",
+    benchmark:
+        "<benchmarks>/draw_summary.tsv"
+    localrule: True
+    conda:
+        "../../envs/environment.yaml"
+    params:
+        code=code_digest("lockstep.report"),
+        folder=subpath(output.runs, parent=True),
+    shell:
+        "python -m lockstep report --summary {input.summary:q} --checks {input.checks:q}"
+        " --output {params.folder:q} > {log:q} 2>&1"
+
+
+rule figures:
+    """All figures and tables of the report."""
+    input:
+        rules.draw_summary.output,
+        expand(rules.draw_run.output, run=RUNS),
+
+
+rule report:
+    """One HTML file with all figures, tables and statistics, by Snakemake's own report."""
+    default_target: True
+    input:
+        rules.figures.input,
+    output:
+        html="<results>/report.html",
+        config="<results>/config.json",
+    log:
+        "<logs>/report.log",
+    benchmark:
+        "<benchmarks>/report.tsv"
+    localrule: True
+    conda:
+        "../../envs/environment.yaml"
+    params:
+        snakefile=SNAKEFILE,
+        config=json.dumps(config, indent=2, sort_keys=True),
+    shell:
+        # The workflow that runs this has locked the folder; a report only reads it.
+        "(printf '%s\\n' {params.config:q} > {output.config:q}"
+        " && snakemake --snakefile {params.snakefile:q} --configfile {output.config:q} --nolock"
+        " --profile none --workflow-profile none --cores 1 --report {output.html:q} figures)"
+        " > {log:q} 2>&1"

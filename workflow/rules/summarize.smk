@@ -1,0 +1,19 @@
+rule summarize:
+    """One table of all runs."""
+    input:
+        records=expand("<results>/{run}/train.json", run=RUNS),
+        metrics=expand("<results>/{run}/metrics.json", run=RUNS),
+    output:
+        "<results>/summary.csv",
+    log:
+        "<logs>/summarize.log",
+    benchmark:
+        "<benchmarks>/summarize.tsv"
+    localrule: True
+    conda:
+        "../../envs/environment.yaml"
+    params:
+        code=code_digest("lockstep.summarize"),
+        folders=summary_folders,
+    shell:
+        "python -m lockstep summarize {params.folders:q} --output {output:q} > {log:q} 2>&1"

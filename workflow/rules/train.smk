@@ -1,0 +1,37 @@
+rule train:
+    """Every run's model."""
+    input:
+        expand("<results>/{run}/train.json", run=RUNS),
+
+
+rule train_run:
+    """Train a model on P ranks."""
+    input:
+        manifest=rules.prepare.output.manifest,
+        arrays=rules.prepare.output.arrays,
+        shards=run_partition,
+        # What it found counts when the run is new; finding it again trains nothing again.
+        check=ancient(run_check),
+    output:
+        model="<results>/{run}/model.safetensors",
+        snapshots=directory("<results>/{run}/snapshots"),
+        history="<results>/{run}/history.csv",
+        record="<results>/{run}/train.json",
+    log:
+        "<logs>/train/{run}.log",
+    benchmark:
+        "<benchmarks>/train/{run}.tsv"
+    conda:
+        "../../envs/environment.yaml"
+    threads: run_cores
+    resources:
+        mpi=MPIRUN,
+    params:
+        flags=run_flags,
+        code=run_code,
+        launch=run_launch,
+        data=subpath(input.manifest, parent=True),
+        folder=subpath(output.record, parent=True),
+    shell:
+        "{params.launch} -m lockstep train --data {params.data:q} --partition {input.shards:q}"
+        " {params.flags} --output {params.folder:q} > {log:q} 2>&1"
