@@ -21,7 +21,9 @@ RESERVED = {"check", "figures", "report.html", "runs.html", "summary.csv"}
 class Strict(BaseModel):
     """A section of the configuration: unknown keys are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Dataset(Strict):
@@ -101,7 +103,7 @@ class Run(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute. `auto` takes GPUs where there are any: NCCL then, Gloo on CPUs."""
 
-    epochs: int = Field(default=20, ge=1)
+    epochs: int = Field(default=30, ge=1)
     """The number of passes over the training set."""
 
     batch: int = Field(default=128, ge=1)
@@ -114,10 +116,10 @@ class Run(Strict):
     flip: bool = False
     """Augmentation: mirror each image left to right with probability one half."""
 
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     """The optimizer."""
 
-    lr: float = Field(default=0.05, gt=0)
+    lr: float = Field(default=0.01, gt=0)
     """The learning rate, at its peak where the schedule has one."""
 
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -182,7 +184,7 @@ class Run(Strict):
     @property
     def partition(self) -> str:
         """The name of the partition's folder: all that it depends on, beside the data."""
-        alpha = f"-{self.alpha:g}" if self.scheme == "dirichlet" else ""
+        alpha = f"-{str(self.alpha).removesuffix('.0')}" if self.scheme == "dirichlet" else ""
         return f"{self.scheme}{alpha}-{self.shards}-seed{self.seed}"
 
 
@@ -224,14 +226,15 @@ def parse(model: type[BaseModel], values: Any, where: str) -> Any:
         key = ".".join(str(part) for part in first["loc"])
         found = (
             ""
-            if first["type"] in ("extra_forbidden", "value_error")
+            if first["type"] in ("extra_forbidden", "missing", "value_error")
             else f", not {first['input']!r}"
         )
-        known = ", ".join(_fields_at(model, first["loc"]))
-        message = {
-            "extra_forbidden": f"no such key; known keys: {known}",
-            "missing": "is missing",
-        }.get(first["type"], first["msg"].removeprefix("Value error, "))
+        message = {"missing": "is missing"}.get(
+            first["type"], first["msg"].removeprefix("Value error, ")
+        )
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(_fields_at(model, first["loc"]))
+            message = f"no such key; known keys: {known}"
         raise UserError(": ".join(filter(None, [where, key, message + found]))) from None
 
 
@@ -260,8 +263,14 @@ def load(values: dict[str, Any], folder: Path = Path()) -> tuple[Config, dict[st
     table = folder / config.runs
     try:
         rows = pd.read_csv(table, sep="\t", dtype=str, comment="#", keep_default_na=False)
+        if not isinstance(rows.index, pd.RangeIndex):  # pandas takes surplus cells for names
+            raise ValueError("rows have more cells than the first line")
     except (OSError, ValueError) as error:
-        raise UserError(f"{table}: cannot be read as a tab-separated table: {error}") from None
+        why = str(error).strip()
+        raise UserError(f"{table}: cannot be read as a tab-separated table: {why}") from None
+    if "run" not in rows:
+        found = ", ".join(map(repr, rows))
+        raise UserError(f"{table}: no column 'run' among {found}; tabs separate columns")
     runs: dict[str, Run] = {}
     for number, row in enumerate(rows.to_dict("records"), start=1):
         name = row.get("run") or f"row {number}"

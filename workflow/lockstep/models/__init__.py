@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import nn
 
 from lockstep.data import streams
@@ -53,6 +52,8 @@ def _find(name: str) -> Callable[[tuple[int, int, int], int], nn.Module]:
         return own[name]
     if ":" in name:
         return _import(name)
+    import torchvision  # here, because it takes a second, and the small models need none of it
+
     if name in torchvision.models.list_models(torchvision.models):
         return lambda shape, classes: adapt(
             torchvision.models.get_model(name, weights=None, num_classes=classes), shape
@@ -117,6 +118,8 @@ def adapt(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
     convolution and no pooling instead, as in He et al., "Deep residual learning" (2016),
     section 4.2.
     """
+    import torchvision
+
     channels, height, width = shape
     if isinstance(model, torchvision.models.ResNet) and min(height, width) < 64:
         model.conv1 = nn.Conv2d(channels, 64, kernel_size=3, padding=1, bias=False)

@@ -1,0 +1,59 @@
+"""What tests of every kind share: the repository, and commands run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a user's shell in which this Python's environment is active."""
+    paths = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": str(REPOSITORY / "workflow")}
+    return os.environ | {
+        name: os.pathsep.join(filter(None, [path, os.environ.get(name)]))
+        for name, path in paths.items()
+    }
+
+
+def run(words: list[object], cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; its output and errors are kept as text."""
+    return subprocess.run(
+        [str(word) for word in words],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def mpirun(ranks: int) -> list[str]:
+    """Return the words that start Python on so many ranks of this machine, be they too many."""
+    words = ["mpirun", "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "--mca", "btl", "^ofi"]
+    if os.geteuid() == 0:
+        words.append("--allow-run-as-root")
+    return [*words, "-n", str(ranks), sys.executable, "-m", "mpi4py"]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the prepared digits, with partitions into 4 and 6 shards."""
+    data = tmp_path_factory.mktemp("data") / "digits"
+    lockstep = [sys.executable, "-m", "lockstep"]
+    for stage in (
+        ["download", "--output", data],
+        ["prepare", "--output", data],
+        ["partition", "--data", data, "--shards", 4, "--output", data / "4"],
+        ["partition", "--data", data, "--shards", 6, "--output", data / "6"],
+    ):
+        done = run([*lockstep, *stage], data.parent)
+        assert done.returncode == 0, done.stderr
+    return data

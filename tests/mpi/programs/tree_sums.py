@@ -1,0 +1,53 @@
+"""A program for any number of ranks: sums along the tree are what the tree's definition says."""
+
+import hashlib
+
+import torch
+import torch.distributed as dist
+
+from lockstep.comm import rendezvous
+from lockstep.comm.tree import TreeReduce, block
+from lockstep.comm.world import discover
+
+
+def tree(terms: list[torch.Tensor]) -> torch.Tensor:
+    """Add up neighbours, level by level, as the definition has it."""
+    while len(terms) > 1:
+        pairs = [terms[i : i + 2] for i in range(0, len(terms), 2)]
+        terms = [pair[0] + pair[1] if len(pair) == 2 else pair[0] for pair in pairs]
+    return terms[0]
+
+
+def main(ranks: int) -> None:
+    world = discover(ranks)
+    device = torch.device("cpu")
+    rendezvous.start(world, device)
+    for shards in (s for s in (1, 2, 3, 4, 6, 8, 12, 24) if s % world.size == 0):
+        for length in (1, 2, 7, 1000, 100_003):
+            for dtype in (torch.float32, torch.float64):
+                torch.manual_seed(shards * length)
+                size = 10.0 ** torch.randint(-6, 7, (shards, length))
+                terms = list((torch.randn(shards, length) * size).to(dtype))
+                reduce = TreeReduce(length, shards, world.rank, world.size, dtype, device)
+                for _ in range(2):  # the second time on buffers that were used before
+                    stack = []
+                    for shard in block(world.rank, world.size, shards):
+                        buffer = reduce.take().zero_()
+                        buffer[:length] = terms[shard]
+                        reduce.add(stack, shard, buffer)
+                    total = reduce.all_reduce(stack)
+                    assert torch.equal(total[:length], tree(terms)), (shards, length, dtype)
+                    reduce.free(total)
+                digest = hashlib.sha256(total[:length].numpy().tobytes()).hexdigest()
+                everyone = [None] * world.size
+                dist.all_gather_object(everyone, digest)
+                assert len(set(everyone)) == 1, (shards, length, dtype)
+    rendezvous.stop()
+    if world.rank == 0:
+        print("all sums are right")
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(int(sys.argv[1]))

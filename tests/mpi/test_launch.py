@@ -1,0 +1,75 @@
+"""Launches that would go wrong are refused in one line that says how to mend them."""
+
+import json
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY, mpirun, run
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_check_says_what_came_up(ranks, tmp_path):
+    output = tmp_path / "check.json"
+    words = ["check", "--ranks", ranks, "--models", "cnn", "linear", "--output", output]
+    done = run([*mpirun(ranks), "-m", "lockstep", *words, "--oversubscribe"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(output.read_text())
+    assert [rank["rank"] for rank in record["ranks"]] == list(range(ranks))
+    assert record["models"] == {"cnn": 21840, "linear": 7850}
+    assert record["mpi"].startswith("Open MPI")
+    assert record["backends"]["gloo"]["median_ms"] > 0
+
+
+def refused(done) -> str:
+    """Return the one line with which a command was refused."""
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("lockstep ")]
+    assert lines, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize("launcher", [[sys.executable], mpirun(2)])
+def test_another_number_of_ranks_than_asked_for_is_refused(launcher, tmp_path):
+    words = ["check", "--ranks", 4, "--oversubscribe", "--output", tmp_path / "check.json"]
+    line = refused(run([*launcher, "-m", "lockstep", *words], tmp_path))
+    assert "4 were asked for" in line
+    assert "mpirun -n 4" in line
+    assert not (tmp_path / "check.json").exists()
+
+
+def test_more_threads_than_cores_are_refused_without_leave(tmp_path):
+    words = ["check", "--ranks", 2, "--threads", 500, "--output", tmp_path / "check.json"]
+    line = refused(run([*mpirun(2), "-m", "lockstep", *words], tmp_path))
+    assert "oversubscribe: true" in line
+    assert not (tmp_path / "check.json").exists()
+
+
+def test_ranks_bound_to_fewer_cores_than_threads_are_told_of_the_binding(tmp_path):
+    bound = [word if word != "none" else "core" for word in mpirun(1)]
+    words = ["check", "--ranks", 1, "--threads", 2, "--output", tmp_path / "check.json"]
+    line = refused(run([*bound, "-m", "lockstep", *words], tmp_path))
+    assert "--bind-to none" in line
+
+
+def test_a_model_that_does_not_take_the_input_is_refused(tmp_path):
+    words = ["check", "--ranks", 1, "--shape", 1, 8, 8, "--output", tmp_path / "check.json"]
+    line = refused(run([sys.executable, "-m", "lockstep", *words], tmp_path))
+    assert "16 x 16 pixels or more, not 8 x 8" in line
+
+
+def test_shards_that_ranks_do_not_divide_are_refused(tmp_path):
+    words = ["train", "--data", "d", "--partition", "p", "--output", "o", "--ranks", 3]
+    line = refused(run([sys.executable, "-m", "lockstep", *words], tmp_path))
+    assert "3 ranks cannot share 4 shards evenly; take one of 1, 2, 4" in line
+
+
+def test_a_rank_that_fails_brings_the_others_down(digits, tmp_path):
+    words = ["train", "--data", digits, "--partition", digits / "4" / "shards.csv"]
+    words += ["--model", "tests.mpi.models:broken_on_rank_1", "--output", tmp_path / "out"]
+    done = run([*mpirun(2), "-m", "lockstep", *words, "--ranks", 2], REPOSITORY, timeout=60)
+    assert done.returncode == 2
+    assert "lockstep train, rank 1: model: tests.mpi.models:broken_on_rank_1" in done.stderr
+    assert "no room in the museum" in done.stderr
+    assert not (tmp_path / "out" / "train.json").exists()
