@@ -62,8 +62,8 @@ class Dataset(Strict):
         return f"{self.name}-{re.sub(r'[^A-Za-z0-9_.-]', '_', Path(self.path).stem)}"
 
 
-class Run(Strict):
-    """One training run. Its results follow from these values, the data and the machine's kind."""
+class Defaults(Strict):
+    """What a run may set, and what it has where it does not."""
 
     shards: int = Field(default=4, ge=1)
     """S, the number of disjoint parts of the training set. The result depends on it."""
@@ -159,6 +159,10 @@ class Run(Strict):
     snapshots: int = Field(default=3, ge=1)
     """The number of last epochs whose weights are kept, and averaged by `average`."""
 
+
+class Run(Defaults):
+    """One training run. Its results follow from these values, the data and the machine's kind."""
+
     @model_validator(mode="after")
     def _numbers_divide(self) -> "Run":
         if self.shards % self.ranks:
@@ -194,7 +198,7 @@ class Config(Strict):
     dataset: Dataset = Dataset()
     """What to train on."""
 
-    defaults: Run = Run()
+    defaults: Defaults = Defaults()
     """What every run has, where its row says nothing else."""
 
     runs: str = "config/runs.tsv"

@@ -4,6 +4,7 @@ No file gets its final name before its SHA-256 held.
 """
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,11 @@ def _fetch(
 def _reason(error: Exception) -> str:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"the server answered {error.response.status_code} {error.response.reason}"
-    if isinstance(error, ValueError):
-        return "its SHA-256 is not the known one: the file is altered or cut short"
-    if isinstance(error, requests.ConnectionError):
+    if isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
         return "no connection, or it broke off"
-    return str(error).splitlines()[0]
+    if type(error) is ValueError:  # those of requests are of kinds below it
+        return "its SHA-256 is not the known one: the file is altered or cut short"
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 def _look_through(dataset: Dataset, path: Path) -> dict[str, Any]:
@@ -84,13 +85,17 @@ def _look_through(dataset: Dataset, path: Path) -> dict[str, Any]:
         raise UserError(
             f"dataset.path: {path} is not a folder; expected one with a folder per class"
         )
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    listing = "".join(f"{sha256(file)}  {file.relative_to(path)}\n" for file in files)
+    # Links are followed, as the reader of images does; a link to a file that is gone is none.
+    found = (
+        Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names
+    )
+    files = {os.fsencode(f"./{f.relative_to(path)}"): f for f in found if f.is_file()}
+    listing = b"".join(sha256(files[n]).encode() + b"  " + n + b"\n" for n in sorted(files))
     return {
         path.name: {
             "files": len(files),
-            "bytes": sum(file.stat().st_size for file in files),
-            # As `find . -type f | sort | xargs sha256sum | sha256sum` would have it.
-            "sha256": hashlib.sha256(listing.encode()).hexdigest(),
+            "bytes": sum(file.stat().st_size for file in files.values()),
+            # As `find -L . -type f | LC_ALL=C sort | xargs sha256sum | sha256sum` would have it.
+            "sha256": hashlib.sha256(listing).hexdigest(),
         }
     }

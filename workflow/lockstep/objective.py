@@ -45,8 +45,12 @@ def make_objective(run: Run, normalize: Normalize, device: torch.device) -> Obje
         model: nn.Module, micro_batches: Sequence[MicroBatch]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         first = micro_batches[0]
-        # Whatever the model draws (dropout), it draws from the step and the shard.
-        torch.manual_seed(streams.torch_seed("dropout", run.seed, first.step, first.shard))
+        # Whatever the model draws (dropout), it draws from the step and the shard. Not by
+        # torch.manual_seed: where no GPU is in use, that keeps a stack trace of every call.
+        seed = streams.torch_seed("dropout", run.seed, first.step, first.shard)
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         if len(micro_batches) == 1:
             images, labels = first.images, first.labels
         else:

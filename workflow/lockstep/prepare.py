@@ -6,8 +6,11 @@ Everything that can be wrong with images and labels is found here, and named by 
 import gzip
 import json
 import shutil
+import struct
 import tarfile
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,12 @@ from lockstep.errors import UserError
 from lockstep.files import atomic, sha256, write_json
 
 CHUNK = 1024
+
+# What decoders raise when a file is damaged, or is something else.
+DAMAGE = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, AssertionError, RuntimeError),
+    *(SyntaxError, struct.error, zlib.error, tarfile.TarError, zipfile.BadZipFile),
+)
 
 
 @dataclass(frozen=True)
@@ -118,8 +127,6 @@ def _write(decoded: Decoded, folder: Path) -> None:
         for chunk in decoded.chunks:
             images[start : start + len(chunk)] = chunk
             start += len(chunk)
-        if start != count:
-            raise UserError(f"{folder.name}: {count} labels and {start} images")
         images.flush()
     with atomic(folder / "labels.npy") as draft, draft.open("wb") as file:
         np.save(file, decoded.labels.astype(np.int64))
@@ -145,6 +152,10 @@ def _split(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]
         order = streams.permutation(len(ids), "test", int(label))
         test[ids[order[: max(1, round(fraction * len(ids)))]]] = True
     return np.flatnonzero(~test), np.flatnonzero(test)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _chunked(images: np.ndarray) -> Iterator[np.ndarray]:
@@ -187,15 +198,21 @@ def _idx(dataset: Dataset, raw: Path) -> Parts:
                 with gzip.open(path) as source, plain.open("wb") as target:
                     shutil.copyfileobj(source, target)
                 return reader(str(plain)).numpy()
-            except (OSError, EOFError, ValueError, AssertionError, KeyError) as error:
+            except DAMAGE as error:
+                why = _first_line(error)
                 raise UserError(
-                    f"{path}: not a whole gzipped IDX file ({error}); remove it and download again"
+                    f"{path}: not a whole gzipped IDX file ({why}); remove it and download again"
                 ) from None
 
     parts = {}
     for part, prefix in (("train", "train"), ("test", "t10k")):
         images = read(read_image_file, raw / f"{prefix}-images-idx3-ubyte.gz")
         labels = read(read_label_file, raw / f"{prefix}-labels-idx1-ubyte.gz")
+        if len(images) != len(labels):
+            raise UserError(
+                f"{raw}: {prefix}-* have {len(images)} images and {len(labels)} labels, expected "
+                f"as many; remove them and download again"
+            )
         parts[part] = _of_arrays(images[..., None], labels)
     return list(SOURCES[dataset.name].classes), parts
 
@@ -209,16 +226,17 @@ def _cifar(dataset: Dataset, raw: Path) -> Parts:
     labels_before = {"cifar10": 1, "cifar100": 2}[dataset.name]  # CIFAR-100: coarse, then fine
     found: dict[str, list[np.ndarray]] = {"train": [], "test": []}
     try:
-        with tarfile.open(raw / archive) as tar:
+        with tarfile.open(raw / archive, "r:gz") as tar:
             for member in sorted(tar.getmembers(), key=lambda m: m.name):
                 if member.name.endswith(".bin") and (file := tar.extractfile(member)):
                     part = "test" if "test" in Path(member.name).name else "train"
                     found[part].append(np.frombuffer(file.read(), np.uint8))
         size = labels_before + 3 * 32 * 32
         records = {part: np.concatenate(some).reshape(-1, size) for part, some in found.items()}
-    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+    except DAMAGE as error:
+        why = _first_line(error)
         raise UserError(
-            f"{raw / archive}: not the whole binary archive ({error}); remove it and download again"
+            f"{raw / archive}: not the whole binary archive ({why}); remove it and download again"
         ) from None
     return list(SOURCES[dataset.name].classes), {
         part: _of_arrays(
@@ -235,8 +253,8 @@ def _npz(dataset: Dataset, raw: Path) -> Parts:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not an .npz of plain arrays ({error})") from None
+    except DAMAGE as error:
+        raise UserError(f"{path}: not an .npz of plain arrays ({_first_line(error)})") from None
 
     def part(prefix: str) -> tuple[np.ndarray, np.ndarray]:
         missing = [n for n in (f"{prefix}images", f"{prefix}labels") if n not in arrays]
@@ -245,7 +263,7 @@ def _npz(dataset: Dataset, raw: Path) -> Parts:
             raise UserError(f"{path}: has no array {missing[0]!r}; it has {has}")
         images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
         images = images[..., None] if images.ndim == 3 else images
-        if images.dtype != np.uint8 or images.ndim != 4:
+        if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
             raise UserError(
                 f"{path}: {prefix}images is {images.dtype} {images.shape}, expected uint8, "
                 f"N x H x W or N x H x W x C"
@@ -260,6 +278,11 @@ def _npz(dataset: Dataset, raw: Path) -> Parts:
     images, labels = part("")
     if not len(labels):
         raise UserError(f"{path}: images is empty")
+    if labels.max() >= len(labels):
+        raise UserError(
+            f"{path}: labels has {labels.max()} for {len(labels)} images, so that some class has "
+            f"no image; number the classes from 0"
+        )
     names = [str(label) for label in range(max(0, int(labels.max())) + 1)]
     if any(name.startswith("test_") for name in arrays):
         return names, {"train": _of_arrays(images, labels), "test": _of_arrays(*part("test_"))}
@@ -309,8 +332,8 @@ def _of_files(paths: list[Path], labels: np.ndarray) -> Decoded:
         try:
             with Image.open(path) as image:
                 pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: not a whole image ({error})") from None
+        except (*DAMAGE, Image.DecompressionBombError) as error:
+            raise UserError(f"{path}: not a whole image ({_first_line(error)})") from None
         return pixels[..., None] if pixels.ndim == 2 else pixels
 
     first = decode(paths[0])

@@ -13,7 +13,13 @@ import numpy as np
 
 
 def _sequence(purpose: str, place: tuple[int, ...]) -> np.random.SeedSequence:
-    return np.random.SeedSequence([zlib.crc32(purpose.encode()), *place])
+    # SeedSequence makes 32-bit words of its numbers: 2**32 + 5 would be 5 and 1. Upper halves go
+    # behind the lower ones, so that no large seed is the (seed, epoch) of a small one.
+    lower = [number & 0xFFFFFFFF for number in place]
+    upper = [number >> 32 for number in place]
+    return np.random.SeedSequence(
+        [zlib.crc32(purpose.encode()), *lower, *(upper if any(upper) else [])]
+    )
 
 
 def words(count: int, purpose: str, *place: int) -> np.ndarray:

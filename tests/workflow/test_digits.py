@@ -1,0 +1,125 @@
+"""The default experiment, from nothing to the report, and what reruns when something changes."""
+
+import json
+
+import pandas as pd
+import pytest
+
+
+@pytest.fixture(scope="module")
+def finished(make_workspace):
+    workspace = make_workspace("digits")
+    done = workspace.snakemake()
+    assert done.returncode == 0, done.stdout + done.stderr
+    workspace.said = done.stdout + done.stderr
+    return workspace
+
+
+@pytest.fixture
+def restored(finished):
+    """Give the finished workspace to a test that changes a file, and put the file back."""
+    kept = {}
+
+    def change(name: str, old: str, new: str):
+        path = finished.folder / name
+        text = kept.setdefault(path, path.read_text())
+        assert old in text
+        path.write_text(text.replace(old, new))
+        return finished
+
+    yield change
+    for path, text in kept.items():
+        path.write_text(text)
+
+
+def test_the_default_run_ends_with_a_table_and_a_report(finished):
+    results = finished.folder / "results"
+    summary = pd.read_csv(results / "summary.csv")
+    assert list(summary["run"]) == ["digits"]
+    assert summary["accuracy_last"][0] >= 0.97
+    assert summary["accuracy_averaged"][0] >= 0.97
+    assert summary["ranks"][0] == 2
+    assert "accuracy_averaged" in finished.said
+    assert "results/report.html" in finished.said
+    page = (results / "report.html").read_text()
+    for figure in ("curves.svg", "confusion.svg", "shards.svg", "time.svg", "runs.html"):
+        assert figure in page
+    expected = {"model.safetensors", "averaged.safetensors", "history.csv", "train.json"}
+    expected |= {"metrics.json", "predictions.csv", "confusion.csv", "snapshots"}
+    assert expected <= {path.name for path in (results / "digits").iterdir()}
+    assert not [path for path in finished.folder.rglob(".*-*") if path.parent.name == "digits"]
+
+
+def test_the_records_say_how_the_result_came_about(finished):
+    record = json.loads((finished.folder / "results/digits/train.json").read_text())
+    manifest = json.loads((finished.folder / "data/digits/manifest.json").read_text())
+    assert record["configuration"]["seed"] == 0
+    assert record["data_sha256"] == manifest["sha256"]
+    assert record["launcher"] == "mpirun"
+    assert [rank["rank"] for rank in record["ranks"]] == [0, 1]
+    assert {"python", "torch", "numpy", "mpi4py", "snakemake"} <= set(record["versions"])
+    history = pd.read_csv(finished.folder / "results/digits/history.csv")
+    assert list(history["epoch"]) == list(range(1, record["configuration"]["epochs"] + 1))
+    parts = [f"{part}_seconds" for part in ("input", "compute", "communication")]
+    assert history[parts].sum(axis=1).to_numpy() == pytest.approx(history["seconds"].to_numpy())
+
+
+def test_every_rule_leaves_a_log_and_a_benchmark(finished):
+    for folder, ending in (("logs", "log"), ("benchmarks", "tsv")):
+        names = {path.name for path in (finished.folder / folder).rglob(f"*.{ending}")}
+        for name in ("download", "prepare", "digits", "summarize", "report"):
+            assert f"{name}.{ending}" in names
+
+
+def test_a_second_time_there_is_nothing_to_be_done(finished):
+    done = finished.snakemake()
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["download", "prepare", "partition", "check", "train", "average", "evaluate", "summarize"],
+)
+def test_every_stage_is_a_target(finished, stage):
+    assert finished.jobs(stage) == {}
+
+
+def test_a_comment_reruns_nothing(restored):
+    workspace = restored("workflow/lockstep/train.py", "import datetime", "# why\nimport datetime")
+    assert workspace.jobs() == {}
+
+
+def test_a_comment_in_the_configuration_reruns_nothing(restored):
+    assert restored("config/config.yaml", "  lr:", "  # faster\n  lr:").jobs() == {}
+
+
+def test_a_learning_rate_reruns_train_and_what_follows(restored):
+    jobs = restored("config/config.yaml", "lr: 0.01", "lr: 0.02").jobs()
+    assert jobs == dict.fromkeys(
+        [
+            *("train_run", "average_run", "evaluate_run", "summarize"),
+            *("draw_run", "draw_summary", "report"),
+        ],
+        1,
+    )
+
+
+def test_code_reruns_the_stages_that_run_it(restored):
+    jobs = restored(
+        "workflow/lockstep/summarize.py", "table = pd", "other = 1\n    table = pd"
+    ).jobs()
+    assert jobs == dict.fromkeys(["summarize", "draw_summary", "report"], 1)
+
+
+def test_a_mirror_reruns_nothing(restored):
+    workspace = restored("config/config.yaml", "mirror: null", "mirror: http://127.0.0.1:9")
+    assert workspace.jobs("evaluate") == {}
+
+
+def test_another_run_leaves_the_first_alone(restored):
+    workspace = restored("config/runs.tsv", "digits\t2\t1\n", "digits\t2\t1\none\t2\t0\n")
+    jobs = workspace.jobs("evaluate")
+    assert jobs["train_run"] == jobs["evaluate_run"] == 1
+    assert "download" not in jobs
+    assert "prepare" not in jobs
