@@ -146,7 +146,7 @@ def _add_fields(parser: Parser, model: type[Strict], names: Sequence[str] = ()) 
                 kind = typing.get_args(kind)[0]
             options["type"], options["metavar"] = kind, getattr(kind, "__name__", "value").upper()
         text = " ".join((field.description or "").split()).replace("%", "%%")
-        text = text[:1].lower() + text[1:].removesuffix(".")
+        text = text.removesuffix(".")
         if field.default is not None:
             text += f" (default: {field.default})"
         parser.add_argument(f"--{name.replace('_', '-')}", help=text, **options)

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from lockstep.config import Run
 from lockstep.errors import UserError
 from lockstep.files import atomic
 
 COLUMNS = ("model", "strategy", "reduction", "shards", "ranks", "seed", "epochs")
+# These have a column where runs differ in them; oversubscribe changes no result.
+OTHERS = [name for name in Run.model_fields if name not in (*COLUMNS, "oversubscribe")]
 
 
 def summarize(results: list[Path], output: Path) -> pd.DataFrame:
@@ -22,6 +25,7 @@ def summarize(results: list[Path], output: Path) -> pd.DataFrame:
         UserError: a run's records are missing or damaged.
     """
     table = pd.DataFrame([_row(folder) for folder in results])
+    table = table.drop(columns=[name for name in OTHERS if table[name].nunique(dropna=False) == 1])
     with atomic(output) as draft:
         table.to_csv(draft, index=False)
     return table
@@ -35,7 +39,7 @@ def _row(folder: Path) -> dict[str, object]:
         return {
             "run": folder.name,
             "dataset": train["dataset"],
-            **{name: run[name] for name in COLUMNS},
+            **{name: run[name] for name in (*COLUMNS, *OTHERS)},
             # Only one strategy has a choice of reductions.
             "reduction": run["reduction"] if run["strategy"] == "sync_sgd" else "",
             "accuracy_last": metrics["last"]["accuracy"],

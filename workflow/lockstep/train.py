@@ -52,7 +52,7 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
     """
     world = discover(run.ranks)
     device = runtime.choose_device(world, run.device)
-    runtime.pin(run.threads, device, reproducible=run.reduction == "tree" and run.strategy != "ddp")
+    runtime.pin(run.threads, device, run.reproducible)
     started = datetime.datetime.now(datetime.UTC)
 
     manifest = read_manifest(data)

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -158,12 +159,16 @@ MPIRUN = (
 )
 
 
+STARTED = time.time()
+
+
 def show_summary():
-    """Print the table of runs, if this made one."""
+    """Print the table of runs and where the report is, if this run of Snakemake made them."""
     from lockstep.summarize import for_terminal
 
-    results = Path((config.get("pathvars") or {}).get("results", "results"))
-    if (results / "summary.csv").exists():
-        print(for_terminal(results / "summary.csv"), file=sys.stderr)
-    if (results / "report.html").exists():
-        print(f"\nThe report: {results / 'report.html'}", file=sys.stderr)
+    results = Path(EXPERIMENT.pathvars.get("results", "results"))
+    table, page = results / "summary.csv", results / "report.html"
+    if table.exists() and table.stat().st_mtime > STARTED:
+        print(for_terminal(table), file=sys.stderr)
+    if page.exists() and page.stat().st_mtime > STARTED:
+        print(f"\nThe report: {page}", file=sys.stderr)

@@ -1,6 +1,7 @@
 rule draw_run:
     """Draw the figures of a run."""
     input:
+        record=rules.train_run.output.record,
         history=rules.train_run.output.history,
         metrics=rules.evaluate_run.output.metrics,
         confusion=rules.evaluate_run.output.confusion,

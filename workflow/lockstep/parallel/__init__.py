@@ -44,10 +44,8 @@ def make(run: Run, model: nn.Module, objective: Objective, world: World) -> Stra
         from lockstep.parallel.ddp import DataParallelByTorch
 
         return DataParallelByTorch(model, objective)
-    if run.reduction == "fast" and run.strategy == "sync_sgd":
-        from lockstep.parallel.sync_sgd import FastReduction
+    from lockstep.parallel.sync_sgd import FastReduction, TreeReduction
 
-        return FastReduction(model, objective, world)
-    from lockstep.parallel.sync_sgd import TreeReduction
-
-    return TreeReduction(model, objective, world, run.shards)
+    if run.reproducible:
+        return TreeReduction(model, objective, world, run.shards)
+    return FastReduction(model, objective, world)

@@ -1,26 +1,85 @@
-"""report: figures and tables for the report."""
+"""report: figures and tables for Snakemake's report.
 
+It reads what other stages wrote and loads no torch, so that it also runs where nothing can train.
+"""
+
+import json
 from pathlib import Path
+
+import pandas as pd
+
+from lockstep.errors import UserError
+from lockstep.files import write_text
+from lockstep.report import comparison, curves, machine, matrices, runs, style
 
 
 def draw_run(results: Path, partition: Path, output: Path) -> None:
-    import matplotlib
+    """Draw curves.svg, confusion.svg, shards.svg and time.svg of a run.
 
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
+    Args:
+        results: the run's folder, with what `train` and `evaluate` wrote.
+        partition: the summary.csv of its partition.
+        output: the folder that gets the figures.
 
-    output.mkdir(exist_ok=True)
-    for n in ("curves", "confusion", "shards", "time"):
-        plt.figure().savefig(output / f"{n}.svg")
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    try:
+        train = _read_json(results / "train.json")
+        metrics = _read_json(results / "metrics.json")
+        history = pd.read_csv(results / "history.csv")
+        # Classes have names, and "NA" or "01" is one as well.
+        confusion = pd.read_csv(
+            results / "confusion.csv",
+            dtype={"label": str, "predicted": str, "model": str},
+            keep_default_na=False,
+        )
+        counts = pd.read_csv(partition)
+        run = train["configuration"]
+        classes = list(metrics["last"]["per_class"])
+        drawn = {
+            "curves": curves.draw_curves(results.name, run, history, metrics),
+            "time": curves.draw_time(results.name, run, history, train["steps"] / run["epochs"]),
+            "confusion": matrices.draw_confusion(results.name, confusion, metrics["last"]),
+            "shards": matrices.draw_shards(results.name, run, counts, classes),
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{results}: its records are not whole ({_say(error)}); train again"
+        ) from error
+    for name, figure in drawn.items():
+        style.save(figure, output / f"{name}.svg")
 
 
 def draw_summary(summary: Path, checks: list[Path], output: Path) -> None:
-    import matplotlib
+    """Draw runs.html, accuracy.svg and machine.html.
 
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
+    Args:
+        summary: the table of all runs.
+        checks: the JSON files of `check`.
+        output: the folder that gets the figures and pages.
 
-    output.mkdir(exist_ok=True)
-    plt.figure().savefig(output / "accuracy.svg")
-    (output / "runs.html").write_text("x")
-    (output / "machine.html").write_text("x")
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    try:
+        # No reduction is "" and no number; the loss of a run that diverged is no number either.
+        table = pd.read_csv(
+            summary, dtype={"run": str}, keep_default_na=False, na_values={"loss": [""]}
+        )
+        found = {path.stem: _read_json(path) for path in checks}
+        pages = {"runs": runs.page_of_runs(table), "machine": machine.page_of_machine(found)}
+        figure = comparison.draw_accuracy(table)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{summary}: cannot be drawn ({_say(error)}); summarize again") from error
+    for name, page in pages.items():
+        write_text(output / f"{name}.html", page)
+    style.save(figure, output / "accuracy.svg")
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _say(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"  # the repr of an OSError does not name the file
