@@ -1,6 +1,7 @@
 """Launches that would go wrong are refused in one line that says how to mend them."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -16,6 +17,9 @@ def test_check_says_what_came_up(ranks, tmp_path):
     assert done.returncode == 0, done.stderr
     record = json.loads(output.read_text())
     assert [rank["rank"] for rank in record["ranks"]] == list(range(ranks))
+    mine = sorted(os.sched_getaffinity(0))
+    bound = "all" if len(mine) == os.cpu_count() else ", ".join(map(str, mine))
+    assert {rank["bound_to"] for rank in record["ranks"]} == {bound}
     assert record["models"] == {"cnn": 21840, "linear": 7850}
     assert record["mpi"].startswith("Open MPI")
     assert record["backends"]["gloo"]["median_ms"] > 0

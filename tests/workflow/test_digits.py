@@ -1,9 +1,12 @@
 """The default experiment, from nothing to the report, and what reruns when something changes."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
+
+from tests.conftest import run
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +126,30 @@ def test_another_run_leaves_the_first_alone(restored):
     assert jobs["train_run"] == jobs["evaluate_run"] == 1
     assert "download" not in jobs
     assert "prepare" not in jobs
+
+
+def test_a_browser_shows_the_report(finished, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("there is no chromium on the PATH")
+    quiet = ["headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-quic"]
+    quiet += ["disable-background-networking", "disable-component-update", "disable-sync"]
+    pages = {
+        "report.html": ["Lockstep", "Statistics", "Summary", "Runs", "Machine", "train_run"],
+        "figures/runs.html": ["digits", "sync_sgd", "No two of these runs differ only in"],
+        "figures/machine.html": ["mpirun", "Open MPI", "gloo", "21,840"],
+    }
+    for page, words in pages.items():
+        done = run(
+            [
+                browser,
+                *(f"--{flag}" for flag in quiet),
+                f"--user-data-dir={tmp_path}",
+                "--virtual-time-budget=10000",
+                "--dump-dom",
+                (finished.folder / "results" / page).as_uri(),
+            ],
+            tmp_path,
+        )
+        for word in words:
+            assert word in done.stdout, (page, word)

@@ -49,7 +49,7 @@ def check(
     """
     world = discover(ranks)
     if not oversubscribe:
-        check_cores(world, threads, runtime.cores())
+        check_cores(world, threads, len(runtime.allowed_cores()))
     where = runtime.choose_device(world, device)
     runtime.pin(threads, where, reproducible=True)
     sizes = {

@@ -57,19 +57,21 @@ def choose_device(world: World, wanted: str) -> torch.device:
     return device
 
 
-def cores() -> int:
-    """Return the number of cores that this process may run on."""
+def allowed_cores() -> list[int]:
+    """Return the cores that this process may run on: a launcher may have bound it to a few."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def describe(world: World, device: torch.device) -> dict[str, Any]:
     """Describe this rank's place: what a reader needs to know where it ran."""
+    allowed = allowed_cores()
     return {
         "rank": world.rank,
         "host": socket.gethostname(),
-        "cores": cores(),
+        "cores": os.cpu_count(),
+        "bound_to": ", ".join(map(str, allowed)) if len(allowed) < (os.cpu_count() or 1) else "all",
         "processor": _processor(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }

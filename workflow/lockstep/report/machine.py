@@ -6,7 +6,7 @@ from typing import Any
 
 from lockstep.report.page import make_page, make_table
 
-PLACE = ("host", "address", "cores", "threads", "processor", "device")
+PLACE = ("host", "address", "cores", "bound_to", "threads", "processor", "device")
 
 
 def page_of_machine(checks: dict[str, dict[str, Any]]) -> str:
@@ -26,9 +26,9 @@ def page_of_machine(checks: dict[str, dict[str, Any]]) -> str:
         {1: "number", 2: "number", 6: "number", 7: "number"},
     )
     places = make_table(
-        ["launch", "ranks", *PLACE],
+        ["launch", "ranks", *(name.replace("_", " ") for name in PLACE)],
         [row for name, check in checks.items() for row in _places(name, check["ranks"])],
-        {4: "number", 5: "number"},
+        {4: "number", 6: "number"},
     )
     models = sorted({item for check in checks.values() for item in check["models"].items()})
     software = {
