@@ -52,17 +52,19 @@ def digest(value: Any) -> str:
 
     def add(part: Any) -> None:
         if isinstance(part, torch.Tensor):
-            hasher.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            hasher.update(f"{part.dtype}{tuple(part.shape)};".encode())
             hasher.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         elif isinstance(part, dict):
-            for key in sorted(part, key=str):
-                hasher.update(str(key).encode())
+            hasher.update(f"dict {len(part)};".encode())
+            for key in sorted(part, key=repr):
+                hasher.update(f"{key!r}:".encode())
                 add(part[key])
         elif isinstance(part, list | tuple):
+            hasher.update(f"list {len(part)};".encode())
             for item in part:
                 add(item)
         else:
-            hasher.update(repr(part).encode())
+            hasher.update(f"{part!r};".encode())
 
     add(value)
     return hasher.hexdigest()
