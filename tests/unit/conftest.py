@@ -1,0 +1,116 @@
+"""What several of the unit tests need."""
+
+import contextlib
+import threading
+from collections import defaultdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+
+from lockstep.config import Dataset
+from lockstep.errors import UserError
+from lockstep.prepare import prepare
+
+# The same examples each time: what fails on one machine fails on all.
+hypothesis.settings.register_profile("lockstep", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("lockstep")
+
+
+@pytest.fixture
+def repository():
+    """The folder that the workflow lies in."""
+    return Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def refused():
+    """A context that must end in a UserError of one line, in which all the given words are."""
+
+    @contextlib.contextmanager
+    def context(*words):
+        with pytest.raises(UserError) as caught:
+            yield
+        line = str(caught.value)
+        assert "\n" not in line
+        for word in words:
+            assert str(word) in line
+
+    return context
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """The folder of the prepared digits."""
+    folder = tmp_path_factory.mktemp("digits")
+    prepare(Dataset(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_part():
+    """A function that writes one part of a prepared dataset, with empty images of 1 x 1 x 1."""
+
+    def write(folder, labels):
+        folder.mkdir(parents=True)
+        np.save(folder / "images.npy", np.zeros((len(labels), 1, 1, 1), np.uint8))
+        np.save(folder / "labels.npy", np.asarray(labels, np.int64))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def litter():
+    """A function that lists every file below a folder, of whatever name."""
+
+    def find(folder):
+        return sorted(
+            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+        )
+
+    return find
+
+
+class Site:
+    """A web site on this machine: what it answers to each path, and what it was asked for."""
+
+    def __init__(self):
+        self.answers = defaultdict(list)  # of (status, body, length that the header says)
+        self.asked = []
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                site.asked.append(self.path)
+                answers = site.answers[self.path]
+                # The last answer stays.
+                status, body, length = answers.pop(0) if len(answers) > 1 else answers[0]
+                self.send_response(status)
+                self.send_header("Content-Length", str(length))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def answer(self, path, body, status=200, length=None):
+        """Say what comes next for `path`."""
+        self.answers[path].append((status, body, len(body) if length is None else length))
+
+
+@pytest.fixture
+def site(monkeypatch):
+    """A running web site that no proxy stands before."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    here = Site()
+    thread = threading.Thread(target=here.server.serve_forever, args=(0.01,))
+    thread.start()
+    yield here
+    here.server.shutdown()
+    thread.join()
+    here.server.server_close()

@@ -1,0 +1,161 @@
+"""data.batches: the order of the samples, and what augmentation makes of them."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lockstep.data.arrays import Part
+from lockstep.data.batches import Batches, augment
+from lockstep.partition import assign
+
+
+def make(samples, shards, batch, seed=0, shift=0, flip=False, size=(6, 5, 2)):
+    """Return batches of random images whose labels are their sample ids."""
+    images = np.random.default_rng(1).integers(1, 256, (samples, *size), dtype=np.uint8)
+    part = Part(images, np.arange(samples))
+    shard = assign(np.zeros(samples, np.int64), "iid", shards, seed=3)
+    members = [np.flatnonzero(shard == number) for number in range(shards)]
+    return Batches(part, members, batch, seed, shift, flip)
+
+
+@st.composite
+def cases(draw):
+    shards = draw(st.integers(1, 6))
+    each = draw(st.integers(1, 10))
+    samples = draw(st.integers(shards * each, 100))
+    return samples, shards, shards * each, draw(st.integers(0, 2**63 - 1))
+
+
+@given(cases())
+@settings(max_examples=50)
+def test_an_epoch_sees_each_sample_once_but_for_a_remainder(case):
+    samples, shards, batch, seed = case
+    batches = make(samples, shards, batch, seed)
+    smallest = samples // shards
+    assert batches.steps_per_epoch == smallest // (batch // shards)
+    for epoch, shard in itertools.product(range(2), range(shards)):
+        found = [batches.get(epoch, i, shard) for i in range(batches.steps_per_epoch)]
+        assert all(m.labels.shape == (batch // shards,) for m in found)
+        ids = np.concatenate([m.labels for m in found])
+        assert len(set(ids)) == len(ids)
+        assert set(ids) <= set(batches.members[shard])
+        # What is left out is less than a micro-batch, and one more where sizes differ by one.
+        assert len(batches.members[shard]) - len(ids) <= batch // shards
+
+
+def test_images_come_with_their_labels_steps_and_shards():
+    batches = make(40, 2, 8)
+    for epoch, index, shard in itertools.product(range(2), range(5), range(2)):
+        found = batches.get(epoch, index, shard)
+        assert np.array_equal(found.images, batches.part.images[found.labels])
+        assert (found.step, found.shard) == (epoch * 5 + index, shard)
+
+
+def test_the_order_of_asking_does_not_matter():
+    places = list(itertools.product(range(3), range(5), range(4)))
+    in_order, shuffled = (make(80, 4, 16, seed=5, shift=2, flip=True) for _ in range(2))
+    first = {place: in_order.get(*place) for place in places}
+    for place in np.random.default_rng(0).permutation(places):
+        found, expected = shuffled.get(*place.tolist()), first[tuple(place.tolist())]
+        assert found.images.tobytes() == expected.images.tobytes()
+        assert found.labels.tobytes() == expected.labels.tobytes()
+        assert (found.step, found.shard) == (expected.step, expected.shard)
+
+
+def test_epochs_shards_and_seeds_have_their_own_order():
+    def order(seed, epoch, shard):
+        batches = make(80, 2, 2, seed)
+        ids = [batches.get(epoch, i, shard).labels[0] for i in range(40)]
+        return tuple(np.argsort(np.argsort(ids)))
+
+    places = list(itertools.product((0, 1, 2**32), (0, 1, 2), (0, 1)))
+    assert len({order(*place) for place in places}) == len(places)
+
+
+def seen(batches, epoch):
+    """Return the pixels of each sample that an epoch has seen, by id."""
+    found = {}
+    for index, shard in itertools.product(
+        range(batches.steps_per_epoch), range(len(batches.members))
+    ):
+        micro_batch = batches.get(epoch, index, shard)
+        for image, label in zip(micro_batch.images, micro_batch.labels, strict=True):
+            found[int(label)] = image.tobytes()
+    return found
+
+
+def test_a_samples_augmentation_does_not_depend_on_its_shard_or_batch():
+    layouts = [make(48, shards, batch, 9, 2, True) for shards, batch in ((1, 6), (4, 8), (8, 48))]
+    for epoch in range(2):
+        one, *others = (seen(layout, epoch) for layout in layouts)
+        assert len(one) == 48
+        assert all(other == one for other in others)
+    assert seen(layouts[0], 0) != seen(layouts[0], 1)
+    assert seen(layouts[0], 0) != seen(make(48, 1, 6, 10, 2, True), 0)
+
+
+def slowly(image, word, shift, flip):
+    """Augment one image pixel by pixel, as the docstring of `augment` has it."""
+    height, width, _ = image.shape
+    down = (word & 0x7FFFFFFF) % (2 * shift + 1) - shift
+    right = (word >> 31 & 0x7FFFFFFF) % (2 * shift + 1) - shift
+    result = np.zeros_like(image)
+    for row in range(height):
+        for column in range(width):
+            source = width - 1 - column if flip and word >> 63 else column
+            if 0 <= row + down < height and 0 <= source + right < width:
+                result[row, column] = image[row + down, source + right]
+    return result
+
+
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.integers(1, 3)),
+    st.integers(0, 7),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_augmentation_is_what_a_slow_one_gives(shape, shift, flip, seed):
+    random = np.random.default_rng(seed)
+    images = random.integers(1, 256, shape, dtype=np.uint8)
+    words = random.integers(0, 2**64, shape[0], dtype=np.uint64)
+    before = images.copy()
+    found = augment(images, words, shift, flip)
+    assert found.dtype == np.uint8
+    assert np.array_equal(images, before)
+    for image, word, result in zip(images, words, found, strict=True):
+        assert np.array_equal(result, slowly(image, int(word), shift, flip))
+
+
+def test_every_shift_comes_about_as_often_and_half_are_mirrored():
+    image = np.zeros((5, 5, 1), np.uint8)
+    image[2, 2], image[2, 3] = 1, 2  # where it went, and which way it looks
+    batches = make(5000, 1, 5000, shift=1, flip=True, size=(5, 5, 1))
+    batches.part.images[:] = image
+    images = batches.get(0, 0, 0).images[..., 0]
+    _, rows, columns = np.nonzero(images == 1)
+    ahead = np.nonzero(images == 2)[2] - columns
+    assert set(ahead) == {-1, 1}
+    assert abs((ahead == -1).mean() - 0.5) < 0.03
+    shifts = np.stack([rows, columns], axis=1)
+    places, counts = np.unique(shifts, axis=0, return_counts=True)
+    assert len(places) == 9
+    assert np.all(abs(counts / 5000 - 1 / 9) < 0.02)
+
+
+def test_a_batch_larger_than_a_shard_is_refused(refused):
+    assert make(42, 4, 40).steps_per_epoch == 1
+    with refused("batch", "44 images over 4 shards take 11", "smallest shard has 10", "at most 40"):
+        make(42, 4, 44)
+
+
+@pytest.mark.parametrize(("shift", "flip"), [(0, False), (3, True)])
+def test_micro_batches_are_whole_arrays_of_their_own(shift, flip):
+    batches = make(20, 2, 4, shift=shift, flip=flip)
+    before = batches.part.images.copy()
+    found = batches.get(0, 0, 0)
+    assert found.images.flags["C_CONTIGUOUS"]
+    found.images[:] = 0
+    assert np.array_equal(batches.part.images, before)

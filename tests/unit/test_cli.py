@@ -1,0 +1,190 @@
+"""The command line: every flag is explained, every mistake is one line and status 2."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lockstep import __version__
+from lockstep.cli import main, make_parser
+from lockstep.config import Dataset, Run
+
+
+def parsers():
+    """Return the parser of each stage, by name."""
+    (action,) = (a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return action.choices
+
+
+STAGES = sorted(parsers())
+
+
+@pytest.fixture
+def lockstep(capsys):
+    """A function that runs a command line: the exit status, and what it printed."""
+    environment = dict(os.environ)
+
+    def run(*words):
+        try:
+            main([str(word) for word in words])
+            status = 0
+        except SystemExit as ended:
+            status = ended.code
+        return status, *capsys.readouterr()
+
+    yield run
+    os.environ.clear()  # stages set the number of threads for their own process
+    os.environ.update(environment)
+
+
+def test_the_stages_are_those_of_the_workflow():
+    known = "average check download evaluate partition prepare report summarize train"
+    assert known.split() == STAGES
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_explains_every_flag(lockstep, stage):
+    status, printed, errors = lockstep(stage, "--help")
+    assert (status, errors) == (0, "")
+    for action in parsers()[stage]._actions:
+        assert action.help, action
+        for flag in action.option_strings or [action.dest]:
+            assert flag in printed
+    assert "%(" not in printed
+    assert "None" not in printed
+
+
+def test_help_lists_the_stages(lockstep):
+    status, printed, _ = lockstep("--help")
+    assert status == 0
+    assert all(stage in printed for stage in STAGES)
+
+
+def test_the_version_is_the_packages(lockstep):
+    assert lockstep("--version") == (0, f"lockstep {__version__}\n", "")
+
+
+@pytest.mark.parametrize(("stage", "model"), [("train", Run), ("download", Dataset)])
+def test_every_key_of_the_configuration_is_a_flag_with_its_default(stage, model):
+    known = {action.dest: action for action in parsers()[stage]._actions}
+    for name, field in model.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in known[name].option_strings
+        assert known[name].default == field.default
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "STAGE"),
+        (["trian"], "'trian'"),
+        (["--verbose"], "STAGE"),
+        (["download", "--output", "o", "--verbose"], "--verbose"),
+        (["download"], "--output"),
+        (["download", "--output", "o", "--name", "imagenet"], "'imagenet'"),
+        (["download", "--output", "o", "--test-fraction", "half"], "'half'"),
+        (["partition", "--data", "d", "--output", "o", "--scheme", "sorted"], "'sorted'"),
+        (["partition", "--data", "d", "--output", "o", "--shards", "1.5"], "'1.5'"),
+        (["report", "--output", "o"], "--results"),
+        (["report", "--output", "o", "--results", "r", "--summary", "s"], "not allowed"),
+        (["summarize", "--output", "o"], "results"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(lockstep, words, expected):
+    status, printed, errors = lockstep(*words)
+    assert (status, printed) == (2, "")
+    assert errors.count("\n") == 1
+    assert errors.startswith("lockstep")
+    assert expected in errors
+    assert "--help" in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["download", "--name", "npz", "--output", "o"],
+            "flags: the dataset 'npz' needs key 'path'",
+        ),
+        (["download", "--mirror", "here", "--output", "o"], "flags: mirror"),
+        (["download", "--name", "npz", "--path", "gone.npz", "--output", "o"], "gone.npz"),
+        (["prepare", "--name", "mnist", "--output", "o"], "train-images-idx3-ubyte.gz"),
+        (["partition", "--data", "gone", "--output", "o"], "gone/train/images.npy"),
+        (["train", "--data", "gone", "--partition", "p", "--output", "o", "--lr", "0"], "lr"),
+        (["average", "--data", "d", "--results", "gone"], "gone/train.json"),
+        (["summarize", "gone", "--output", "o.csv"], "gone"),
+        (["check", "--data", "gone", "--output", "o"], "gone/manifest.json"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_status_2(
+    lockstep, tmp_path, monkeypatch, words, expected
+):
+    monkeypatch.chdir(tmp_path)
+    status, printed, errors = lockstep(*words)
+    assert (status, printed) == (2, "")
+    assert errors.count("\n") == 1
+    assert errors.startswith(f"lockstep {words[0]}: ")
+    assert expected in errors
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_a_rank_says_which_one_it_is(lockstep, monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "3")
+    _, _, errors = lockstep("summarize", "gone", "--output", "o.csv")
+    assert errors.startswith("lockstep summarize, rank 3: gone")
+
+
+def alone(program, *words, cwd):
+    """Run a program in a Python of its own."""
+    return subprocess.run(
+        [sys.executable, *program, *map(str, words)], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def test_the_package_runs_as_a_program(tmp_path):
+    done = alone(["-m", "lockstep"], "partition", "--data", "d", "--output", "o", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("lockstep partition: d/train/images.npy")
+
+
+@pytest.fixture
+def commands(tmp_path, write_part):
+    """A command line of each stage that has no use for torch, and what it needs."""
+    write_part(tmp_path / "data" / "train", [0, 1, 2] * 8)
+    run = tmp_path / "run"
+    run.mkdir()
+    train = {"configuration": Run().model_dump(), "dataset": "digits", "seconds": 2.0}
+    train |= {"images_per_second": 1000.0, "model_sha256": "ab" * 32}
+    (run / "train.json").write_text(json.dumps(train))
+    metrics = {name: {"accuracy": 0.5, "loss": 1.0} for name in ("last", "averaged")}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    return {
+        "download": ["--output", "raw"],
+        "partition": ["--data", "data", "--output", "shards"],
+        "summarize": ["run", "--output", "summary.csv"],
+    }
+
+
+@pytest.mark.parametrize("stage", ["download", "partition", "summarize"])
+def test_stages_without_a_model_do_not_load_torch(commands, tmp_path, stage):
+    program = (
+        "import sys; from lockstep.cli import main; main(sys.argv[1:]); "
+        "assert not {'torch', 'mpi4py', 'torchvision'} & sys.modules.keys()"
+    )
+    done = alone(["-c", program], stage, *commands[stage], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_loads_nothing_large(tmp_path):
+    program = (
+        "import sys, atexit; from lockstep.cli import main; "
+        "atexit.register(lambda: print('loaded:', *sys.modules)); main(sys.argv[1:])"
+    )
+    done = alone(["-c", program], "train", "--help", cwd=tmp_path)
+    loaded = done.stdout.partition("loaded:")[2].split()
+    assert "lockstep.cli" in loaded
+    assert not {"torch", "numpy", "pandas", "mpi4py"} & set(loaded)

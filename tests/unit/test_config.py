@@ -1,0 +1,315 @@
+"""config: what may be set, how it is read, and the one line that says what is wrong."""
+
+import json
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lockstep.config
+from lockstep.config import RESERVED, Config, Dataset, Run, RunRow, divisors, load
+
+# Of these a run differs from the defaults in each value.
+OTHER = {
+    "shards": ("8", 8),
+    "scheme": ("dirichlet", "dirichlet"),
+    "alpha": ("0.25", 0.25),
+    "seed": ("9223372036854775807", 2**63 - 1),
+    "model": ("my.models:make", "my.models:make"),
+    "strategy": ("ddp", "ddp"),
+    "reduction": ("fast", "fast"),
+    "ranks": ("4", 4),
+    "threads": ("2", 2),
+    "oversubscribe": ("true", True),
+    "device": ("cpu", "cpu"),
+    "epochs": ("7", 7),
+    "batch": ("64", 64),
+    "shift": ("3", 3),
+    "flip": ("True", True),
+    "optimizer": ("adam", "adam"),
+    "lr": ("1e-3", 0.001),
+    "momentum": ("0.5", 0.5),
+    "nesterov": ("false", False),
+    "weight_decay": ("5e-4", 0.0005),
+    "decay_norm_bias": ("TRUE", True),
+    "schedule": ("cosine", "cosine"),
+    "warmup": ("0.5", 0.5),
+    "step_epochs": ("3", 3),
+    "step_gamma": ("0.5", 0.5),
+    "label_smoothing": ("0.1", 0.1),
+    "clip": ("2", 2.0),
+    "precision": ("bfloat16", "bfloat16"),
+    "snapshots": ("2", 2),
+}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """A function that loads a configuration with a table of this text."""
+
+    def run(table, values=None):
+        (tmp_path / "runs.tsv").write_text(table)
+        return load({"runs": "runs.tsv", **(values or {})}, tmp_path)
+
+    return run
+
+
+def test_what_is_not_said_has_its_default(read):
+    config, runs = read("run\none\ntwo\n")
+    assert config == Config(runs="runs.tsv")
+    assert runs == {"one": Run(), "two": Run()}
+    assert list(runs) == ["one", "two"]
+
+
+def test_cells_are_read_as_the_type_of_their_key(read):
+    known = OTHER.keys() & Run.model_fields.keys()
+    header, cells = "\t".join(known), "\t".join(OTHER[name][0] for name in known)
+    _, runs = read(f"run\t{header}\nx\t{cells}\n")
+    for name in known:
+        value = getattr(runs["x"], name)
+        assert (value, type(value)) == (OTHER[name][1], type(OTHER[name][1]))
+        assert value != getattr(Run(), name)
+
+
+def test_empty_cells_keep_the_defaults(read):
+    values = {"defaults": {"epochs": 3, "snapshots": 2, "shards": 2, "model": "linear"}}
+    _, runs = read("run\tepochs\tmodel\na\t\tcnn\nb\t9\t\nc\n\nd\t\t\n", values)
+    assert {name: (run.epochs, run.model, run.shards) for name, run in runs.items()} == {
+        "a": (3, "cnn", 2),
+        "b": (9, "linear", 2),
+        "c": (3, "linear", 2),
+        "d": (3, "linear", 2),
+    }
+
+
+def test_a_row_overrides_what_the_defaults_say(read):
+    values = {"defaults": {"ranks": 2, "shards": 6, "batch": 12}}
+    _, runs = read("run\tranks\tstrategy\na\t1\tsingle\n", values)
+    assert (runs["a"].ranks, runs["a"].strategy, runs["a"].shards) == (1, "single", 6)
+
+
+def test_comments_and_empty_lines_are_no_runs(read):
+    _, runs = read("# why\nrun\tseed\n\na\t1  # first\n# b\t2\n")
+    assert {name: run.seed for name, run in runs.items()} == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"color": "red"}, ["configuration: color: no such key", "dataset, defaults, runs"]),
+        ({"dataset": {"nam": "mnist"}}, ["configuration: dataset.nam: no such key", "name, path"]),
+        ({"defaults": {"epoch": 3}}, ["configuration: defaults.epoch: no such key", "epochs"]),
+        ({"defaults": {"run": "x"}}, ["configuration: defaults.run: no such key"]),
+        ({"defaults": {"epochs": "many"}}, ["configuration: defaults.epochs", "'many'"]),
+        ({"defaults": {"epochs": 0}}, ["configuration: defaults.epochs", "not 0"]),
+        ({"defaults": {"epochs": 2.5}}, ["configuration: defaults.epochs", "not 2.5"]),
+        ({"defaults": {"lr": None}}, ["configuration: defaults.lr", "not None"]),
+        ({"defaults": {"lr": float("nan")}}, ["configuration: defaults.lr", "nan"]),
+        ({"defaults": {"lr": float("inf")}}, ["configuration: defaults.lr", "inf"]),
+        ({"defaults": {"alpha": float("inf")}}, ["configuration: defaults.alpha", "inf"]),
+        ({"defaults": {"seed": 2**63}}, ["configuration: defaults.seed", str(2**63)]),
+        ({"defaults": {"seed": -1}}, ["configuration: defaults.seed", "-1"]),
+        (
+            {"defaults": {"scheme": "two\nlines"}},
+            ["configuration: defaults.scheme", "'stratified'"],
+        ),
+        ({"defaults": [1, 2]}, ["configuration: defaults", "[1, 2]"]),
+        ({"defaults": {1: 2}}, ["configuration: defaults", "1"]),
+        ({"dataset": "mnist"}, ["configuration: dataset", "'mnist'"]),
+        ({"dataset": {"name": "imagenet"}}, ["configuration: dataset.name", "'cifar10'"]),
+        ({"dataset": {"mirror": "ftp://x"}}, ["configuration: dataset.mirror", "'ftp://x'"]),
+        ({"dataset": {"test_fraction": 1}}, ["configuration: dataset.test_fraction", "not 1"]),
+        ({"dataset": {"name": "npz"}}, ["configuration: dataset", "'npz' needs key 'path'"]),
+        (
+            {"dataset": {"name": "imagefolder"}},
+            ["configuration: dataset", "'imagefolder' needs key 'path'"],
+        ),
+        (
+            {"dataset": {"name": "mnist", "path": "x"}},
+            ["configuration: dataset", "'mnist' takes no key 'path'"],
+        ),
+        ({"pathvars": {"results": 3}}, ["configuration: pathvars.results", "not 3"]),
+        ({"pathvars": "out"}, ["configuration: pathvars", "'out'"]),
+        ({"runs": ["a", "b"]}, ["configuration: runs", "['a', 'b']"]),
+    ],
+)
+def test_a_wrong_configuration_is_one_line(read, refused, values, words):
+    with refused(*words):
+        read("run\na\n", values)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("run\tepoch\na\t3\n", ["a: epoch: no such key", "epochs"]),
+        ("run\tepochs\na\tten\n", ["a: epochs", "'ten'"]),
+        ("run\tepochs\na\t3\nb\t1.5\n", ["b: epochs", "'1.5'"]),
+        ("run\tflip\na\tmaybe\n", ["a: flip", "'maybe'"]),
+        ("run\tmodel\tscheme\na\tcnn\tsorted\n", ["a: scheme", "'dirichlet'", "'sorted'"]),
+        ("run\tranks\tshards\tbatch\na\t3\t4\t8\n", ["a: ranks", "3 ranks", "4", "1, 2, 4"]),
+        ("run\tranks\tshards\tbatch\na\t1\t4\t10\n", ["a: batch", "10", "take 8"]),
+        ("run\tranks\tshards\tbatch\na\t1\t4\t3\n", ["a: batch", "3", "take 4"]),
+        ("run\tranks\tshards\tstrategy\na\t2\t4\tsingle\n", ["a: ranks", "'single'", "not 2"]),
+        ("run\toptimizer\tmomentum\tnesterov\na\tsgd\t0\ttrue\n", ["a: nesterov", "momentum"]),
+        ("run\tepochs\tsnapshots\na\t2\t3\n", ["a: snapshots", "3", "2 epochs"]),
+        (
+            "run\tepochs\tsnapshots\twarmup\tschedule\na\t2\t1\t3\tcosine\n",
+            ["a: warmup", "3", "2 epochs"],
+        ),
+        ("run\tseed\na\t1\na\t2\n", ["a: run: is there twice"]),
+        *((f"run\n{name}\n", [f"{name}: run", "uses itself"]) for name in RESERVED),
+        ("run\n../up\n", ["../up: run"]),
+        ("run\n.hidden\n", [".hidden: run"]),
+        ("run\nin/side\n", ["in/side: run"]),
+        ("run\ntwo words\n", ["two words: run"]),
+        ("seed\tlr\n1\t1\n", ["no column 'run' among 'seed', 'lr'"]),
+        ("run\tseed\na\t1\n\t2\n", ["row 2: run: is missing"]),
+        ("run\tseed\tseed\na\t1\t2\n", ["a: seed.1: no such key"]),
+        ("run\n", ["there is no run in it"]),
+        ("", ["cannot be read"]),
+        ("# nothing\n", ["cannot be read"]),
+        ("run\tseed\na\t1\t2\n", ["cannot be read"]),
+        ("run\tseed\na\t1\nb\t1\t2\n", ["cannot be read", "line 3"]),
+        ('run\tmodel\na\t"cnn\n', ["cannot be read"]),
+        ("run,seed\na,1\n", ["no column 'run' among 'run,seed'", "tabs"]),
+    ],
+)
+def test_a_wrong_table_is_one_line(read, refused, tmp_path, table, words):
+    with refused(tmp_path / "runs.tsv", *words):
+        read(table)
+
+
+def test_what_is_missing_is_not_followed_by_all_the_rest(read):
+    with pytest.raises(lockstep.config.UserError) as caught:
+        read("run\tseed\n\t1\n")
+    assert str(caught.value).endswith("run: is missing")
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path, refused):
+    with refused(tmp_path / "gone.tsv", "cannot be read"):
+        load({"runs": "gone.tsv"}, tmp_path)
+    with refused(tmp_path, "cannot be read"):
+        load({"runs": "."}, tmp_path)
+    (tmp_path / "runs.tsv").write_bytes(b"run\n\xff\xfe\n")
+    with refused(tmp_path / "runs.tsv", "cannot be read"):
+        load({"runs": "runs.tsv"}, tmp_path)
+
+
+@given(st.integers(1, 400))
+def test_divisors_are_all_there(number):
+    found = [int(d) for d in divisors(number).split(", ")]
+    assert found == [d for d in range(1, number + 1) if number % d == 0]
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 60))
+def test_advice_on_ranks_and_batches_can_be_taken(shards, ranks, batch):
+    values = {"shards": shards, "ranks": ranks, "batch": batch}
+    for _ in range(2):
+        try:
+            Run(**values)
+            break
+        except ValueError as error:
+            key, _, advice = str(error).partition("Value error, ")[2].partition(": ")
+            number = advice.partition("take ")[2].replace("one of ", "").split()[0].strip(",")
+            values[key] = int(number)
+    Run(**values)
+
+
+def test_partitions_that_differ_have_folders_that_differ():
+    def name(**values):
+        return Run(**{"ranks": 1, "batch": 64, **values}).partition
+
+    assert name(scheme="iid", shards=4, seed=0) == "iid-4-seed0"
+    assert name(scheme="dirichlet", shards=4, seed=1, alpha=0.5) == "dirichlet-0.5-4-seed1"
+    assert name(scheme="dirichlet", alpha=1) == name(scheme="dirichlet", alpha=1.0)
+    assert name(scheme="iid", alpha=1) == name(scheme="iid", alpha=2)
+    alphas = (0.5, 0.51, 0.5000001, 0.50000001, 1e-9, 1e9)
+    assert len({name(scheme="dirichlet", alpha=alpha) for alpha in alphas}) == len(alphas)
+
+
+def test_a_datasets_folder_is_named_after_it():
+    assert Dataset(name="mnist").id == "mnist"
+    assert Dataset(name="npz", path="/far/away/my set.v2.npz").id == "npz-my_set.v2"
+    assert Dataset(name="imagefolder", path="birds/").id == "imagefolder-birds"
+
+
+# the schemas and the ready experiments
+
+
+def objects(schema):
+    """Yield all parts of a schema that describe an object with known keys."""
+    if isinstance(schema, dict):
+        if "properties" in schema and schema.get("type") == "object":
+            yield schema
+        for part in schema.values():
+            yield from objects(part)
+
+
+def test_the_schemas_are_up_to_date(repository, tmp_path, monkeypatch):
+    (tmp_path / "schemas").mkdir()
+    monkeypatch.setattr(lockstep.config, "__file__", str(tmp_path / "lockstep" / "config.py"))
+    lockstep.config.main()
+    for name in ("config.schema.yaml", "runs.schema.yaml"):
+        written = (repository / "workflow" / "schemas" / name).read_text()
+        assert written == (tmp_path / "schemas" / name).read_text(), "write them by `make schemas`"
+
+
+@pytest.fixture(params=["config", "runs"])
+def schema(repository, request):
+    path = repository / "workflow" / "schemas" / f"{request.param}.schema.yaml"
+    return yaml.safe_load(path.read_text())
+
+
+def test_the_schemas_are_schemas_that_allow_no_unknown_key(schema):
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert list(objects(schema))
+    for part in objects(schema):
+        assert part["additionalProperties"] is False
+
+
+def test_the_schemas_describe_every_key(schema):
+    for part in objects(schema):
+        for name, described in part["properties"].items():
+            assert described.get("description") or described.get("$ref"), name
+
+
+def test_ready_experiments_fit_the_schema_and_load(repository):
+    schema = yaml.safe_load((repository / "workflow/schemas/config.schema.yaml").read_text())
+    paths = sorted((repository / "config").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        values = yaml.safe_load(path.read_text())
+        jsonschema.validate(values, schema)
+        _, runs = load(values, repository)
+        assert runs
+        for wrong in (
+            {**values, "colour": 1},
+            {**values, "dataset": {**values.get("dataset", {}), "colour": 1}},
+            {**values, "defaults": {**values.get("defaults", {}), "colour": 1}},
+        ):
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(wrong, schema)
+
+
+def test_rows_fit_the_schema_of_rows(repository):
+    schema = yaml.safe_load((repository / "workflow/schemas/runs.schema.yaml").read_text())
+    jsonschema.validate({"run": "a", "ranks": 4, "lr": 0.1}, schema)
+    for wrong in ({"ranks": 4}, {"run": "a", "rank": 4}, {"run": "a b"}, {"run": "a", "lr": 0}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
+
+
+def test_config_yaml_spells_out_every_default(repository):
+    values = yaml.safe_load((repository / "config" / "config.yaml").read_text())
+    assert values["dataset"].keys() == Dataset.model_fields.keys()
+    assert values["defaults"].keys() == Run.model_fields.keys()
+    config, _ = load(values, repository)
+    assert config == Config()
+
+
+def test_a_run_survives_json():
+    run = Run(scheme="dirichlet", alpha=0.1 + 0.2, clip=None, seed=2**63 - 1)
+    assert Run(**json.loads(json.dumps(run.model_dump()))) == run
+    assert "run" in RunRow.model_fields

@@ -1,0 +1,57 @@
+"""files: nothing half-written under a final name, and no litter."""
+
+import hashlib
+import json
+
+import pytest
+
+from lockstep.files import atomic, sha256, write_json
+
+
+def test_content_appears_only_at_the_end(tmp_path):
+    path = tmp_path / "new" / "file"
+    with atomic(path) as draft:
+        draft.write_text("half")
+        assert not path.exists()
+        draft.write_text("whole")
+    assert path.read_text() == "whole"
+    with atomic(path) as draft:
+        draft.write_text("other")
+        assert path.read_text() == "whole"
+    assert path.read_text() == "other"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("old", [None, "old"])
+def test_what_breaks_off_leaves_the_old_file_and_no_litter(tmp_path, error, old):
+    path = tmp_path / "file"
+    if old is not None:
+        path.write_text(old)
+    with pytest.raises(error), atomic(path) as draft:
+        draft.write_text("half")
+        (draft.parent / "another").write_text("beside it")
+        raise error
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == ([("file", old)] if old else [])
+
+
+def test_a_draft_that_nobody_wrote_is_an_error_and_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic(tmp_path / "file"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_file_can_be_read_by_those_who_could_read_any_new_file(tmp_path):
+    (tmp_path / "plain").write_text("")
+    with atomic(tmp_path / "file") as draft:
+        draft.write_text("")
+    modes = {(tmp_path / name).stat().st_mode for name in ("plain", "file")}
+    assert len(modes) == 1
+
+
+def test_json_and_sums_are_those_of_the_common_tools(tmp_path):
+    write_json(tmp_path / "a.json", {"b": [1, 2.5, None], "a": "ü"})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"b": [1, 2.5, None], "a": "ü"}
+    assert text.endswith("}\n")
+    assert sha256(tmp_path / "a.json") == hashlib.sha256(text.encode()).hexdigest()

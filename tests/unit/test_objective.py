@@ -1,0 +1,127 @@
+"""objective: images as models want them, losses, and the test of bfloat16."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from lockstep import state
+from lockstep.config import Run
+from lockstep.data.batches import MicroBatch
+from lockstep.models import build
+from lockstep.objective import Normalize, check_bfloat16, make_objective
+
+CPU = torch.device("cpu")
+
+
+@given(
+    st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4)),
+    st.integers(0, 2**32 - 1),
+)
+def test_images_are_normalized_by_channel(shape, seed):
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, shape, dtype=np.uint8)
+    mean, deviation = random.uniform(0, 1, shape[-1]), random.uniform(0.01, 1, shape[-1])
+    found = Normalize(mean.tolist(), deviation.tolist(), CPU)(images)
+    expected = ((images / 255 - mean) / deviation).transpose(0, 3, 1, 2)
+    assert found.dtype == torch.float32
+    assert found.shape == expected.shape
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert np.allclose(found.numpy(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_channel_without_content_stays_finite():
+    images = np.full((1, 2, 2, 2), 255, np.uint8)
+    images[..., 1] = [[0, 1], [2, 3]]
+    found = Normalize([1.0, 0.0], [0.0, 1 / 255], CPU)(images)
+    assert found[0, 0].tolist() == [[0, 0], [0, 0]]
+    assert found[0, 1] == pytest.approx(torch.tensor([[0.0, 1], [2, 3]]))
+
+
+def test_images_stay_as_they_were():
+    images = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
+    before = images.copy()
+    Normalize([0.5] * 3, [0.5] * 3, CPU)(images)
+    assert np.array_equal(images, before)
+
+
+def micro_batch(seed=0, count=16, step=3, shard=1, size=28):
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (count, size, size, 1), dtype=np.uint8)
+    return MicroBatch(images, random.integers(0, 10, count), step, shard)
+
+
+def objective(**values):
+    return make_objective(Run(**values), Normalize([0.5], [0.3], CPU), CPU)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_the_mean_cross_entropy_and_the_sums_add_up(smoothing):
+    model = build("cnn", (1, 28, 28), 10)
+    batches = [micro_batch(seed) for seed in range(3)]
+    images = np.concatenate([b.images for b in batches]).transpose(0, 3, 1, 2)
+    labels = torch.from_numpy(np.concatenate([b.labels for b in batches]))
+    scores = model((torch.from_numpy(images) / 255 - 0.5) / 0.3)
+    expected = functional.cross_entropy(scores, labels, label_smoothing=smoothing)
+    loss, sums = objective(label_smoothing=smoothing)(model, batches)
+    assert loss.requires_grad
+    assert not sums.requires_grad
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert sums[0].item() == pytest.approx(48 * expected.item(), rel=1e-5)
+    assert sums[1].item() == (scores.argmax(1) == labels).sum().item()
+
+
+def test_dropout_depends_on_the_seed_the_step_and_the_shard_alone():
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(784, 10))
+
+    def loss(seed=0, **place):
+        torch.rand(3)
+        return objective(seed=seed)(model, [micro_batch(**place)])[0].item()
+
+    assert loss() == loss()
+    assert len({loss(), loss(step=4), loss(shard=2), loss(seed=1)}) == 4
+
+
+def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
+    model = build("cnn", (1, 28, 28), 10)
+    seen = []
+    model[0].register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
+    loss, sums = objective(precision="bfloat16")(model, [micro_batch()])
+    loss.backward()
+    assert seen == [torch.bfloat16]
+    assert loss.dtype == sums.dtype == torch.float32
+    assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_bfloat16_passes_on_the_cnn():
+    model = build("cnn", (1, 28, 28), 10)
+    before = state.digest(model.state_dict())
+    distance = check_bfloat16(
+        model, objective(precision="bfloat16"), objective(), micro_batch(count=32)
+    )
+    assert 0 < distance < 0.2
+    assert state.digest(model.state_dict()) == before
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_check_of_bfloat16_leaves_batchnorm_as_it_was():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))
+    before = state.digest(model.state_dict())
+    check_bfloat16(
+        model, objective(precision="bfloat16"), objective(), micro_batch(count=32, size=8)
+    )
+    assert state.digest(model.state_dict()) == before
+
+
+@pytest.mark.parametrize("factor", [-1.0, 0.0, 3.0, float("nan"), float("inf")])
+def test_a_wrong_gradient_is_refused(refused, factor):
+    def wrong(model, batches):
+        loss, sums = objective()(model, batches)
+        return loss * factor, sums
+
+    model = build("cnn", (1, 28, 28), 10)
+    with refused("precision", "bfloat16", "float32"):
+        check_bfloat16(model, wrong, objective(), micro_batch())

@@ -1,0 +1,113 @@
+"""parallel: the gradient that one rank forms shard by shard, against that of the whole batch."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lockstep import parallel
+from lockstep.comm.world import World
+from lockstep.config import Run
+from lockstep.data.batches import MicroBatch
+from lockstep.objective import Normalize, make_objective
+from lockstep.parallel.flat import Flat
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, 0, 1, "python")
+SHARDS = 3
+
+
+def make_batches(step=0):
+    random = np.random.default_rng(step)
+    return [
+        MicroBatch(
+            random.integers(0, 256, (4, 6, 6, 2), dtype=np.uint8),
+            random.integers(0, 3, 4),
+            step,
+            shard,
+        )
+        for shard in range(SHARDS)
+    ]
+
+
+def make_model(norm=False):
+    torch.manual_seed(0)
+    middle = nn.BatchNorm2d(4) if norm else nn.Identity()
+    return nn.Sequential(nn.Conv2d(2, 4, 3), middle, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).to(
+        memory_format=torch.channels_last
+    )
+
+
+@pytest.fixture
+def objective():
+    return make_objective(Run(), Normalize([0.5, 0.4], [0.3, 0.2], CPU), CPU)
+
+
+def tree(model, objective):
+    run = Run(strategy="single", ranks=1, shards=SHARDS, batch=12)
+    return parallel.make(run, model, objective, ALONE)
+
+
+def test_the_gradient_is_that_of_the_whole_batch(objective):
+    ours, theirs = make_model(), make_model()
+    strategy = tree(ours, objective)
+    for step in range(3):
+        sums = strategy.gradients(make_batches(step))
+        theirs.zero_grad()
+        loss, expected = objective(theirs, make_batches(step))
+        loss.backward()
+        assert sums.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_batchnorm_sees_each_shard_alone_and_its_statistics_are_averaged(objective):
+    ours = make_model(norm=True)
+    alone = [copy.deepcopy(ours) for _ in range(SHARDS)]
+    tree(ours, objective).gradients(make_batches())
+    for model, batch in zip(alone, make_batches(), strict=True):
+        objective(model, [batch])[0].backward()
+    for name, found in ours[1].named_buffers():
+        values = torch.stack([model[1].get_buffer(name) for model in alone])
+        if found.is_floating_point():
+            assert torch.allclose(found, values.mean(dim=0), rtol=1e-5)
+        else:
+            assert found == 1  # a step is one batch, however many shards it has
+    for found, *others in zip(*(m.parameters() for m in (ours, *alone)), strict=True):
+        mean = torch.stack([p.grad for p in others]).mean(dim=0)
+        assert torch.allclose(found.grad, mean, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_lie_as_their_parameters_do(objective):
+    model = make_model()
+    tree(model, objective).gradients(make_batches())
+    assert [p.grad.stride() for p in model.parameters()] == [p.stride() for p in model.parameters()]
+
+
+def test_the_same_steps_give_the_same_bits(objective):
+    def train():
+        model = make_model(norm=True)
+        strategy = tree(model, objective)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(3):
+            strategy.gradients(make_batches(step))
+            optimizer.step()
+        return [value.clone() for value in model.state_dict().values()]
+
+    assert all(map(torch.equal, train(), train()))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Linear(2, 2).bfloat16(),
+        nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()),
+        nn.Linear(2, 2).requires_grad_(False),
+    ],
+    ids=["bfloat16", "mixed", "frozen"],
+)
+def test_a_model_of_other_types_is_refused(refused, model):
+    with refused("model", "float32"):
+        Flat(model)

@@ -1,0 +1,150 @@
+"""provenance: a change of the code shows in its digest, a change of its words does not."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from lockstep import provenance
+
+
+@pytest.fixture
+def digest(repository, tmp_path, monkeypatch):
+    """A function that digests a stage of a copy of the package, and a model below `tmp_path`."""
+    copy = tmp_path / "copy" / "lockstep"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(repository / "workflow" / "lockstep", copy, ignore=ignored)
+    monkeypatch.setattr(provenance, "PACKAGE", copy)
+    monkeypatch.chdir(tmp_path)
+
+    def run(stage="train", model=""):
+        return provenance.code_digest(f"lockstep.{stage}", model)
+
+    return run
+
+
+def change(tmp_path, file, old, new):
+    path = tmp_path / "copy" / "lockstep" / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_a_copy_has_the_same_digest_whoever_computes_it(digest, repository):
+    program = "from lockstep.provenance import code_digest; print(code_digest('lockstep.train'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(repository / "workflow")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == digest()
+    assert len(digest()) == 16
+
+
+def test_comments_docstrings_and_layout_do_not_count(digest, tmp_path):
+    before = digest()
+    change(tmp_path, "optim.py", '"""Optimizers', '"""All the optimizers')
+    change(tmp_path, "optim.py", "import math\n", "import math  # cosines\n\n# And more\n\n")
+    change(tmp_path, "optim.py", "return run.lr\n", "return (\n        run.lr\n    )\n")
+    change(tmp_path, "config.py", '"""The optimizer."""', '"""Which one."""')
+    assert digest() == before
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("train.py", "run.epochs", "(run.epochs + 1)"),  # the stage itself
+        ("optim.py", "math.pi", "3.14"),  # what it imports
+        ("comm/tree.py", "node.index // 2", "node.index >> 1"),  # what that imports
+        ("data/streams.py", '"stable"', '"quicksort"'),
+        ("parallel/ddp.py", "self.model.zero_grad()", "pass"),  # what is imported late
+        ("__init__.py", "__version__ = ", "__version__ = 'x' + "),  # the package of all
+        ("comm/__init__.py", '"""Communication', 'x = 1\n"""Communication'),
+    ],
+)
+def test_code_that_train_runs_counts(digest, tmp_path, file, old, new):
+    before = digest()
+    change(tmp_path, file, old, new)
+    assert digest() != before
+
+
+def test_code_that_a_stage_does_not_run_does_not_count(digest, tmp_path):
+    before = digest("partition"), digest("train")
+    change(tmp_path, "optim.py", "math.pi", "3.14")
+    assert digest("partition") == before[0]
+    assert digest("train") != before[1]
+
+
+def test_all_that_python_loads_to_train_counts(digest, tmp_path):
+    program = "import sys, lockstep.train, lockstep.parallel.ddp; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "copy")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before = digest()
+    loaded = [name for name in done.stdout.split() if name.partition(".")[0] == "lockstep"]
+    assert "lockstep.comm.tree" in loaded
+    for name in loaded:
+        stem = tmp_path.joinpath("copy", *name.split("."))
+        path = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
+        text = path.read_text()
+        path.write_text(text + "\nchanged = True\n")
+        assert digest() != before, name
+        path.write_text(text)
+
+
+def test_the_users_model_counts(digest, tmp_path):
+    none = digest(model="cnn")
+    assert digest(model="gone:make") == none == digest()
+    (tmp_path / "zoo").mkdir()
+    for file, name in (
+        ("own.py", "own"),
+        ("zoo/own.py", "zoo.own"),
+        ("zoo/__init__.py", "zoo"),
+    ):
+        path = tmp_path / file
+        path.write_text("def make(): return 1\n")
+        first = digest(model=f"{name}:make")
+        path.write_text('def make():\n    """Say one."""\n    return 1  # one\n')
+        assert digest(model=f"{name}:make") == first
+        path.write_text("def make(): return 2\n")
+        assert len({none, first, digest(model=f"{name}:make")}) == 3
+
+
+def test_versions_name_what_results_depend_on():
+    found = provenance.versions()
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"torch", "numpy", "pandas"} <= found.keys()
+
+
+def test_the_state_of_a_repository_is_its_commit_and_whether_files_differ(tmp_path, monkeypatch):
+    def git(*words):
+        done = subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.strip()
+
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert provenance.git_state() is None
+    git("init", "--quiet")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "--quiet", "--message", "One")
+    commit = git("rev-parse", "HEAD")
+    assert provenance.git_state() == {"commit": commit, "modified": False}
+    (tmp_path / "result").write_text("not followed")
+    assert provenance.git_state() == {"commit": commit, "modified": False}
+    (tmp_path / "file").write_text("two")
+    assert provenance.git_state() == {"commit": commit, "modified": True}

@@ -1,0 +1,39 @@
+"""comm.world: who this process is, where no launcher of MPI's has started it."""
+
+import socket
+
+import pytest
+
+from lockstep.comm.world import World, discover
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "MPI_LOCALRANKID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+
+
+def test_without_a_launcher_there_is_one_rank():
+    assert discover(1) == World(0, 1, 0, 1, "python")
+    assert discover(1).one_host
+
+
+def test_a_batch_script_of_slurms_is_no_rank(monkeypatch):
+    for name, value in (("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_JOB_ID", "1")):
+        monkeypatch.setenv(name, value)
+    assert discover(1).size == 1
+
+
+def test_torchrun_says_it_in_the_environment(monkeypatch):
+    places = {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4}
+    for name, value in ({"TORCHELASTIC_RUN_ID": "x"} | places).items():
+        monkeypatch.setenv(name, str(value))
+    world = discover(8)
+    assert world == World(5, 8, 1, 4, "torchrun")
+    assert not world.one_host
+
+
+def test_another_number_of_ranks_than_asked_for_is_refused(refused):
+    with refused("ranks: 4", "python brought up 1", socket.gethostname(), "mpirun -n 4"):
+        discover(4)
