@@ -1,6 +1,7 @@
 """average: the mean of snapshots, and which of them have one."""
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep import state
-from lockstep.average import mean_state, read_run
-from lockstep.config import Run
+from lockstep.average import average, mean_state
+from lockstep.config import Dataset, Run
+from lockstep.files import sha256
+from lockstep.prepare import prepare
+from lockstep.provenance import read_run
 
 
 @pytest.fixture
@@ -105,3 +109,61 @@ def test_a_run_is_read_from_its_record(tmp_path, refused):
         path.unlink() if text is None else path.write_text(text)
         with refused(path, "train again"):
             read_run(tmp_path)
+
+
+OWN = """
+from torch import nn
+
+def make(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, classes))
+"""
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """The folders of a run without snapshots, and of 9 training images of 2 x 2 pixels."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "ownnorm.py").write_text(OWN)
+    images = np.random.default_rng(0).integers(0, 256, (12, 2, 2), dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", images=images, labels=np.arange(12) % 3)
+    dataset = Dataset(name="npz", path=str(tmp_path / "own.npz"), test_fraction=0.25)
+    prepare(dataset, tmp_path / "data")
+    run = Run(model="ownnorm:make", ranks=1, shards=2, batch=4, epochs=2, snapshots=2)
+    (tmp_path / "run").mkdir()
+    record = {"configuration": run.model_dump()}
+    (tmp_path / "run" / "train.json").write_text(json.dumps(record))
+    threads = torch.get_num_threads()
+    yield tmp_path / "run", tmp_path / "data"
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+    torch.use_deterministic_algorithms(False)
+    sys.modules.pop("ownnorm", None)
+
+
+def test_the_averaged_model_has_the_mean_weights_and_statistics_of_its_own(trained):
+    results, data = trained
+    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
+    for epoch in (1, 2):
+        with torch.no_grad():
+            layers[2].weight.fill_(epoch)
+            layers[1].running_mean.fill_(100.0 * epoch)
+        state.save(layers.state_dict(), results / "snapshots" / f"epoch-000{epoch}.safetensors")
+    record = average(results, data, threads=1)
+    found = state.read(results / "averaged.safetensors")
+    assert record == json.loads((results / "averaged.json").read_text())
+    assert record["snapshots"] == ["epoch-0001.safetensors", "epoch-0002.safetensors"]
+    assert record["model_sha256"] == sha256(results / "averaged.safetensors")
+    assert torch.equal(found["2.weight"], torch.full((3, 4), 1.5))
+    # Two whole batches: the ninth image alone is none to take a variance of.
+    images = np.load(data / "train" / "images.npy") / 255
+    pixels = (images - images.mean()) / images.std()
+    batches = pixels[:8].reshape(2, 4, 4)
+    assert found["1.running_mean"].numpy() == pytest.approx(batches.mean(axis=(0, 1)), abs=1e-6)
+    variances = batches.var(axis=1, ddof=1).mean(axis=0)
+    assert found["1.running_var"].numpy() == pytest.approx(variances, rel=1e-5)
+
+
+def test_a_run_without_snapshots_is_refused(trained, refused):
+    with refused(trained[0] / "snapshots", "no snapshot", "train again"):
+        average(*trained, threads=1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lockstep.data.arrays import Part
 from lockstep.data.batches import Batches, augment
-from lockstep.partition import assign
+from lockstep.data.shards import assign
 
 
 def make(samples, shards, batch, seed=0, shift=0, flip=False, size=(6, 5, 2)):

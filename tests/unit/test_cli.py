@@ -76,6 +76,26 @@ def test_every_key_of_the_configuration_is_a_flag_with_its_default(stage, model)
 
 
 @pytest.mark.parametrize(
+    "run",
+    [
+        Run(),
+        Run(flip=True, nesterov=False, oversubscribe=True, decay_norm_bias=True),
+        Run(ranks=1, shards=2, clip=0.5, lr=1e-5, scheme="iid", model="my.own:model", epochs=7),
+    ],
+)
+def test_a_run_survives_its_flags(run):
+    words = ["train", "--data", "d", "--partition", "p", "--output", "o"]
+    for name, value in run.model_dump().items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif value is not None:
+            words += [flag, str(value)]
+    parsed = vars(make_parser().parse_args(words))
+    assert Run(**{name: parsed[name] for name in Run.model_fields}) == run
+
+
+@pytest.mark.parametrize(
     ("words", "expected"),
     [
         ([], "STAGE"),

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.partition import assign, partition, read_members
+from lockstep.data.shards import assign, read_members
+from lockstep.partition import partition
 
 SCHEMES = ("iid", "stratified", "contiguous", "dirichlet")
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(np.array)

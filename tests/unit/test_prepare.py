@@ -16,9 +16,10 @@ from PIL import Image
 
 from lockstep.config import Dataset
 from lockstep.data.arrays import moments, open_part
+from lockstep.data.manifest import read_manifest
 from lockstep.data.sources import SOURCES
 from lockstep.files import sha256
-from lockstep.prepare import prepare, read_manifest
+from lockstep.prepare import prepare
 
 
 @pytest.fixture
@@ -493,6 +494,17 @@ def test_colours_stay_in_their_order(folder, tmp_path):
     red[0, 1] = (200, 100, 50)
     folder({"a/1.png": red, "a/2.png": red})
     assert open_part(tmp_path / "o" / "train").images[0, 0, 1].tolist() == [200, 100, 50]
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "1", "CMYK"])
+def test_images_of_other_modes_become_colour(folder, tmp_path, mode):
+    suffix = "tif" if mode == "CMYK" else "png"
+    for i in range(2):
+        path = tmp_path / "own" / "a" / f"{i}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (5, 6), (255, 255, 255)).convert(mode).save(path)
+    assert folder({})["shape"] == [3, 6, 5]
+    assert np.unique(open_part(tmp_path / "o" / "train").images) == [255]
 
 
 def test_folders_train_and_test_are_the_parts(folder):

@@ -96,7 +96,8 @@ def test_all_that_python_loads_to_train_counts(digest, tmp_path):
         path = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
         text = path.read_text()
         path.write_text(text + "\nchanged = True\n")
-        assert digest() != before, name
+        # What the configuration changes of a result is in the flags.
+        assert (digest() == before) == (name == "lockstep.config"), name
         path.write_text(text)
 
 

@@ -1,21 +1,21 @@
 """average: the mean of a run's snapshots. No MPI, no rank: one process and files."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from lockstep import runtime, state
-from lockstep.config import Run
 from lockstep.data.arrays import open_part
+from lockstep.data.manifest import read_manifest
 from lockstep.errors import UserError
 from lockstep.files import sha256, write_json
 from lockstep.models import build
 from lockstep.objective import Normalize
-from lockstep.prepare import read_manifest
+from lockstep.provenance import read_run
 
 
 def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
@@ -48,8 +48,9 @@ def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
         images = open_part(data / "train").images
         normalize = Normalize(manifest.mean, manifest.std, device)
-        starts = range(0, len(images), run.batch)
-        update_bn((normalize(images[s : s + run.batch]) for s in starts), model)
+        # Whole batches, as in training: each counts alike, and one image may have no variance.
+        starts = range(0, len(images) - run.batch + 1, run.batch)
+        update_bn((normalize(np.array(images[s : s + run.batch])) for s in starts), model)
     state.save(model.state_dict(), results / "averaged.safetensors")
     record = {
         "snapshots": [path.name for path in paths],
@@ -81,17 +82,3 @@ def mean_state(paths: list[Path]) -> dict[str, torch.Tensor]:
                 sums[name] += value.double()
     means = {name: (total / len(paths)).to(first[name].dtype) for name, total in sums.items()}
     return {name: means.get(name, value) for name, value in last.items()}
-
-
-def read_run(results: Path) -> Run:
-    """Return the configuration of a trained run from its train.json.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    path = results / "train.json"
-    try:
-        return Run(**json.loads(path.read_text(encoding="utf-8"))["configuration"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(f"{path}: not the record of a run ({why}); train again") from None

@@ -189,7 +189,7 @@ def _check(args: dict[str, Any]) -> None:
     from lockstep.check import check
 
     if (data := args.pop("data")) is not None:
-        from lockstep.prepare import read_manifest
+        from lockstep.data.manifest import read_manifest
 
         manifest = read_manifest(data)
         args |= {"shape": manifest.shape, "classes": manifest.classes}

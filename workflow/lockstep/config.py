@@ -186,12 +186,6 @@ class Run(Defaults):
         return self
 
     @property
-    def reproducible(self) -> bool:
-        """Whether the result has the same bits at any number of ranks."""
-        tree = self.strategy == "sync_sgd" and self.reduction == "tree"
-        return tree or self.strategy == "single"
-
-    @property
     def partition(self) -> str:
         """The name of the partition's folder: all that it depends on, beside the data."""
         alpha = f"-{str(self.alpha).removesuffix('.0')}" if self.scheme == "dirichlet" else ""

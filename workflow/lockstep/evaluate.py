@@ -16,15 +16,15 @@ from torch import nn
 from torch.nn import functional
 
 from lockstep import runtime, state
-from lockstep.average import read_run
 from lockstep.comm import rendezvous
 from lockstep.comm.world import discover
 from lockstep.config import Run
 from lockstep.data.arrays import Part, open_part
+from lockstep.data.manifest import read_manifest
 from lockstep.files import atomic, write_json
 from lockstep.models import build
 from lockstep.objective import Normalize, autocast
-from lockstep.prepare import read_manifest
+from lockstep.provenance import read_run
 
 CHUNK = 250
 MODELS = {"last": "model.safetensors", "averaged": "averaged.safetensors"}

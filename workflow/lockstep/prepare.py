@@ -4,7 +4,6 @@ Everything that can be wrong with images and labels is found here, and named by 
 """
 
 import gzip
-import json
 import shutil
 import struct
 import tarfile
@@ -35,23 +34,6 @@ DAMAGE = (
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What a prepared dataset is: read from its manifest.json."""
-
-    name: str
-    shape: tuple[int, int, int]
-    class_names: list[str]
-    mean: list[float]
-    std: list[float]
-    sha256: dict[str, str]
-
-    @property
-    def classes(self) -> int:
-        """The number of classes."""
-        return len(self.class_names)
-
-
-@dataclass(frozen=True)
 class Decoded:
     """One part of a dataset on its way to disk: labels (int64, N), and images (uint8, in chunks of
     n x H x W x C) in the same order."""
@@ -59,28 +41,6 @@ class Decoded:
     labels: np.ndarray
     shape: tuple[int, int, int]
     chunks: Iterable[np.ndarray]
-
-
-def read_manifest(data: Path) -> Manifest:
-    """Read the manifest of the prepared dataset in `data`.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    path = data / "manifest.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        channels, height, width = record["shape"]
-        return Manifest(
-            name=record["name"],
-            shape=(channels, height, width),
-            class_names=record["classes"],
-            mean=record["mean"],
-            std=record["std"],
-            sha256=record["sha256"],
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a manifest ({error}); run `prepare` again") from None
 
 
 def prepare(dataset: Dataset, output: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -10,13 +11,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lockstep.config import Run
+from lockstep.errors import UserError
+
 PACKAGE = Path(__file__).parent
 
 
 def code_digest(module: str, own_model: str = "") -> str:
     """Return a hash of the code that a stage runs: its module, and all of this package it imports.
 
-    Comments, layout and docstrings do not count, so changing one reruns nothing.
+    Comments, layout and docstrings do not count, so changing one reruns nothing. Nor does the list
+    of what can be configured: what it changes of a result is in the flags of the stage.
 
     Args:
         module: a module of this package, such as "lockstep.train".
@@ -27,7 +32,7 @@ def code_digest(module: str, own_model: str = "") -> str:
     waiting = [module]
     while waiting:
         for path in _files(waiting.pop()):
-            if path not in files:
+            if path not in files and path != PACKAGE / "config.py":
                 files[path] = ast.parse(path.read_bytes())
                 waiting += _imports(files[path])
     if ":" in own_model:
@@ -98,3 +103,17 @@ def git_state() -> dict[str, Any] | None:
     if commit.returncode or status.returncode:
         return None
     return {"commit": commit.stdout.strip(), "modified": bool(status.stdout.strip())}
+
+
+def read_run(results: Path) -> Run:
+    """Return the configuration of a trained run from its train.json.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = results / "train.json"
+    try:
+        return Run(**json.loads(path.read_text(encoding="utf-8"))["configuration"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"{path}: not the record of a run ({why}); train again") from None

@@ -24,11 +24,11 @@ from lockstep.comm.world import World, discover
 from lockstep.config import Run
 from lockstep.data.arrays import open_part
 from lockstep.data.batches import Batches
+from lockstep.data.manifest import read_manifest
+from lockstep.data.shards import read_members
 from lockstep.files import atomic, sha256, write_json
 from lockstep.models import build
 from lockstep.objective import Normalize, check_bfloat16, make_objective
-from lockstep.partition import read_members
-from lockstep.prepare import read_manifest
 
 # Seconds between two lines about an epoch that goes on, where there is no terminal.
 LINE_EVERY = 30.0
@@ -52,7 +52,7 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
     """
     world = discover(run.ranks)
     device = runtime.choose_device(world, run.device)
-    runtime.pin(run.threads, device, run.reproducible)
+    runtime.pin(run.threads, device, parallel.keeps_bits(run))
     started = datetime.datetime.now(datetime.UTC)
 
     manifest = read_manifest(data)

@@ -3,11 +3,9 @@ rule download:
     input:
         [DATASET.path] if DATASET.path else [],
     output:
-        sources=f"{DATA}/sources.json",
-        files=expand(
-            f"{DATA}/raw/{{file}}",
-            file=getattr(SOURCES.get(DATASET.name), "files", []),
-        ),
+        # The files themselves are not declared: Snakemake would remove them before it runs this
+        # again, and what is there and whole need not be fetched twice.
+        f"{DATA}/sources.json",
     log:
         "<logs>/download.log",
     benchmark:
@@ -19,7 +17,7 @@ rule download:
         flags=flags(DATASET, "name", "path"),
         mirror=mirror,
         code=code_digest("lockstep.download"),
-        folder=subpath(output.sources, parent=True),
+        folder=subpath(output[0], parent=True),
     shell:
         "python -m lockstep download {params.flags} {params.mirror} --output {params.folder:q}"
         " > {log:q} 2>&1"

@@ -38,6 +38,11 @@ class Strategy(Protocol):
         ...
 
 
+def keeps_bits(run: Run) -> bool:
+    """Return whether the run's strategy gives the same bits at any number of ranks."""
+    return run.strategy == "single" or (run.strategy == "sync_sgd" and run.reduction == "tree")
+
+
 def make(run: Run, model: nn.Module, objective: Objective, world: World) -> Strategy:
     """Return the run's strategy."""
     if run.strategy == "ddp":
@@ -46,6 +51,6 @@ def make(run: Run, model: nn.Module, objective: Objective, world: World) -> Stra
         return DataParallelByTorch(model, objective)
     from lockstep.parallel.sync_sgd import FastReduction, TreeReduction
 
-    if run.reproducible:
+    if keeps_bits(run):
         return TreeReduction(model, objective, world, run.shards)
     return FastReduction(model, objective, world)
