@@ -208,3 +208,31 @@ def test_help_loads_nothing_large(tmp_path):
     loaded = done.stdout.partition("loaded:")[2].split()
     assert "lockstep.cli" in loaded
     assert not {"torch", "numpy", "pandas", "mpi4py"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["partition", "--data", "d", "--output", "o", "--shards", "0"],
+        ["partition", "--data", "d", "--output", "o", "--alpha", "nan"],
+        ["partition", "--data", "d", "--output", "o", "--seed", "-1"],
+        ["check", "--output", "o", "--threads", "0"],
+        ["check", "--output", "o", "--ranks", "0"],
+        ["average", "--results", "r", "--data", "d", "--threads", "0"],
+        ["evaluate", "--results", "r", "--data", "d", "--ranks", "0"],
+    ],
+)
+def test_a_flag_out_of_range_is_named(lockstep, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, errors = lockstep(*words)
+    assert status == 2
+    assert errors.startswith(f"lockstep {words[0]}: flags: {words[-2].strip('-')}: ")
+    assert errors.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(lockstep, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    status, _, errors = lockstep("download", "--output", "file/digits")
+    assert (status, errors) == (2, "lockstep download: file/digits: Not a directory\n")

@@ -529,7 +529,8 @@ def test_a_bad_image_is_named(folder, tmp_path, refused, litter):
         path.write_bytes(content)
         with refused(path, "not a whole image"):
             prepare(Dataset(name="imagefolder", path=str(tmp_path / "own")), tmp_path / "o")
-    assert litter(tmp_path / "o") == before
+    # Old arrays may stay, but nothing says any more that they are the dataset.
+    assert litter(tmp_path / "o") == [name for name in before if name != "manifest.json"]
 
 
 def test_an_image_of_another_size_or_colour_is_named(folder, tmp_path, refused):

@@ -119,6 +119,18 @@ def test_the_users_model_counts(digest, tmp_path):
         assert len({none, first, digest(model=f"{name}:make")}) == 3
 
 
+def test_what_the_users_model_imports_counts(digest, tmp_path):
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo/__init__.py").write_text("from .parts import block\n")
+    (tmp_path / "zoo/own.py").write_text("from . import sizes\nimport elsewhere\n")
+    for file in ("zoo/parts.py", "zoo/sizes.py", "elsewhere.py"):
+        (tmp_path / file).write_text("width = 1\n")
+    for file in ("zoo/parts.py", "zoo/sizes.py", "elsewhere.py"):
+        before = digest(model="zoo.own:make")
+        (tmp_path / file).write_text("width = 2\n")
+        assert digest(model="zoo.own:make") != before, file
+
+
 def test_versions_name_what_results_depend_on():
     found = provenance.versions()
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))

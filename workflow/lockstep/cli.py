@@ -7,6 +7,7 @@ torch, and no process touches MPI that need not.
 import argparse
 import os
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lockstep import __version__
-from lockstep.config import Dataset, Run, Strict, parse
+from lockstep.config import Dataset, Defaults, Run, Strict, parse
 from lockstep.errors import UserError
 
 
@@ -28,16 +29,19 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a stage. Exit status 2 and one line mean that the user can mend what is wrong."""
     args = vars(make_parser().parse_args(argv))
-    stage, run = args.pop("stage"), args.pop("go")
+    stage, run, names = args.pop("stage"), args.pop("go"), args.pop("fields", ())
     try:
+        parse(Defaults, {name: args[name] for name in names}, "flags")
         run(args)
-    except UserError as error:
+    except (UserError, OSError) as error:
         rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMIX_RANK")
         who = f"lockstep {stage}" + (f", rank {rank}" if rank else "")
-        print(f"{who}: {error}", file=sys.stderr, flush=True)
-        if error.__cause__ is not None:
-            import traceback
-
+        if isinstance(error, OSError) and error.filename is not None:
+            what = f"{error.filename}: {error.strerror}"  # a full disk, a folder that is read-only
+        else:
+            what = str(error)
+        print(f"{who}: {what}", file=sys.stderr, flush=True)
+        if error.__cause__ is not None:  # the user's own code: where in it
             traceback.print_exception(error.__cause__)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -133,6 +137,8 @@ def _add_results(parser: Parser) -> None:
 
 def _add_fields(parser: Parser, model: type[Strict], names: Sequence[str] = ()) -> None:
     """Make a flag of each field of a configuration model, with its description and default."""
+    if names:  # a whole model is checked when it is built, a few of its fields by `main`
+        parser.set_defaults(fields=names)
     for name in names or model.model_fields:
         field = model.model_fields[name]
         kind = field.annotation

@@ -6,3 +6,6 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())  # what a library said may be of several lines

@@ -6,11 +6,14 @@ import torch
 from torch import nn
 
 from lockstep.config import Run
+from lockstep.errors import UserError
 
 
 def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     """Return the run's optimizer over the model's parameters, fused where torch has it so."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise UserError(f"model: {run.model} has no parameter that is trained (requires_grad)")
     # Biases and the weights of normalisation layers are the parameters of one dimension.
     decayed = [p for p in trained if p.ndim > 1 or run.decay_norm_bias]
     others = [p for p in trained if p.ndim <= 1 and not run.decay_norm_bias]

@@ -54,6 +54,7 @@ def prepare(dataset: Dataset, output: Path) -> dict[str, Any]:
         UserError: a file cannot be decoded, images differ in shape, a label is out of range, or a
             class is empty.
     """
+    (output / "manifest.json").unlink(missing_ok=True)  # it must not speak of other arrays
     names, parts = READERS[dataset.name](dataset, output / "raw")
     record: dict[str, Any] = {"name": dataset.id, "shape": None, "classes": names}
     for part, decoded in parts.items():
@@ -81,13 +82,12 @@ def prepare(dataset: Dataset, output: Path) -> dict[str, Any]:
 
 def _write(decoded: Decoded, folder: Path) -> None:
     count = len(decoded.labels)
-    with atomic(folder / "images.npy") as draft:
-        images = np.lib.format.open_memmap(draft, "w+", np.uint8, (count, *decoded.shape))
-        start = 0
+    # Written as a stream and not through a map: a full disk is an error then, not a signal.
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *decoded.shape)}
+    with atomic(folder / "images.npy") as draft, draft.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
         for chunk in decoded.chunks:
-            images[start : start + len(chunk)] = chunk
-            start += len(chunk)
-        images.flush()
+            file.write(np.ascontiguousarray(chunk, np.uint8).data)
     with atomic(folder / "labels.npy") as draft, draft.open("wb") as file:
         np.save(file, decoded.labels.astype(np.int64))
 

@@ -25,45 +25,45 @@ def code_digest(module: str, own_model: str = "") -> str:
 
     Args:
         module: a module of this package, such as "lockstep.train".
-        own_model: the run's model; the file of a `package.module:function` below the working
-            directory counts as well.
+        own_model: the run's model; the module of a `package.module:function` in the working
+            directory counts as well, and what it imports from there.
     """
-    files: dict[Path, ast.Module] = {}
+    trees: dict[Path, ast.Module] = {}
     waiting = [module]
-    while waiting:
-        for path in _files(waiting.pop()):
-            if path not in files and path != PACKAGE / "config.py":
-                files[path] = ast.parse(path.read_bytes())
-                waiting += _imports(files[path])
     if ":" in own_model:
-        stem = Path(*own_model.partition(":")[0].split("."))
-        for path in (stem.with_suffix(".py"), stem / "__init__.py"):
-            if path.is_file():
-                files[path] = ast.parse(path.read_bytes())
+        waiting.append(own_model.partition(":")[0])
+    while waiting:
+        for path, package in _files(waiting.pop()):
+            if path not in trees and path != PACKAGE / "config.py":
+                trees[path] = ast.parse(path.read_bytes())
+                waiting += _imports(trees[path], package)
     digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(ast.dump(_without_docstrings(files[path])).encode())
+    for path in sorted(trees):
+        digest.update(ast.dump(_without_docstrings(trees[path])).encode())
     return digest.hexdigest()[:16]
 
 
-def _files(module: str) -> Iterable[Path]:
-    """Yield the files that importing `module` runs: its own and its packages'."""
+def _files(module: str) -> Iterable[tuple[Path, list[str]]]:
+    """Yield the files that importing `module` runs, its own and its packages', each with the names
+    of the package it is in: of this package, and of what lies in the working directory."""
     names = module.split(".")
-    if names[0] != PACKAGE.name:
-        return
+    root = PACKAGE.parent if names[0] == PACKAGE.name else Path()
     for count in range(1, len(names) + 1):
-        stem = PACKAGE.joinpath(*names[1:count])
-        for path in (stem / "__init__.py", stem.with_suffix(".py")):
-            if path.is_file():
-                yield path
+        stem = root.joinpath(*names[:count])
+        if (stem / "__init__.py").is_file():
+            yield stem / "__init__.py", names[:count]
+        elif stem.with_suffix(".py").is_file():
+            yield stem.with_suffix(".py"), names[: count - 1]
 
 
-def _imports(tree: ast.Module) -> Iterable[str]:
+def _imports(tree: ast.Module, package: list[str]) -> Iterable[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            parts = [*above, *filter(None, [node.module])]
+            yield from (".".join([*parts, alias.name]) for alias in node.names)
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -17,8 +17,11 @@ def save(state: dict[str, torch.Tensor], path: Path) -> None:
     """Write a state_dict atomically. The same values give the same bytes."""
     # Clones, because tied weights are one tensor under two names, which the format refuses.
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    with atomic(path) as draft:
-        save_file(plain, draft)
+    try:
+        with atomic(path) as draft:
+            save_file(plain, draft)
+    except SafetensorError as error:
+        raise UserError(f"{path}: cannot be written ({error})") from None
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:

@@ -74,6 +74,7 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
     dist.all_gather_object(places, runtime.describe(world, device))
     strategy = parallel.make(run, model, objective, world)
     if world.rank == 0:
+        (output / "train.json").unlink(missing_ok=True)  # it must not speak of another model
         shutil.rmtree(output / "snapshots", ignore_errors=True)
         (output / "snapshots").mkdir(parents=True)
 

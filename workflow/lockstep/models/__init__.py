@@ -71,10 +71,10 @@ def _import(name: str) -> Callable[[tuple[int, int, int], int], nn.Module]:
         sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # it is the user's code that runs here
         raise UserError(
-            f"model: {name} cannot be imported ({error}); it is looked for in {here} and "
-            f"among the installed packages"
+            f"model: {name} cannot be imported ({type(error).__name__}: {error}); it is looked for "
+            f"in {here} and among the installed packages"
         ) from error
 
 
