@@ -10,15 +10,16 @@ TORCH  := $(shell sed -n 's/^\(torch\(vision\)\{0,1\}==[0-9.]*\).*/\1/p' envs/re
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run test test-quick lint lock schemas clean
+.PHONY: help setup run test test-quick bench lint lock schemas clean
 
 help:  ## say what there is to do
 	@echo "make run CONFIG=<file> CORES=<n>   train, evaluate and report (default: config/config.yaml, all)"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/ready  ## make the environment .venv from locked requirements
 
 run: setup  ## train, evaluate and report
+	@ls $(CONFIG) > /dev/null
 	snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
 
 test: setup  ## run all tests
@@ -26,6 +27,9 @@ test: setup  ## run all tests
 
 test-quick: setup  ## run the tests that take seconds
 	pytest tests/unit
+
+bench: setup  ## measure what the fixed order of sums costs
+	python benchmarks/tree_cost.py
 
 lint: setup  ## check style, types and rules
 	ruff format --check .
@@ -41,9 +45,9 @@ lock: setup  ## pin what envs/requirements.in asks for
 schemas: setup  ## write workflow/schemas from the configuration's models
 	python -m lockstep.config
 
-clean:  ## remove all results, logs and downloaded data, but not .venv
-	rm -rf results logs benchmarks .snakemake
-	find data -mindepth 1 ! -name README.md -delete
+clean:  ## remove results, logs and prepared datasets, but not .venv
+	rm -rf results logs .snakemake
+	for file in data/*/sources.json; do rm -rf "$${file%/sources.json}"; done
 
 # With TORCH_INDEX the packages of torch and of CUDA are left out of the locked list, whose hashes
 # are those of the ordinary build, and torch comes from that index in the same version.

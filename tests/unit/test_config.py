@@ -91,8 +91,13 @@ def test_a_row_overrides_what_the_defaults_say(read):
 
 
 def test_comments_and_empty_lines_are_no_runs(read):
-    _, runs = read("# why\nrun\tseed\n\na\t1  # first\n# b\t2\n")
+    _, runs = read("# why\nrun\tseed\n\na\t1\n# b\t2\n")
     assert {name: run.seed for name, run in runs.items()} == {"a": 1}
+
+
+def test_a_hash_within_a_cell_cuts_nothing_off(read):
+    _, runs = read("run\tmodel\tseed\na\tzoo:c#\t1\n")
+    assert (runs["a"].model, runs["a"].seed) == ("zoo:c#", 1)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +108,8 @@ def test_comments_and_empty_lines_are_no_runs(read):
         ({"defaults": {"epoch": 3}}, ["configuration: defaults.epoch: no such key", "epochs"]),
         ({"defaults": {"run": "x"}}, ["configuration: defaults.run: no such key"]),
         ({"defaults": {"epochs": "many"}}, ["configuration: defaults.epochs", "'many'"]),
+        ({"defaults": {"ranks": True}}, ["configuration: defaults.ranks", "expected int"]),
+        ({"pathvars": {"reslts": "x"}}, ["configuration: pathvars", "reslts"]),
         ({"defaults": {"epochs": 0}}, ["configuration: defaults.epochs", "not 0"]),
         ({"defaults": {"epochs": 2.5}}, ["configuration: defaults.epochs", "not 2.5"]),
         ({"defaults": {"lr": None}}, ["configuration: defaults.lr", "not None"]),
@@ -231,7 +238,7 @@ def test_partitions_that_differ_have_folders_that_differ():
 
 def test_a_datasets_folder_is_named_after_it():
     assert Dataset(name="mnist").id == "mnist"
-    assert Dataset(name="npz", path="/far/away/my set.v2.npz").id == "npz-my_set.v2"
+    assert Dataset(name="npz", path="/far/away/my set.v2.npz").id == "npz-my_set.v2.npz"
     assert Dataset(name="imagefolder", path="birds/").id == "imagefolder-birds"
 
 

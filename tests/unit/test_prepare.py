@@ -340,7 +340,7 @@ def test_an_npz_with_a_test_part_keeps_it(npz, tmp_path):
         test_images=test_images[::-1],
         test_labels=test_labels,
     )
-    assert record["name"] == "npz-own"
+    assert record["name"] == "npz-own.npz"
     assert record["shape"] == [3, 4, 5]
     assert record["classes"] == ["0", "1", "2"]
     train, test = open_part(tmp_path / "o" / "train"), open_part(tmp_path / "o" / "test")

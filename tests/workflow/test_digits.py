@@ -68,10 +68,14 @@ def test_the_records_say_how_the_result_came_about(finished):
 
 
 def test_every_rule_leaves_a_log_and_a_benchmark(finished):
-    for folder, ending in (("logs", "log"), ("benchmarks", "tsv")):
-        names = {path.name for path in (finished.folder / folder).rglob(f"*.{ending}")}
-        for name in ("download", "prepare", "digits", "summarize", "report"):
-            assert f"{name}.{ending}" in names
+    expected = {"summarize", "draw_summary", "report", "check/2x1-auto"}
+    expected |= {"partition/digits-stratified-4-seed0"}
+    rules = ("download", "prepare", "train", "average", "evaluate", "draw")
+    expected |= {f"{rule}/digits" for rule in rules}
+    for folder, ending in (("logs", ".log"), ("logs/benchmarks", ".tsv")):
+        folder = finished.folder / folder
+        found = {path.relative_to(folder) for path in folder.rglob(f"*{ending}")}
+        assert {str(path.with_suffix("")) for path in found} == expected
 
 
 def test_a_second_time_there_is_nothing_to_be_done(finished):
@@ -108,6 +112,36 @@ def test_a_learning_rate_reruns_train_and_what_follows(restored):
     )
 
 
+def test_a_model_reruns_train_and_the_check_of_the_model(restored):
+    jobs = restored("config/config.yaml", "model: cnn", "model: linear").jobs()
+    assert jobs == dict.fromkeys(
+        [
+            *("check_world", "train_run", "average_run", "evaluate_run", "summarize"),
+            *("draw_run", "draw_summary", "report"),
+        ],
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("product", "rule"),
+    [
+        ("results/digits/model.safetensors", "train_run"),
+        ("results/digits/predictions.csv", "evaluate_run"),
+        ("results/digits/figures/time.svg", "draw_run"),
+        ("results/check/2x1-auto.json", "check_world"),
+        ("data/digits/manifest.json", "prepare"),
+    ],
+)
+def test_a_product_that_was_removed_is_made_again(finished, product, rule):
+    path = finished.folder / product
+    path.rename(path.with_suffix(".away"))
+    try:
+        assert finished.jobs()[rule] == 1
+    finally:
+        path.with_suffix(".away").rename(path)
+
+
 def test_code_reruns_the_stages_that_run_it(restored):
     jobs = restored(
         "workflow/lockstep/summarize.py", "table = pd", "other = 1\n    table = pd"
@@ -117,7 +151,7 @@ def test_code_reruns_the_stages_that_run_it(restored):
 
 def test_a_mirror_reruns_nothing(restored):
     workspace = restored("config/config.yaml", "mirror: null", "mirror: http://127.0.0.1:9")
-    assert workspace.jobs("evaluate") == {}
+    assert workspace.jobs() == {}
 
 
 def test_another_run_leaves_the_first_alone(restored):
@@ -153,3 +187,19 @@ def test_a_browser_shows_the_report(finished, tmp_path):
         )
         for word in words:
             assert word in done.stdout, (page, word)
+
+
+def test_another_experiment_and_back_gives_the_table_of_the_first(make_workspace):
+    workspace = make_workspace("back")
+    small = workspace.write("config/small.yaml", "defaults: {epochs: 3}\n")
+    other = workspace.write(
+        "config/other.yaml",
+        "defaults: {epochs: 3, model: linear, ranks: 1}\nruns: config/other.tsv\n",
+    )
+    workspace.write("config/other.tsv", "run\nother\n")
+    for config, name in ((small, "digits"), (other, "other"), (small, "digits")):
+        done = workspace.snakemake("--configfile", config)
+        assert done.returncode == 0, done.stdout + done.stderr
+        summary = pd.read_csv(workspace.folder / "results/summary.csv")
+        assert list(summary["run"]) == [name]
+    assert workspace.jobs("--configfile", small) == {}

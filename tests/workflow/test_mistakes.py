@@ -9,11 +9,11 @@ import pytest
 MISTAKES = {
     "an unknown key": (
         ("config/config.yaml", "  lr: 0.01", "  learning_rate: 0.01"),
-        "configuration: defaults.learning_rate: no such key",
+        "config/config.yaml: defaults.learning_rate: no such key",
     ),
     "a wrong type": (
         ("config/config.yaml", "lr: 0.01", "lr: fast"),
-        "configuration: defaults.lr: ",
+        "config/config.yaml: defaults.lr: ",
     ),
     "ranks that do not divide the shards": (
         ("config/runs.tsv", "digits\t2", "digits\t3"),
@@ -29,7 +29,7 @@ MISTAKES = {
     ),
     "an unknown dataset": (
         ("config/config.yaml", "name: digits", "name: digit"),
-        "configuration: dataset.name: ",
+        "config/config.yaml: dataset.name: ",
     ),
     "a table that is not there": (
         ("config/config.yaml", "config/runs.tsv", "config/run.tsv"),
@@ -45,7 +45,7 @@ def test_a_mistake_is_told_before_anything_runs(mistake, workspace):
     assert old in text
     (workspace.folder / name).write_text(text.replace(old, new))
     done = workspace.snakemake()
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert any(line.startswith(message) for line in (done.stdout + done.stderr).splitlines())
     assert not (workspace.folder / "results").exists()
     assert not (workspace.folder / "data").exists()

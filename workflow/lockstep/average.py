@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from lockstep import runtime, state
+from lockstep.comm.world import discover
 from lockstep.data.arrays import open_part
 from lockstep.data.manifest import read_manifest
 from lockstep.errors import UserError
@@ -35,7 +36,7 @@ def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
         UserError: there are no snapshots, or they differ in keys, shapes or types.
     """
     run = read_run(results)
-    device = torch.device("cpu")
+    device = runtime.choose_device(discover(1), run.device)
     runtime.pin(threads, device, reproducible=True)
     paths = sorted((results / "snapshots").glob("*.safetensors"))
     if not paths:
@@ -44,7 +45,7 @@ def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
     manifest = read_manifest(data)
     model = build(run.model, manifest.shape, manifest.classes)
     model.load_state_dict(mean)
-    model.to(memory_format=torch.channels_last)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
         images = open_part(data / "train").images
         normalize = Normalize(manifest.mean, manifest.std, device)

@@ -4,7 +4,6 @@ It starts the ranks as `train` would, finds out where they are, sends a first al
 each backend, and builds each model on the shape of its input.
 """
 
-import os
 import platform
 import socket
 import time
@@ -19,7 +18,7 @@ from lockstep.comm import rendezvous
 from lockstep.comm.world import World, discover
 from lockstep.errors import UserError
 from lockstep.files import write_json
-from lockstep.models import build
+from lockstep.models import build, rehearse
 
 
 def check(
@@ -28,6 +27,7 @@ def check(
     oversubscribe: bool,
     device: str,
     models: list[str],
+    images: int,
     shape: tuple[int, int, int],
     classes: int,
     output: Path,
@@ -40,6 +40,7 @@ def check(
         oversubscribe: whether more ranks x threads than cores are allowed.
         device: auto, cpu or cuda.
         models: the models that are to be trained.
+        images: B/S, the number of images that a model gets at once.
         shape: (C, H, W) of their input.
         classes: the number of their outputs.
         output: the JSON file to write.
@@ -49,12 +50,14 @@ def check(
     """
     world = discover(ranks)
     if not oversubscribe:
-        check_cores(world, threads, len(runtime.allowed_cores()))
+        runtime.check_cores(world, threads)
     where = runtime.choose_device(world, device)
     runtime.pin(threads, where, reproducible=True)
-    sizes = {
-        name: sum(p.numel() for p in build(name, shape, classes).parameters()) for name in models
-    }
+    sizes = {}
+    for name in models:
+        model = build(name, shape, classes)
+        rehearse(name, model, shape, classes, images)
+        sizes[name] = sum(p.numel() for p in model.parameters())
     rendezvous.start(world, where)
     places: list[Any] = [None] * world.size
     place = {**runtime.describe(world, where), "address": _address(), "threads": threads}
@@ -77,27 +80,6 @@ def check(
     }
     write_json(output, record)
     return record
-
-
-def check_cores(world: World, threads: int, cores: int) -> None:
-    """Refuse more ranks x threads on this host than it has cores.
-
-    Raises:
-        UserError: there are more, or a launcher has bound each rank to fewer cores than threads.
-    """
-    host = socket.gethostname()
-    installed = os.cpu_count() or cores
-    if threads > cores and installed >= threads:
-        raise UserError(
-            f"threads: {threads} for each rank, and the launcher bound rank {world.rank} to "
-            f"{cores} of {host}'s {installed} cores; launch with --bind-to none, or --map-by "
-            f"slot:PE={threads}"
-        )
-    if world.local_size * threads > installed:
-        raise UserError(
-            f"ranks: {world.local_size} ranks x {threads} threads on {host}, which has {installed} "
-            f"cores; take fewer, or set oversubscribe: true to let them share"
-        )
 
 
 def _try(device: torch.device, world: World) -> dict[str, Any]:

@@ -7,6 +7,7 @@ torch, and no process touches MPI that need not.
 import argparse
 import os
 import sys
+import time
 import traceback
 import types
 import typing
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             what = f"{error.filename}: {error.strerror}"  # a full disk, a folder that is read-only
         else:
             what = str(error)
+        if rank not in (None, "0"):
+            time.sleep(1)  # what all ranks found, rank 0 alone says: its exit ends the others
         print(f"{who}: {what}", file=sys.stderr, flush=True)
         if error.__cause__ is not None:  # the user's own code: where in it
             traceback.print_exception(error.__cause__)
@@ -86,6 +89,9 @@ def make_parser() -> Parser:
         metavar=("C", "H", "W"),
         default=[1, 28, 28],
         help="channels, rows and columns of an image, in pixels (default: 1 28 28)",
+    )
+    sub.add_argument(
+        "--images", type=int, default=2, help="The images that a model gets at once (default: 2)"
     )
     sub.add_argument("--classes", type=int, default=10, help="the number of classes (default: 10)")
     _add_path(sub, "data", "a prepared dataset, to take shape and classes from", required=False)
@@ -235,6 +241,8 @@ def _report(args: dict[str, Any]) -> None:
     from lockstep.report import draw_run, draw_summary
 
     if args["results"] is not None:
+        if args["partition"] is None:
+            raise UserError("flags: partition: is missing; --results wants it too")
         draw_run(args["results"], args["partition"], args["output"])
     else:
         draw_summary(args["summary"], args["checks"], args["output"])

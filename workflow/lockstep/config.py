@@ -4,18 +4,27 @@ The models below are the only list of keys. The flags of `lockstep train` are ma
 (`lockstep.cli`), and so are the JSON schemas in workflow/schemas (`python -m lockstep.config`).
 """
 
+import io
 import json
 import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from lockstep.errors import UserError
 
 # Names of files and folders that lie beside the runs' folders in the results.
-RESERVED = {"check", "figures", "report.html", "runs.html", "summary.csv"}
+RESERVED = {"check", "config.json", "figures", "report.html", "summary.csv"}
 
 
 class Strict(BaseModel):
@@ -24,6 +33,14 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not bool:
+            raise ValueError(f"expected {getattr(kind, '__name__', kind)}, not {value}")
+        return value
 
 
 class Dataset(Strict):
@@ -59,7 +76,7 @@ class Dataset(Strict):
         """The name of the dataset's folder under data/."""
         if self.path is None:
             return self.name
-        return f"{self.name}-{re.sub(r'[^A-Za-z0-9_.-]', '_', Path(self.path).stem)}"
+        return f"{self.name}-{re.sub(r'[^A-Za-z0-9_.-]', '_', Path(self.path).name)}"
 
 
 class Defaults(Strict):
@@ -109,7 +126,7 @@ class Defaults(Strict):
     batch: int = Field(default=128, ge=1)
     """B, the global batch in images. `shards` divides it: each gives B/S images to every step."""
 
-    shift: int = Field(default=0, ge=0)
+    shift: int = Field(default=0, ge=0, le=1024)
     """Augmentation: shift each image at random by up to so many pixels, both ways, over zeros (a
     random crop with padding)."""
 
@@ -205,7 +222,7 @@ class Config(Strict):
     """The table of runs: tab-separated, a row each; the column `run` names it, any other column
     overrides the default of that name where the cell is not empty."""
 
-    pathvars: dict[str, str] = Field(default_factory=dict)
+    pathvars: dict[Literal["results", "logs", "benchmarks"], str] = Field(default_factory=dict)
     """Snakemake's path variables: `results`, `logs`, `benchmarks` may lie elsewhere."""
 
 
@@ -248,12 +265,15 @@ def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[
     return list(model.model_fields)
 
 
-def load(values: dict[str, Any], folder: Path = Path()) -> tuple[Config, dict[str, Run]]:
+def load(
+    values: dict[str, Any], folder: Path = Path(), where: str = "configuration"
+) -> tuple[Config, dict[str, Run]]:
     """Check a configuration and its table of runs.
 
     Args:
         values: the merged content of the configuration files.
         folder: what the path of the table is relative to.
+        where: the names of those files, for messages.
 
     Returns:
         The configuration, and its runs by name in the table's order.
@@ -263,10 +283,12 @@ def load(values: dict[str, Any], folder: Path = Path()) -> tuple[Config, dict[st
     """
     import pandas as pd
 
-    config: Config = parse(Config, values, "configuration")
+    config: Config = parse(Config, values, where)
     table = folder / config.runs
     try:
-        rows = pd.read_csv(table, sep="\t", dtype=str, comment="#", keep_default_na=False)
+        lines = table.read_text(encoding="utf-8-sig").splitlines()
+        text = "\n".join(line for line in lines if not line.startswith("#"))
+        rows = pd.read_csv(io.StringIO(text), sep="\t", dtype=str, keep_default_na=False)
         if not isinstance(rows.index, pd.RangeIndex):  # pandas takes surplus cells for names
             raise ValueError("rows have more cells than the first line")
     except (OSError, ValueError) as error:

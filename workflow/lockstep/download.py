@@ -56,7 +56,7 @@ def _fetch(
             path = Path(
                 fetcher.fetch(name, downloader=pooch.HTTPDownloader(progressbar=bar, timeout=30))
             )
-        except (requests.RequestException, OSError, ValueError) as error:
+        except (requests.RequestException, ValueError) as error:
             failures.append(f"{url}: {_reason(error)}")
             continue
         return {"url": url, "bytes": path.stat().st_size, "sha256": known}

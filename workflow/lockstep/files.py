@@ -20,7 +20,12 @@ def atomic(path: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         draft = folder / path.name
-        yield draft
+        try:
+            yield draft
+        except OSError as error:
+            error.filename = error.filename or str(path)  # a full disk does not say where
+            raise
+        draft.chmod(0o666 & ~_umask())  # some libraries leave files to their owner alone
         with draft.open("rb") as file:
             os.fsync(file.fileno())
         draft.replace(path)
@@ -28,6 +33,12 @@ def atomic(path: Path) -> Iterator[Path]:
         for left in folder.iterdir():
             left.unlink()
         folder.rmdir()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,8 +18,8 @@ from lockstep.parallel import Objective
 class Normalize(nn.Module):
     """From uint8 images, b x H x W x C, to floats, b x C x H x W, of mean 0 and deviation 1.
 
-    The result stays in memory as it was, channels last, which convolutions on CPUs are twice as
-    fast with. Deviations of 0 (a channel without content) count as 1.
+    The result stays in memory as it was, channels last, which convolutions on CPUs are faster
+    with. Deviations of 0 (a channel without content) count as 1.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:

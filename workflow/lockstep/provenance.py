@@ -35,7 +35,10 @@ def code_digest(module: str, own_model: str = "") -> str:
     while waiting:
         for path, package in _files(waiting.pop()):
             if path not in trees and path != PACKAGE / "config.py":
-                trees[path] = ast.parse(path.read_bytes())
+                try:
+                    trees[path] = ast.parse(path.read_bytes())
+                except SyntaxError as error:
+                    raise UserError(f"{path}: line {error.lineno}: {error.msg}") from None
                 waiting += _imports(trees[path], package)
     digest = hashlib.sha256()
     for path in sorted(trees):

@@ -3,6 +3,7 @@
 import os
 import platform
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def pin(threads: int, device: torch.device, reproducible: bool) -> None:
         reproducible: refuse kernels that give other bits from one call to the next.
     """
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # denormal numbers are up to 18 times slower on CPUs
+    torch.set_flush_denormal(True)  # CPUs are far slower with denormal numbers
     if reproducible:
         torch.use_deterministic_algorithms(True)
         # It would also fill new memory, lest somebody read it before writing; nothing here does.
@@ -32,29 +33,36 @@ def pin(threads: int, device: torch.device, reproducible: bool) -> None:
 
 
 def choose_device(world: World, wanted: str) -> torch.device:
-    """Return this rank's own device.
+    """Return this rank's own device: the CPU, or a GPU that no other rank has.
+
+    `auto` takes GPUs where every rank has one, else CPUs, on all ranks alike.
 
     Raises:
-        UserError: GPUs are wanted and there is not one for each rank of this host.
+        UserError: `cuda` is wanted, and there is not a GPU for each rank.
     """
-    gpus = torch.cuda.device_count()
-    if wanted == "cpu" or (wanted == "auto" and not gpus):
+    if wanted == "cpu":
         return torch.device("cpu")
+    gpus = torch.cuda.device_count()
     # A task of SLURM's may see one device and call it 0, as its neighbour does with another: what
-    # counts is the devices themselves.
-    device = torch.device("cuda", world.local_rank % gpus if gpus else 0)
-    mine = str(torch.cuda.get_device_properties(device).uuid) if gpus else "none"
-    everyone = (
-        world.comm.allgather(mine)
-        if world.comm
-        else [str(r % max(gpus, 1)) for r in range(world.local_size)]
-    )
-    if not gpus or len(set(everyone)) < len(everyone):
+    # counts is the devices themselves, on all hosts.
+    device = torch.device("cuda", world.local_rank % max(gpus, 1))
+    mine = str(torch.cuda.get_device_properties(device).uuid) if gpus else ""
+    if world.comm is not None:
+        everyone = world.comm.allgather(mine)
+    else:
+        everyone = [str(rank % gpus) if gpus else "" for rank in range(world.local_size)]
+    if "" not in everyone and len(set(everyone)) == len(everyone):
+        return device
+    found = len(set(everyone) - {""})
+    if wanted == "cuda":
         raise UserError(
-            f"device: {world.local_size} ranks and {gpus} GPUs on {socket.gethostname()}, and NCCL "
-            f"wants one for each rank: take at most {max(gpus, 1)} ranks a host, or device: cpu"
+            f"device: {world.size} ranks and {found} GPUs in all, {gpus} on "
+            f"{socket.gethostname()}; NCCL wants one for each rank: take fewer ranks, or "
+            f"device: cpu"
         )
-    return device
+    if found and world.rank == 0:
+        print(f"{world.size} ranks and {found} GPUs: computing on CPUs", file=sys.stderr)
+    return torch.device("cpu")
 
 
 def allowed_cores() -> list[int]:
@@ -62,6 +70,29 @@ def allowed_cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def check_cores(world: World, threads: int) -> None:
+    """Refuse more ranks x threads on this host than there are cores for them.
+
+    Raises:
+        UserError: there are more, or this rank is bound to fewer cores than it has threads.
+    """
+    host, mine = socket.gethostname(), allowed_cores()
+    everyone = world.comm.allgather((host, mine)) if world.comm else [(host, mine)]
+    together = {core for where, cores in everyone if where == host for core in cores}
+    if len(mine) < threads <= (os.cpu_count() or 1):
+        raise UserError(
+            f"threads: {threads} for each rank, and rank {world.rank} may use {len(mine)} of "
+            f"{host}'s {os.cpu_count()} cores; launch with --bind-to none, or --map-by "
+            f"slot:PE={threads}, or ask the system for more"
+        )
+    if world.local_size * threads > len(together):
+        raise UserError(
+            f"ranks: {world.local_size} ranks x {threads} threads on {host}, which has "
+            f"{len(together)} cores for them; take fewer, or set oversubscribe: true to let them "
+            f"share"
+        )
 
 
 def describe(world: World, device: torch.device) -> dict[str, Any]:

@@ -55,6 +55,6 @@ def _row(folder: Path) -> dict[str, object]:
 
 def for_terminal(table: Path) -> str:
     """Return a summary as text for a person, with hashes shortened to what tells them apart."""
-    frame = pd.read_csv(table, keep_default_na=False)
+    frame = pd.read_csv(table, dtype={"run": str}, keep_default_na=False)
     frame["model_sha256"] = frame["model_sha256"].str[:12]
     return frame.round(4).to_string(index=False)

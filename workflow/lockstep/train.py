@@ -52,6 +52,8 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
     """
     world = discover(run.ranks)
     device = runtime.choose_device(world, run.device)
+    if not run.oversubscribe:
+        runtime.check_cores(world, run.threads)
     runtime.pin(run.threads, device, parallel.keeps_bits(run))
     started = datetime.datetime.now(datetime.UTC)
 

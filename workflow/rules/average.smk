@@ -1,9 +1,3 @@
-rule average:
-    """Every run's averaged model."""
-    input:
-        expand("<results>/{run}/averaged.safetensors", run=RUNS),
-
-
 rule average_run:
     """Average the last snapshots of a run."""
     input:
@@ -19,11 +13,18 @@ rule average_run:
         "<benchmarks>/average/{run}.tsv"
     conda:
         "../../envs/environment.yaml"
+    threads: run_threads
     params:
-        flags=run_threads,
+        flags=threads_flag,
         code=code_digest("lockstep.average"),
         data=subpath(input.manifest, parent=True),
         folder=subpath(output.record, parent=True),
     shell:
         "python -m lockstep average --results {params.folder:q} --data {params.data:q}"
         " {params.flags} > {log:q} 2>&1"
+
+
+rule average:
+    """Every run's averaged model."""
+    input:
+        expand(rules.average_run.output, run=RUNS),

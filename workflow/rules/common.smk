@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
-
 # Jobs find this package and this Python: a shell's `python` may be another, and a conda environment
 # that is activated later still comes before both.
 PACKAGE = Path(workflow.current_basedir).parent.resolve()
@@ -26,9 +24,14 @@ from lockstep.errors import UserError
 from lockstep.provenance import code_digest
 
 try:
-    EXPERIMENT, RUNS = load(config)
+    EXPERIMENT, RUNS = load(config, where=", ".join(map(str, workflow.configfiles)))
+    TRAIN_CODE = {
+        name: code_digest("lockstep.train", run.model) for name, run in RUNS.items()
+    }
 except UserError as error:
-    raise WorkflowError(str(error))
+    # One line and status 2, as everywhere; an exception would bring a page of Snakemake's own.
+    print(error, file=sys.stderr)
+    sys.exit(2)
 
 DATASET = EXPERIMENT.dataset
 DATA = f"data/{DATASET.id}"
@@ -46,12 +49,16 @@ wildcard_constraints:
 def flags(model, *names):
     """Return the flags of the command line for fields of a part of the configuration."""
     words = []
+    if getattr(model, "scheme", "dirichlet") != "dirichlet":
+        names = [name for name in names or type(model).model_fields if name != "alpha"]
     for name in names or type(model).model_fields:
         value, flag = getattr(model, name), f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
         elif value is not None:
-            words += [flag, str(value)]
+            words.append(
+                f"{flag}={value}"
+            )  # in one word: a value may begin with a hyphen
     return shlex.join(words)
 
 
@@ -59,8 +66,12 @@ def run_flags(wildcards):
     return flags(RUNS[wildcards.run])
 
 
-def run_threads(wildcards):
+def threads_flag(wildcards):
     return flags(RUNS[wildcards.run], "threads")
+
+
+def run_threads(wildcards):
+    return RUNS[wildcards.run].threads
 
 
 def run_world(wildcards):
@@ -69,6 +80,11 @@ def run_world(wildcards):
 
 def partition_flags(wildcards):
     return flags(PARTITIONS[wildcards.partition], "shards", "scheme", "alpha", "seed")
+
+
+def own_files(wildcards):
+    """Return the path of the user's own dataset, whatever characters it is made of."""
+    return [DATASET.path] if DATASET.path else []
 
 
 def mirror(wildcards, input):
@@ -89,7 +105,8 @@ def check_flags(wildcards):
     runs = [run for run in RUNS.values() if world(run) == wildcards.world]
     words = [flags(runs[0], "ranks", "threads", "device"), "--models"]
     words += sorted({shlex.quote(run.model) for run in runs})
-    if any(run.oversubscribe for run in runs):
+    words.append(f"--images={min(run.batch // run.shards for run in runs)}")
+    if all(run.oversubscribe for run in runs):
         words.append("--oversubscribe")
     if DATASET.path is None:
         source = SOURCES[DATASET.name]
@@ -112,12 +129,8 @@ def run_partition_summary(wildcards):
     return f"{DATA}/partition/{RUNS[wildcards.run].partition}/summary.csv"
 
 
-def run_check(wildcards):
-    return f"<results>/check/{world(RUNS[wildcards.run])}.json"
-
-
 def run_code(wildcards):
-    return code_digest("lockstep.train", RUNS[wildcards.run].model)
+    return TRAIN_CODE[wildcards.run]
 
 
 def summary_folders(wildcards, input):
@@ -129,7 +142,7 @@ def launch(ranks, resources):
     if ranks == 1:
         return "python"
     words = shlex.split(resources.mpi)
-    if "mpirun" in words and os.geteuid() == 0:
+    if any(Path(word).name == "mpirun" for word in words) and os.geteuid() == 0:
         words.append("--allow-run-as-root")  # in a container there is often nobody else
     return shlex.join([*words, "-n", str(ranks), "python", "-m", "mpi4py"])
 
@@ -153,10 +166,22 @@ def check_cores(wildcards):
 # The launcher of local ranks; a profile sets another. Cores are not bound, since two jobs of one
 # machine would be bound to the same ones; `check` has seen to it that there are enough. Without
 # libfabric, which one host has no use for, ranks start a second sooner.
-MPIRUN = (
-    "mpirun --hostfile hostfile --map-by :OVERSUBSCRIBE --bind-to none --mca btl ^ofi"
-    " -x PATH -x PYTHONPATH"
+MPIRUN = " ".join(
+    [
+        "mpirun --map-by :OVERSUBSCRIBE --bind-to none --mca btl ^ofi -x PATH -x PYTHONPATH",
+        *(["--hostfile hostfile"] if Path("hostfile").exists() else []),
+    ]
 )
+
+
+def resolved_config():
+    """Return the whole configuration as JSON, but for the mirror, which changes nothing."""
+    dataset = {
+        key: value
+        for key, value in config.get("dataset", {}).items()
+        if key != "mirror"
+    }
+    return json.dumps({**config, "dataset": dataset}, indent=2, sort_keys=True)
 
 
 STARTED = time.time()

@@ -1,15 +1,15 @@
 rule download:
     """Fetch the dataset's files and check their SHA-256; describe them, or the user's own files."""
     input:
-        [DATASET.path] if DATASET.path else [],
+        own_files,
     output:
         # The files themselves are not declared: Snakemake would remove them before it runs this
         # again, and what is there and whole need not be fetched twice.
         f"{DATA}/sources.json",
     log:
-        "<logs>/download.log",
+        f"<logs>/download/{DATASET.id}.log",
     benchmark:
-        "<benchmarks>/download.tsv"
+        f"<benchmarks>/download/{DATASET.id}.tsv"
     localrule: True
     conda:
         "../../envs/environment.yaml"

@@ -1,9 +1,3 @@
-rule evaluate:
-    """Every run's metrics."""
-    input:
-        expand("<results>/{run}/metrics.json", run=RUNS),
-
-
 rule evaluate_run:
     """Measure a run's last and averaged model on the test set, on its P ranks."""
     input:
@@ -34,3 +28,9 @@ rule evaluate_run:
     shell:
         "{params.launch} -m lockstep evaluate --results {params.folder:q} --data {params.data:q}"
         " {params.flags} > {log:q} 2>&1"
+
+
+rule evaluate:
+    """Every run's metrics."""
+    input:
+        expand(rules.evaluate_run.output, run=RUNS),

@@ -1,9 +1,3 @@
-rule partition:
-    """Every partition that a run needs."""
-    input:
-        expand(f"{DATA}/partition/{{partition}}/shards.csv", partition=PARTITIONS),
-
-
 rule partition_shards:
     """Assign every training sample to one of S shards."""
     input:
@@ -12,9 +6,9 @@ rule partition_shards:
         shards=f"{DATA}/partition/{{partition}}/shards.csv",
         summary=f"{DATA}/partition/{{partition}}/summary.csv",
     log:
-        "<logs>/partition/{partition}.log",
+        f"<logs>/partition/{DATASET.id}-{{partition}}.log",
     benchmark:
-        "<benchmarks>/partition/{partition}.tsv"
+        f"<benchmarks>/partition/{DATASET.id}-{{partition}}.tsv"
     localrule: True
     conda:
         "../../envs/environment.yaml"
@@ -26,3 +20,9 @@ rule partition_shards:
     shell:
         "python -m lockstep partition --data {params.data:q} {params.flags}"
         " --output {params.folder:q} > {log:q} 2>&1"
+
+
+rule partition:
+    """Every partition that a run needs."""
+    input:
+        expand(rules.partition_shards.output, partition=PARTITIONS),

@@ -6,9 +6,9 @@ rule prepare:
         manifest=f"{DATA}/manifest.json",
         arrays=expand(f"{DATA}/{{array}}", array=ARRAYS),
     log:
-        "<logs>/prepare.log",
+        f"<logs>/prepare/{DATASET.id}.log",
     benchmark:
-        "<benchmarks>/prepare.tsv"
+        f"<benchmarks>/prepare/{DATASET.id}.tsv"
     localrule: True
     conda:
         "../../envs/environment.yaml"

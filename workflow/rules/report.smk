@@ -114,7 +114,7 @@ rule report:
         "../../envs/environment.yaml"
     params:
         snakefile=SNAKEFILE,
-        config=json.dumps(config, indent=2, sort_keys=True),
+        config=resolved_config(),
     shell:
         # The workflow that runs this has locked the folder; a report only reads it.
         "(printf '%s\\n' {params.config:q} > {output.config:q}"

@@ -1,17 +1,9 @@
-rule train:
-    """Every run's model."""
-    input:
-        expand("<results>/{run}/train.json", run=RUNS),
-
-
 rule train_run:
     """Train a model on P ranks."""
     input:
         manifest=rules.prepare.output.manifest,
         arrays=rules.prepare.output.arrays,
         shards=run_partition,
-        # What it found counts when the run is new; finding it again trains nothing again.
-        check=ancient(run_check),
     output:
         model="<results>/{run}/model.safetensors",
         snapshots=directory("<results>/{run}/snapshots"),
@@ -35,3 +27,10 @@ rule train_run:
     shell:
         "{params.launch} -m lockstep train --data {params.data:q} --partition {input.shards:q}"
         " {params.flags} --output {params.folder:q} > {log:q} 2>&1"
+
+
+rule train:
+    """Every run's model, and the launches they need tried."""
+    input:
+        rules.check.input,
+        expand(rules.train_run.output, run=RUNS),

@@ -94,7 +94,7 @@ def augment(images: np.ndarray, words: np.ndarray, shift: int, flip: bool) -> np
     """
     count, height, width, _ = images.shape
     span = np.uint64(2 * shift + 1)
-    # Three independent parts of one word; the bias of the remainder is below 2**-24.
+    # Three independent parts of one word; the bias of the remainder is below 2**-20.
     down = ((words & np.uint64(0x7FFFFFFF)) % span).astype(np.intp)
     right = ((words >> np.uint64(31) & np.uint64(0x7FFFFFFF)) % span).astype(np.intp)
     mirrored = (words >> np.uint64(63)).astype(bool) & flip

@@ -109,7 +109,8 @@ def _idx(dataset: Dataset, raw: Path) -> Parts:
             except DAMAGE as error:
                 why = _first_line(error)
                 raise UserError(
-                    f"{path}: not a whole gzipped IDX file ({why}); remove it and download again"
+                    f"{path}: not a whole gzipped IDX file ({why}); download again (snakemake "
+                    f"--forcerun download)"
                 ) from None
 
     parts = {}
@@ -119,7 +120,7 @@ def _idx(dataset: Dataset, raw: Path) -> Parts:
         if len(images) != len(labels):
             raise UserError(
                 f"{raw}: {prefix}-* have {len(images)} images and {len(labels)} labels, expected "
-                f"as many; remove them and download again"
+                f"as many; download again (snakemake --forcerun download)"
             )
         parts[part] = _of_arrays(images[..., None], labels)
     return list(SOURCES[dataset.name].classes), parts
@@ -144,7 +145,8 @@ def _cifar(dataset: Dataset, raw: Path) -> Parts:
     except DAMAGE as error:
         why = _first_line(error)
         raise UserError(
-            f"{raw / archive}: not the whole binary archive ({why}); remove it and download again"
+            f"{raw / archive}: not the whole binary archive ({why}); download again (snakemake "
+            f"--forcerun download)"
         ) from None
     return list(SOURCES[dataset.name].classes), {
         part: _of_arrays(

@@ -29,6 +29,10 @@ def build(name: str, shape: tuple[int, int, int], classes: int, seed: int = 0) -
     make = _find(name)
     try:
         model = make(shape, classes)
+        if not isinstance(model, nn.Module):
+            raise UserError(
+                f"model: {name} gave {type(model).__name__}, expected a torch.nn.Module"
+            )
         model.eval()
         with torch.no_grad():
             scores = model(torch.zeros(2, *shape))
@@ -46,6 +50,24 @@ def build(name: str, shape: tuple[int, int, int], classes: int, seed: int = 0) -
     return model.train()
 
 
+def rehearse(
+    name: str, model: nn.Module, shape: tuple[int, int, int], classes: int, images: int
+) -> None:
+    """Do one step's forward and backward passes, to see that the model can be trained.
+
+    Raises:
+        UserError: it cannot, with so many images at once.
+    """
+    try:
+        scores = model.train()(torch.zeros(images, *shape))
+        nn.functional.cross_entropy(scores, torch.arange(images) % classes).backward()
+    except Exception as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"model: {name} cannot be trained on {images} images of {shape} at once: {why}"
+        ) from error
+
+
 def _find(name: str) -> Callable[[tuple[int, int, int], int], nn.Module]:
     own = {"cnn": cnn, "linear": linear}
     if name in own:
@@ -55,8 +77,10 @@ def _find(name: str) -> Callable[[tuple[int, int, int], int], nn.Module]:
     import torchvision  # here, because it takes a second, and the small models need none of it
 
     if name in torchvision.models.list_models(torchvision.models):
+        # These two would give the scores of helpers as well.
+        options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
         return lambda shape, classes: adapt(
-            torchvision.models.get_model(name, weights=None, num_classes=classes), shape
+            torchvision.models.get_model(name, weights=None, num_classes=classes, **options), shape
         )
     raise UserError(
         f"model: no {name!r}; take cnn, linear, one of torchvision's classifiers (such as "
@@ -72,10 +96,11 @@ def _import(name: str) -> Callable[[tuple[int, int, int], int], nn.Module]:
     try:
         return getattr(importlib.import_module(module), function)
     except Exception as error:  # it is the user's code that runs here
+        missing = isinstance(error, ModuleNotFoundError) or type(error) is AttributeError
         raise UserError(
             f"model: {name} cannot be imported ({type(error).__name__}: {error}); it is looked for "
             f"in {here} and among the installed packages"
-        ) from error
+        ) from (None if missing else error)
 
 
 def linear(shape: tuple[int, int, int], classes: int) -> nn.Module:

@@ -45,15 +45,25 @@ class Flat:
             offset += p.numel()
         return views
 
-    def buffers_of(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """Return the views of `flat` that stand for the model's floating-point buffers."""
-        sizes = [b.numel() for b in self.buffers]
-        tail = flat[self.gradients : self.gradients + self.statistics]
-        return (
-            [v.view_as(b) for v, b in zip(tail.split(sizes), self.buffers, strict=True)]
-            if sizes
-            else []
-        )
+    def put_changes(self, flat: torch.Tensor, before: list[torch.Tensor]) -> None:
+        """Write to `flat` by how much the floating-point buffers differ from `before`.
+
+        Differences, because what does not change (a mask, a table) is to stay as it is to the bit.
+        """
+        for view, buffer, value in zip(self._tail(flat), self.buffers, before, strict=True):
+            view.copy_(torch.where(buffer == value, 0.0, buffer - value))
+
+    def take_changes(self, flat: torch.Tensor, before: list[torch.Tensor]) -> None:
+        """Set the floating-point buffers to `before` and what `flat` says that they changed by."""
+        for view, buffer, value in zip(self._tail(flat), self.buffers, before, strict=True):
+            torch.add(value, view, out=buffer)
+
+    def _tail(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        views, offset = [], self.gradients
+        for buffer in self.buffers:
+            views.append(flat[offset : offset + buffer.numel()].view(buffer.shape))
+            offset += buffer.numel()
+        return views
 
     def sums_of(self, flat: torch.Tensor) -> torch.Tensor:
         """Return the view of `flat` that holds [sum of losses, right answers]."""

@@ -35,9 +35,10 @@ class TreeReduction:
     def gradients(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         flat, tree = self.flat, self.tree
         stack: list[Node] = []
-        # Buffers that are not numbers to average (BatchNorm's count of batches) change alike in
-        # every shard: what the step's first shard found is put back for each, the last one's stays.
+        # Every shard starts from the buffers that the step's first one found. Those that are no
+        # numbers to average (BatchNorm's count of batches) change alike in all of them.
         before = [b.clone() for b in self.model.buffers()]
+        statistics = [b for b in before if b.is_floating_point()]
         for micro_batch in micro_batches:
             for buffer, value in zip(self.model.buffers(), before, strict=True):
                 buffer.copy_(value)
@@ -45,8 +46,7 @@ class TreeReduction:
             flat.attach(term)
             loss, sums = self.objective(self.model, [micro_batch])
             loss.backward()
-            for view, buffer in zip(flat.buffers_of(term), flat.buffers, strict=True):
-                view.copy_(buffer)
+            flat.put_changes(term, statistics)
             flat.sums_of(term).copy_(sums)
             tree.add(stack, micro_batch.shard, term)
         started = time.perf_counter()
@@ -54,8 +54,7 @@ class TreeReduction:
         self.communication += time.perf_counter() - started
         sums = flat.sums_of(total).clone()
         total /= self.shards
-        for view, buffer in zip(flat.buffers_of(total), flat.buffers, strict=True):
-            buffer.copy_(view)
+        flat.take_changes(total, statistics)
         flat.attach(total)
         tree.free(total)  # its values stay until the next step takes a buffer
         return sums
@@ -76,18 +75,17 @@ class FastReduction:
 
     def gradients(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         flat, total = self.flat, self.total.zero_()
+        before = [b.clone() for b in flat.buffers]
         loss, sums = self.objective(self.model, micro_batches)
         loss.backward()
-        for view, buffer in zip(flat.buffers_of(total), flat.buffers, strict=True):
-            view.copy_(buffer)
+        flat.put_changes(total, before)
         flat.sums_of(total).copy_(sums)
         started = time.perf_counter()
         dist.all_reduce(total)
         self.communication += time.perf_counter() - started
         sums = flat.sums_of(total).clone()
         total /= self.ranks
-        for view, buffer in zip(flat.buffers_of(total), flat.buffers, strict=True):
-            buffer.copy_(view)
+        flat.take_changes(total, before)
         return sums
 
     def totals(self, sums: torch.Tensor) -> torch.Tensor:
