@@ -12,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it
 
 import statistics
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -56,7 +57,9 @@ def main() -> None:
         print(f"{per_shard:4} images a shard: the tree takes {tree / fast - 1:+.1%}", flush=True)
 
 
-def make_epoch(run: Run, part: Part, members: list[np.ndarray], device: torch.device):
+def make_epoch(
+    run: Run, part: Part, members: list[np.ndarray], device: torch.device
+) -> Callable[[], None]:
     """Return a function that trains for one epoch."""
     batches = Batches(part, members, run.batch, run.seed)
     model = build(run.model, (1, 28, 28), 10).to(memory_format=torch.channels_last)
@@ -65,6 +68,7 @@ def make_epoch(run: Run, part: Part, members: list[np.ndarray], device: torch.de
     strategy = parallel.make(run, model, objective, World(0, 1, 0, 1, "python"))
 
     def epoch() -> None:
+        torch.use_deterministic_algorithms(parallel.keeps_bits(run))  # as `train` has it
         for index in range(batches.steps_per_epoch):
             strategy.gradients([batches.get(0, index, shard) for shard in range(run.shards)])
             optimizer.step()
