@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -77,3 +78,12 @@ def test_a_rank_that_fails_brings_the_others_down(digits, tmp_path):
     assert "lockstep train, rank 1: model: tests.mpi.models:broken_on_rank_1" in done.stderr
     assert "no room in the museum" in done.stderr
     assert not (tmp_path / "out" / "train.json").exists()
+
+
+@pytest.mark.skipif(not shutil.which("taskset"), reason="there is no taskset on the PATH")
+def test_a_launch_that_may_use_one_core_is_refused_two_ranks(tmp_path):
+    core = min(os.sched_getaffinity(0))
+    words = ["check", "--ranks", 2, "--output", tmp_path / "check.json"]
+    launcher = ["taskset", "-c", core, *mpirun(2)]
+    line = refused(run([*launcher, "-m", "lockstep", *words], tmp_path))
+    assert "which has 1 cores for them" in line

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lockstep import state
-from lockstep.models import build
+from lockstep.models import build, rehearse
 
 
 def count(model):
@@ -166,3 +166,13 @@ def test_a_model_of_the_users_is_found_below_the_working_directory(own):
 def test_a_wrong_model_of_the_users_is_one_line(own, refused, name, words):
     with refused("model", *words):
         build(name, (1, 4, 4), 3)
+
+
+def test_a_rehearsal_finds_what_training_would(refused):
+    shape = (1, 28, 28)
+    for name in ("cnn", "linear"):
+        rehearse(name, build(name, shape, 10), shape, 10, images=1)
+    pooled = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.BatchNorm1d(10))
+    rehearse("pooled", pooled, shape, 10, images=2)
+    with refused("model: pooled cannot be trained on 1 images"):
+        rehearse("pooled", pooled, shape, 10, images=1)
