@@ -1,7 +1,7 @@
 """check: what this machine and this MPI can do, tried before a launch goes wrong.
 
 It starts the ranks as `train` would, finds out where they are, sends a first all-reduce through
-each backend, and builds each model on the shape of its input.
+each backend, and does a step's passes with each model on the shape of its input.
 """
 
 import platform

@@ -56,8 +56,8 @@ class Dataset(Strict):
     """Where your own dataset lies: the folder of an `imagefolder`, the file of an `npz`."""
 
     mirror: str | None = Field(default=None, pattern=r"^https?://")
-    """An address that holds the dataset's files under their original names. It is asked first, and
-    only it: a site without internet serves its own."""
+    """An address that holds the dataset's files under their original names. Only it is asked then:
+    a site without internet serves its own."""
 
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     """The share of each class that is kept for testing, where the dataset has no test part of its
@@ -118,7 +118,8 @@ class Defaults(Strict):
     """Leave to run more ranks x threads than the machine has cores: slow, good for a test."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute. `auto` takes GPUs where there are any: NCCL then, Gloo on CPUs."""
+    """Where to compute. `auto` takes GPUs, by NCCL, where every rank has one of its own, else CPUs,
+    by Gloo; `cuda` stops where there are too few."""
 
     epochs: int = Field(default=30, ge=1)
     """The number of passes over the training set."""

@@ -14,7 +14,7 @@ import requests
 
 from lockstep.config import Dataset
 from lockstep.data.sources import SOURCES, Source
-from lockstep.errors import UserError
+from lockstep.errors import UserError, first_line
 from lockstep.files import sha256, write_json
 
 
@@ -73,7 +73,7 @@ def _reason(error: Exception) -> str:
         return "no connection, or it broke off"
     if type(error) is ValueError:  # those of requests are of kinds below it
         return "its SHA-256 is not the known one: the file is altered or cut short"
-    return (str(error) or repr(error)).splitlines()[0]
+    return first_line(error)
 
 
 def _look_through(dataset: Dataset, path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and what is quoted of others."""
 
 
 class UserError(Exception):
@@ -9,3 +9,8 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return " ".join(super().__str__().split())  # what a library said may be of several lines
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.config import Run
-from lockstep.errors import UserError
+from lockstep.errors import UserError, first_line
 
 PACKAGE = Path(__file__).parent
 
@@ -118,5 +118,5 @@ def read_run(results: Path) -> Run:
     try:
         return Run(**json.loads(path.read_text(encoding="utf-8"))["configuration"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         raise UserError(f"{path}: not the record of a run ({why}); train again") from None

@@ -164,7 +164,7 @@ def check_cores(wildcards):
 
 
 # The launcher of local ranks; a profile sets another. Cores are not bound, since two jobs of one
-# machine would be bound to the same ones; `check` has seen to it that there are enough. Without
+# machine would be bound to the same ones; the stages see to it that there are enough. Without
 # libfabric, which one host has no use for, ranks start a second sooner.
 MPIRUN = " ".join(
     [

@@ -17,7 +17,7 @@ import numpy as np
 from lockstep.config import Dataset
 from lockstep.data import streams
 from lockstep.data.sources import SOURCES
-from lockstep.errors import UserError
+from lockstep.errors import UserError, first_line
 
 CHUNK = 1024
 
@@ -65,10 +65,6 @@ def _split(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]
     return np.flatnonzero(~test), np.flatnonzero(test)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
 def _chunked(images: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(images), CHUNK):
         yield images[start : start + CHUNK]
@@ -107,7 +103,7 @@ def _idx(dataset: Dataset, raw: Path) -> Parts:
                     shutil.copyfileobj(source, target)
                 return reader(str(plain)).numpy()
             except DAMAGE as error:
-                why = _first_line(error)
+                why = first_line(error)
                 raise UserError(
                     f"{path}: not a whole gzipped IDX file ({why}); download again (snakemake "
                     f"--forcerun download)"
@@ -143,7 +139,7 @@ def _cifar(dataset: Dataset, raw: Path) -> Parts:
         size = labels_before + 3 * 32 * 32
         records = {part: np.concatenate(some).reshape(-1, size) for part, some in found.items()}
     except DAMAGE as error:
-        why = _first_line(error)
+        why = first_line(error)
         raise UserError(
             f"{raw / archive}: not the whole binary archive ({why}); download again (snakemake "
             f"--forcerun download)"
@@ -164,7 +160,7 @@ def _npz(dataset: Dataset, raw: Path) -> Parts:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except DAMAGE as error:
-        raise UserError(f"{path}: not an .npz of plain arrays ({_first_line(error)})") from None
+        raise UserError(f"{path}: not an .npz of plain arrays ({first_line(error)})") from None
 
     def part(prefix: str) -> tuple[np.ndarray, np.ndarray]:
         missing = [n for n in (f"{prefix}images", f"{prefix}labels") if n not in arrays]
@@ -212,7 +208,7 @@ def _imagefolder(dataset: Dataset, raw: Path) -> Parts:
         try:
             found = ImageFolder(str(folder))
         except (OSError, FileNotFoundError) as error:
-            raise UserError(f"{folder}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{folder}: {first_line(error)}") from None
         paths = [Path(path) for path, _ in found.samples]
         return found.classes, paths, np.array([label for _, label in found.samples], np.int64)
 
@@ -243,7 +239,7 @@ def _of_files(paths: list[Path], labels: np.ndarray) -> Decoded:
             with Image.open(path) as image:
                 pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
         except (*DAMAGE, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: not a whole image ({_first_line(error)})") from None
+            raise UserError(f"{path}: not a whole image ({first_line(error)})") from None
         return pixels[..., None] if pixels.ndim == 2 else pixels
 
     first = decode(paths[0])

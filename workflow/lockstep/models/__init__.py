@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lockstep.data import streams
-from lockstep.errors import UserError
+from lockstep.errors import UserError, first_line
 
 
 def build(name: str, shape: tuple[int, int, int], classes: int, seed: int = 0) -> nn.Module:
@@ -39,7 +39,7 @@ def build(name: str, shape: tuple[int, int, int], classes: int, seed: int = 0) -
     except UserError:
         raise
     except Exception as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        why = first_line(error)
         raise UserError(f"model: {name} does not take images of {shape}: {why}") from error
     if not isinstance(scores, torch.Tensor) or scores.shape != (2, classes):
         found = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
@@ -62,7 +62,7 @@ def rehearse(
         scores = model.train()(torch.zeros(images, *shape))
         nn.functional.cross_entropy(scores, torch.arange(images) % classes).backward()
     except Exception as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        why = first_line(error)
         raise UserError(
             f"model: {name} cannot be trained on {images} images of {shape} at once: {why}"
         ) from error
