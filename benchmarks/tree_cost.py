@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from lockstep import optim, parallel, runtime
+from lockstep import parallel, runtime
 from lockstep.comm.world import World
 from lockstep.config import Run
 from lockstep.data.arrays import Part
@@ -63,15 +63,13 @@ def make_epoch(
     """Return a function that trains for one epoch."""
     batches = Batches(part, members, run.batch, run.seed)
     model = build(run.model, (1, 28, 28), 10).to(memory_format=torch.channels_last)
-    optimizer = optim.make_optimizer(run, model)
     objective = make_objective(run, Normalize([0.5], [0.3], device), device)
     strategy = parallel.make(run, model, objective, World(0, 1, 0, 1, "python"))
 
     def epoch() -> None:
         torch.use_deterministic_algorithms(parallel.keeps_bits(run))  # as `train` has it
         for index in range(batches.steps_per_epoch):
-            strategy.gradients([batches.get(0, index, shard) for shard in range(run.shards)])
-            optimizer.step()
+            strategy.step([batches.get(0, index, shard) for shard in range(run.shards)], run.lr)
 
     return epoch
 

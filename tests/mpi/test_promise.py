@@ -77,6 +77,13 @@ def test_the_bits_are_those_of_one_process(name, ranks, digits, reference, tmp_p
     assert bits(tmp_path, train(digits, tmp_path, name, mpirun(ranks), ranks)) == reference(name)
 
 
+def test_the_bytes_sent_are_those_of_a_ring(digits, tmp_path):
+    record = train(digits, tmp_path, "cnn", mpirun(4), 4)
+    # The gradients, the loss and the right answers, in 4 parts; a step sends 3 of them twice.
+    part = -(-(record["parameters"] + 2) // 4)
+    assert record["bytes_sent"] == [record["steps"] * 2 * 3 * part * 4] * 4
+
+
 def test_the_bits_are_the_same_under_torchrun(digits, reference, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     assert bits(tmp_path, train(digits, tmp_path, "cnn", torchrun, 2)) == reference("cnn")

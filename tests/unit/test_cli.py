@@ -178,7 +178,7 @@ def commands(tmp_path, write_part):
     run = tmp_path / "run"
     run.mkdir()
     train = {"configuration": Run().model_dump(), "dataset": "digits", "seconds": 2.0}
-    train |= {"images_per_second": 1000.0, "model_sha256": "ab" * 32}
+    train |= {"images_per_second": 1000.0, "bytes_sent": [0], "model_sha256": "ab" * 32}
     (run / "train.json").write_text(json.dumps(train))
     metrics = {name: {"accuracy": 0.5, "loss": 1.0} for name in ("last", "averaged")}
     (run / "metrics.json").write_text(json.dumps(metrics))

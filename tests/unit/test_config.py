@@ -20,6 +20,9 @@ OTHER = {
     "model": ("my.models:make", "my.models:make"),
     "strategy": ("ddp", "ddp"),
     "reduction": ("fast", "fast"),
+    "sync_every": ("0", 0),
+    "stages": ("4", 4),
+    "pipeline_schedule": ("gpipe", "gpipe"),
     "ranks": ("4", 4),
     "threads": ("2", 2),
     "oversubscribe": ("true", True),
@@ -159,6 +162,16 @@ def test_a_wrong_configuration_is_one_line(read, refused, values, words):
         ("run\tranks\tshards\tbatch\na\t1\t4\t10\n", ["a: batch", "10", "take 8"]),
         ("run\tranks\tshards\tbatch\na\t1\t4\t3\n", ["a: batch", "3", "take 4"]),
         ("run\tranks\tshards\tstrategy\na\t2\t4\tsingle\n", ["a: ranks", "'single'", "not 2"]),
+        ("run\tranks\tstrategy\na\t2\tdata_parallel\n", ["a: ranks", "'data_parallel'", "not 2"]),
+        ("run\tranks\tstrategy\na\t3\tlocal_sgd\n", ["a: ranks", "3 ranks", "1, 2, 4"]),
+        ("run\tranks\tstrategy\na\t3\tfsdp\n", ["a: ranks", "3 ranks", "1, 2, 4"]),
+        ("run\tranks\tstrategy\na\t3\thybrid\n", ["a: stages", "3 ranks", "2 stages", "1, 3"]),
+        (
+            "run\tranks\tstages\tstrategy\na\t6\t2\thybrid\n",
+            ["a: ranks", "6 ranks", "3 pipelines", "4 shards", "2 times one of 1, 2, 4"],
+        ),
+        ("run\tsync_every\na\t-1\n", ["a: sync_every", "'-1'"]),
+        ("run\tstages\na\t0\n", ["a: stages", "'0'"]),
         ("run\toptimizer\tmomentum\tnesterov\na\tsgd\t0\ttrue\n", ["a: nesterov", "momentum"]),
         ("run\tepochs\tsnapshots\na\t2\t3\n", ["a: snapshots", "3", "2 epochs"]),
         (
@@ -202,6 +215,19 @@ def test_a_table_that_is_not_there_is_named(tmp_path, refused):
     (tmp_path / "runs.tsv").write_bytes(b"run\n\xff\xfe\n")
     with refused(tmp_path / "runs.tsv", "cannot be read"):
         load({"runs": "runs.tsv"}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"strategy": "pipeline", "ranks": 3},
+        {"strategy": "hybrid", "ranks": 6, "stages": 3},
+        {"strategy": "hybrid", "ranks": 8, "stages": 2},
+    ],
+)
+def test_stages_see_all_shards_of_their_pipeline(values):
+    run = Run(shards=4, **values)
+    assert run.ranks == values["ranks"]
 
 
 @given(st.integers(1, 400))

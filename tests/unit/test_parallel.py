@@ -54,7 +54,7 @@ def test_the_gradient_is_that_of_the_whole_batch(objective):
     ours, theirs = make_model(), make_model()
     strategy = tree(ours, objective)
     for step in range(3):
-        sums = strategy.gradients(make_batches(step))
+        sums = strategy.step(make_batches(step), 0.0)
         theirs.zero_grad()
         loss, expected = objective(theirs, make_batches(step))
         loss.backward()
@@ -66,7 +66,7 @@ def test_the_gradient_is_that_of_the_whole_batch(objective):
 def test_batchnorm_sees_each_shard_alone_and_its_statistics_are_averaged(objective):
     ours = make_model(norm=True)
     alone = [copy.deepcopy(ours) for _ in range(SHARDS)]
-    tree(ours, objective).gradients(make_batches())
+    tree(ours, objective).step(make_batches(), 0.0)
     for model, batch in zip(alone, make_batches(), strict=True):
         objective(model, [batch])[0].backward()
     for name, found in ours[1].named_buffers():
@@ -82,7 +82,7 @@ def test_batchnorm_sees_each_shard_alone_and_its_statistics_are_averaged(objecti
 
 def test_gradients_lie_as_their_parameters_do(objective):
     model = make_model()
-    tree(model, objective).gradients(make_batches())
+    tree(model, objective).step(make_batches(), 0.0)
     assert [p.grad.stride() for p in model.parameters()] == [p.stride() for p in model.parameters()]
 
 
@@ -90,10 +90,8 @@ def test_the_same_steps_give_the_same_bits(objective):
     def train():
         model = make_model(norm=True)
         strategy = tree(model, objective)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for step in range(3):
-            strategy.gradients(make_batches(step))
-            optimizer.step()
+            strategy.step(make_batches(step), 0.1)
         return [value.clone() for value in model.state_dict().values()]
 
     assert all(map(torch.equal, train(), train()))

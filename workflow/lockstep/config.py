@@ -100,16 +100,41 @@ class Defaults(Strict):
     `package.module:function` of your own, called with the input's shape (C, H, W) and the number
     of classes."""
 
-    strategy: Literal["single", "ddp", "sync_sgd"] = "sync_sgd"
-    """`single`: one process; `ddp`: DistributedDataParallel; `sync_sgd`: gradients averaged by our
-    own all-reduce."""
+    strategy: Literal[
+        "single",
+        "data_parallel",
+        "ddp",
+        "sync_sgd",
+        "local_sgd",
+        "pipeline",
+        "hybrid",
+        "fsdp",
+    ] = "sync_sgd"
+    """`single`: one process; `data_parallel`: torch's DataParallel, one process with all its GPUs;
+    `ddp`: DistributedDataParallel; `sync_sgd`: gradients averaged by our own all-reduce;
+    `local_sgd`: a replica for each shard, averaged now and then; `pipeline`: the model cut into
+    stages over the ranks; `hybrid`: groups of ranks, each a pipeline; `fsdp`: parameters sharded
+    over the ranks (FSDP2)."""
 
     reduction: Literal["tree", "fast"] = "tree"
     """How `sync_sgd` sums gradients: along a fixed `tree` over the shards, which gives the same
     bits at any number of ranks, or by one all-reduce over the ranks (`fast`)."""
 
+    sync_every: int = Field(default=8, ge=0)
+    """The steps of `local_sgd` from one average of the replicas to the next; 0: they are averaged
+    once, after training, by `average`."""
+
+    stages: int = Field(default=2, ge=1)
+    """The stages that `hybrid` cuts the model into; it divides `ranks`. `pipeline` has as many as
+    ranks."""
+
+    pipeline_schedule: Literal["gpipe", "1f1b"] = "1f1b"
+    """The order of `pipeline` and `hybrid`: all forward passes before all backward ones (`gpipe`),
+    or one forward, one backward (`1f1b`), which keeps fewer activations."""
+
     ranks: int = Field(default=2, ge=1)
-    """P, the number of processes. It divides `shards`; rank r owns the r-th block of S/P shards."""
+    """P, the number of processes. It divides `shards`, but with `pipeline`; rank r owns the r-th
+    block of S/P shards. With `hybrid` it is `ranks`/`stages` that divides them."""
 
     threads: int = Field(default=1, ge=1)
     """The number of threads of each rank. The bits depend on it."""
@@ -183,7 +208,11 @@ class Run(Defaults):
 
     @model_validator(mode="after")
     def _numbers_divide(self) -> "Run":
-        if self.shards % self.ranks:
+        if self.strategy in ("single", "data_parallel") and self.ranks != 1:
+            raise ValueError(f"ranks: the strategy {self.strategy!r} has 1 rank, not {self.ranks}")
+        if self.strategy == "hybrid":
+            self._stages_divide()
+        elif self.strategy != "pipeline" and self.shards % self.ranks:
             raise ValueError(
                 f"ranks: {self.ranks} ranks cannot share {self.shards} shards evenly; "
                 f"take one of {divisors(self.shards)}"
@@ -193,8 +222,6 @@ class Run(Defaults):
                 f"batch: {self.shards} shards cannot share a batch of {self.batch} evenly; "
                 f"take {self.batch // self.shards * self.shards or self.shards}"
             )
-        if self.strategy == "single" and self.ranks != 1:
-            raise ValueError(f"ranks: the strategy 'single' has 1 rank, not {self.ranks}")
         if self.optimizer == "sgd" and self.nesterov and not self.momentum:
             raise ValueError("nesterov: needs a momentum above 0")
         if self.snapshots > self.epochs:
@@ -202,6 +229,19 @@ class Run(Defaults):
         if self.schedule != "onecycle" and self.warmup > self.epochs:
             raise ValueError(f"warmup: {self.warmup} is more than the {self.epochs} epochs")
         return self
+
+    def _stages_divide(self) -> None:
+        if self.ranks % self.stages:
+            raise ValueError(
+                f"stages: {self.ranks} ranks cannot be pipelines of {self.stages} stages each; "
+                f"take one of {divisors(self.ranks)}"
+            )
+        if self.shards % (self.ranks // self.stages):
+            raise ValueError(
+                f"ranks: {self.ranks} ranks are {self.ranks // self.stages} pipelines of "
+                f"{self.stages} stages, which cannot share {self.shards} shards evenly; "
+                f"{self.stages} times one of {divisors(self.shards)} can"
+            )
 
     @property
     def partition(self) -> str:

@@ -30,6 +30,26 @@ def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     return kind(groups, lr=run.lr, fused=True)
 
 
+def update(optimizer: torch.optim.Optimizer, lr: float, clip: float | None) -> None:
+    """Take a step with the gradients that are there, scaled down to the norm `clip` at most."""
+    if clip is not None:
+        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+
+
+def state_of(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Return what an optimizer keeps for each parameter, by the parameter's name."""
+    return {
+        name: {key: v for key, v in optimizer.state[p].items() if isinstance(v, torch.Tensor)}
+        for name, p in model.named_parameters()
+        if p in optimizer.state
+    }
+
+
 def learning_rate(run: Run, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of a step (counted from 0), of which there are epochs x steps.
 

@@ -47,6 +47,7 @@ def _row(folder: Path) -> dict[str, object]:
             "loss": metrics["last"]["loss"],
             "images_per_second": round(train["images_per_second"]),
             "seconds": round(train["seconds"], 2),
+            "bytes_sent": sum(train["bytes_sent"]),
             "model_sha256": train["model_sha256"],
         }
     except (OSError, ValueError, KeyError) as error:

@@ -1,7 +1,7 @@
 """train: the loop over epochs and steps.
 
-Every rank runs this. What a step's gradients are is the strategy's affair; what is here is the same
-for all: the order of the batches, the learning rate, the optimizer, and what is written down.
+Every rank runs this. What a step does is the strategy's affair; what is here is the same for all:
+the order of the batches, the learning rate, and what is written down.
 """
 
 import datetime
@@ -14,12 +14,11 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.distributed as dist
-from torch import nn
 from tqdm import tqdm
 
 from lockstep import optim, parallel, provenance, runtime, state
 from lockstep.comm import rendezvous
-from lockstep.comm.tree import block
+from lockstep.comm.meter import Meter
 from lockstep.comm.world import World, discover
 from lockstep.config import Run
 from lockstep.data.arrays import open_part
@@ -63,7 +62,7 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
     batches = Batches(part, members, run.batch, run.seed, run.shift, run.flip)
     model = build(run.model, manifest.shape, manifest.classes, run.seed)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = optim.make_optimizer(run, model)
+    parameters = sum(p.numel() for p in model.parameters())
     normalize = Normalize(manifest.mean, manifest.std, device)
     objective = make_objective(run, normalize, device)
     bfloat16_distance = None
@@ -75,25 +74,32 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
     places: list[Any] = [None] * world.size
     dist.all_gather_object(places, runtime.describe(world, device))
     strategy = parallel.make(run, model, objective, world)
+    meter = Meter()
     if world.rank == 0:
         (output / "train.json").unlink(missing_ok=True)  # it must not speak of another model
         shutil.rmtree(output / "snapshots", ignore_errors=True)
         (output / "snapshots").mkdir(parents=True)
 
     history = []
+    sent = 0
     for epoch in range(run.epochs):
-        history.append(_epoch(epoch, run, batches, strategy, optimizer, world))
+        before = meter.sent
+        history.append(_epoch(epoch, run, batches, strategy, world, device))
+        sent += round(meter.sent - before)
         if world.rank == 0:
             say(_line(history[-1], run.epochs))
-            if epoch >= run.epochs - run.snapshots:
-                state.save(
-                    model.state_dict(), output / "snapshots" / f"epoch-{epoch + 1:04}.safetensors"
-                )
+        if epoch >= run.epochs - run.snapshots:
+            weights = strategy.model_state()
+            if world.rank == 0:
+                state.save(weights, output / "snapshots" / f"epoch-{epoch + 1:04}.safetensors")
 
+    weights, optimizer_state = strategy.model_state(), strategy.optimizer_state()
+    everyones_sent = [0] * world.size
+    dist.all_gather_object(everyones_sent, sent)
     rendezvous.stop()  # every rank got here: only now does the result count
     if world.rank:
         return None
-    state.save(model.state_dict(), output / "model.safetensors")
+    state.save(weights, output / "model.safetensors")
     with atomic(output / "history.csv") as draft:
         pd.DataFrame(history).to_csv(draft, index=False)
     seconds = sum(row["seconds"] for row in history)
@@ -103,11 +109,12 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
         "data_sha256": manifest.sha256,
         "partition_sha256": sha256(partition),
         "model_sha256": sha256(output / "model.safetensors"),
-        "optimizer_sha256": state.digest(optimizer.state_dict()["state"]),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "optimizer_sha256": state.digest(optimizer_state),
+        "parameters": parameters,
         "steps": run.epochs * batches.steps_per_epoch,
         "images_per_second": run.epochs * batches.steps_per_epoch * run.batch / seconds,
         "seconds": seconds,
+        "bytes_sent": everyones_sent,
         "bfloat16_distance": bfloat16_distance,
         "started": started.isoformat(timespec="seconds"),
         "launcher": world.launcher,
@@ -127,13 +134,11 @@ def _epoch(
     run: Run,
     batches: Batches,
     strategy: parallel.Strategy,
-    optimizer: torch.optim.Optimizer,
     world: World,
+    device: torch.device,
 ) -> dict[str, float]:
     """Train for one epoch; return its row of history.csv."""
-    shards = block(world.rank, world.size, run.shards)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    sums = torch.zeros(2, dtype=torch.float64, device=parameters[0].device)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
     communicated = strategy.communication
     waited = 0.0
     started = said = time.perf_counter()
@@ -141,14 +146,10 @@ def _epoch(
     for index in (bar := _bar(epoch, run, steps, world)):
         step = epoch * steps + index
         before = time.perf_counter()
-        micro_batches = [batches.get(epoch, index, shard) for shard in shards]
+        micro_batches = [batches.get(epoch, index, shard) for shard in strategy.shards]
         waited += time.perf_counter() - before
-        sums += strategy.gradients(micro_batches)
-        if run.clip is not None:
-            nn.utils.clip_grad_norm_(parameters, run.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = optim.learning_rate(run, step, steps)
-        optimizer.step()
+        lr = optim.learning_rate(run, step, steps)
+        sums += strategy.step(micro_batches, lr)
         if world.rank == 0 and bar.disable and time.perf_counter() - said > LINE_EVERY:
             said = time.perf_counter()
             rate = (index + 1) * run.batch / (said - started)
@@ -159,7 +160,7 @@ def _epoch(
     images = steps * run.batch
     return {
         "epoch": epoch + 1,
-        "lr": optimizer.param_groups[0]["lr"],
+        "lr": lr,
         "loss": loss / images,
         "accuracy": right / images,
         "images_per_second": images / seconds,

@@ -1,7 +1,7 @@
 """Strategies: how ranks share the work of a step. One module each, one interface.
 
-A strategy turns the shards' micro-batches of a step into gradients, averaged over the global batch
-and the same on every rank, in `parameter.grad`. What a micro-batch's loss is, it is told.
+A strategy says which shards' micro-batches its rank wants, and takes a step with them: forward,
+backward, communication, optimizer. What a micro-batch's loss is, it is told.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from torch import nn
 from lockstep.comm.world import World
 from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
+from lockstep.errors import UserError
 
 # The forward pass over one or more shards' micro-batches as one batch: the mean loss, on which
 # backward is called, and [sum of losses, number of right answers] (float32, 2).
@@ -22,11 +23,14 @@ Objective = Callable[[nn.Module, Sequence[MicroBatch]], tuple[torch.Tensor, torc
 class Strategy(Protocol):
     """What `train` asks of a strategy."""
 
+    shards: Sequence[int]
+    """The shards whose micro-batches this rank wants, in ascending order."""
+
     communication: float
     """Seconds that this rank has spent in communication so far."""
 
-    def gradients(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
-        """Do a step's forward and backward passes over this rank's shards.
+    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
+        """Do a step's forward and backward passes over this rank's shards, and the update.
 
         Returns [sum of losses, number of right answers] (float32, 2), over the global batch, or
         over this rank's part where `totals` adds up the ranks.
@@ -34,7 +38,18 @@ class Strategy(Protocol):
         ...
 
     def totals(self, sums: torch.Tensor) -> torch.Tensor:
-        """Return an epoch's sums of what `gradients` returned (float64, 2), over all ranks."""
+        """Return an epoch's sums of what `step` returned (float64, 2), over all ranks."""
+        ...
+
+    def model_state(self) -> dict[str, torch.Tensor]:
+        """Return the whole model's state_dict on rank 0; all ranks call it together.
+
+        Its names are those of the model on one process, its values independent of the ranks.
+        """
+        ...
+
+    def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return what the optimizer keeps, whole and by parameter name, on rank 0; all call it."""
         ...
 
 
@@ -44,13 +59,14 @@ def keeps_bits(run: Run) -> bool:
 
 
 def make(run: Run, model: nn.Module, objective: Objective, world: World) -> Strategy:
-    """Return the run's strategy."""
+    """Return the run's strategy, which makes the optimizer as well."""
     if run.strategy == "ddp":
         from lockstep.parallel.ddp import DataParallelByTorch
 
-        return DataParallelByTorch(model, objective)
-    from lockstep.parallel.sync_sgd import FastReduction, TreeReduction
+        return DataParallelByTorch(run, model, objective, world)
+    if run.strategy in ("single", "sync_sgd"):
+        from lockstep.parallel.sync_sgd import FastReduction, TreeReduction
 
-    if keeps_bits(run):
-        return TreeReduction(model, objective, world, run.shards)
-    return FastReduction(model, objective, world)
+        kind = TreeReduction if keeps_bits(run) else FastReduction
+        return kind(run, model, objective, world)
+    raise UserError(f"strategy: {run.strategy!r} is not there yet; take 'sync_sgd'")

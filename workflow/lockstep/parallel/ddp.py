@@ -12,6 +12,10 @@ from torch import nn
 from torch.distributed import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
+from lockstep import optim
+from lockstep.comm.tree import block
+from lockstep.comm.world import World
+from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
 from lockstep.parallel import Objective
 
@@ -19,21 +23,30 @@ from lockstep.parallel import Objective
 class DataParallelByTorch:
     """DistributedDataParallel, with a hook that takes the time of its all-reduces."""
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
-        self.objective = objective
+    def __init__(self, run: Run, model: nn.Module, objective: Objective, world: World) -> None:
+        self.run, self.objective = run, objective
+        self.shards: Sequence[int] = block(world.rank, world.size, run.shards)
+        self.optimizer = optim.make_optimizer(run, model)
         self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
         self.communication = 0.0
         self.model.register_comm_hook(None, self._all_reduce)
 
-    def gradients(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
         self.model.zero_grad()
         loss, sums = self.objective(self.model, micro_batches)
         loss.backward()
+        optim.update(self.optimizer, lr, self.run.clip)
         return sums
 
     def totals(self, sums: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(sums)
         return sums
+
+    def model_state(self) -> dict[str, torch.Tensor]:
+        return self.model.module.state_dict()
+
+    def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
+        return optim.state_of(self.optimizer, self.model.module)
 
     def _all_reduce(self, _: None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         # Buckets that are sent while backward goes on count as communication too.

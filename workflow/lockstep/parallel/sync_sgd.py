@@ -14,8 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lockstep.comm.tree import Node, TreeReduce
+from lockstep import optim
+from lockstep.comm.tree import Node, TreeReduce, block
 from lockstep.comm.world import World
+from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
 from lockstep.parallel import Objective
 from lockstep.parallel.flat import Flat
@@ -24,15 +26,17 @@ from lockstep.parallel.flat import Flat
 class TreeReduction:
     """Gradients by shard, summed along the fixed tree; with one rank, the strategy `single`."""
 
-    def __init__(self, model: nn.Module, objective: Objective, world: World, shards: int) -> None:
-        self.model, self.objective, self.shards = model, objective, shards
+    def __init__(self, run: Run, model: nn.Module, objective: Objective, world: World) -> None:
+        self.run, self.model, self.objective = run, model, objective
+        self.shards: Sequence[int] = block(world.rank, world.size, run.shards)
+        self.optimizer = optim.make_optimizer(run, model)
         self.flat = Flat(model)
         self.tree = TreeReduce(
-            self.flat.length, shards, world.rank, world.size, self.flat.dtype, self.flat.device
+            self.flat.length, run.shards, world.rank, world.size, self.flat.dtype, self.flat.device
         )
         self.communication = 0.0
 
-    def gradients(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
         flat, tree = self.flat, self.tree
         stack: list[Node] = []
         # Every shard starts from the buffers that the step's first one found. Those that are no
@@ -53,27 +57,36 @@ class TreeReduction:
         total = tree.all_reduce(stack)
         self.communication += time.perf_counter() - started
         sums = flat.sums_of(total).clone()
-        total /= self.shards
+        total /= self.run.shards
         flat.take_changes(total, statistics)
         flat.attach(total)
-        tree.free(total)  # its values stay until the next step takes a buffer
+        optim.update(self.optimizer, lr, self.run.clip)
+        tree.free(total)
         return sums
 
     def totals(self, sums: torch.Tensor) -> torch.Tensor:
         return sums
 
+    def model_state(self) -> dict[str, torch.Tensor]:
+        return self.model.state_dict()
+
+    def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
+        return optim.state_of(self.optimizer, self.model)
+
 
 class FastReduction:
     """A rank's shards as one batch, ranks summed by one all_reduce of the backend's choice."""
 
-    def __init__(self, model: nn.Module, objective: Objective, world: World) -> None:
-        self.model, self.objective, self.ranks = model, objective, world.size
+    def __init__(self, run: Run, model: nn.Module, objective: Objective, world: World) -> None:
+        self.run, self.model, self.objective, self.ranks = run, model, objective, world.size
+        self.shards: Sequence[int] = block(world.rank, world.size, run.shards)
+        self.optimizer = optim.make_optimizer(run, model)
         self.flat = Flat(model)
         self.total = torch.zeros(self.flat.length, dtype=self.flat.dtype, device=self.flat.device)
         self.flat.attach(self.total)
         self.communication = 0.0
 
-    def gradients(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
         flat, total = self.flat, self.total.zero_()
         before = [b.clone() for b in flat.buffers]
         loss, sums = self.objective(self.model, micro_batches)
@@ -86,7 +99,14 @@ class FastReduction:
         sums = flat.sums_of(total).clone()
         total /= self.ranks
         flat.take_changes(total, before)
+        optim.update(self.optimizer, lr, self.run.clip)
         return sums
 
     def totals(self, sums: torch.Tensor) -> torch.Tensor:
         return sums
+
+    def model_state(self) -> dict[str, torch.Tensor]:
+        return self.model.state_dict()
+
+    def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
+        return optim.state_of(self.optimizer, self.model)

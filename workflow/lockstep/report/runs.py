@@ -11,13 +11,15 @@ from lockstep.report.page import make_list, make_page, make_table
 
 HASH = "model_sha256"
 # What comes out of a run; every other column but its name and its ranks went into it.
-RESULTS = ["accuracy_last", "accuracy_averaged", "loss", "images_per_second", "seconds", HASH]
+RESULTS = ["accuracy_last", "accuracy_averaged", "loss", "images_per_second", "seconds"]
+RESULTS += ["bytes_sent", HASH]
 TITLES = {
     HASH: "model hash",
     "accuracy_last": "accuracy, last",
     "accuracy_averaged": "accuracy, averaged",
     "loss": "loss, last",
     "images_per_second": "images/s",
+    "bytes_sent": "MB sent",
 }
 FORMATS = {
     "accuracy_last": style.percent,
@@ -25,6 +27,7 @@ FORMATS = {
     "loss": "{:.4f}".format,
     "images_per_second": "{:,.0f}".format,
     "seconds": "{:,.2f}".format,
+    "bytes_sent": lambda sent: f"{sent / 1e6:,.2f}",
 }
 NOTE = """<p class="note">Runs with the same letter have the same model, bit for bit; a hollow
 letter is a model that one run alone gave. Point at a hash to see all of it.</p>"""
