@@ -41,7 +41,7 @@ def lockstep(capsys):
 
 
 def test_the_stages_are_those_of_the_workflow():
-    known = "average check download evaluate partition prepare report summarize train"
+    known = "average check download evaluate partition prepare report reproduce summarize train"
     assert known.split() == STAGES
 
 

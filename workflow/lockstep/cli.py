@@ -103,6 +103,12 @@ def make_parser() -> Parser:
     _add_fields(sub, Run)
     _add_path(sub, "output", "the folder that gets the model and its records")
 
+    sub = stage("reproduce", "Train a run again from its record, and compare the bits.", _reproduce)
+    sub.add_argument("results", type=Path, help="the folder of the run, with its train.json")
+    _add_path(sub, "data", "the prepared dataset, if it is not where it was", required=False)
+    _add_path(sub, "partition", "the table of shards, if it is not where it was", required=False)
+    _add_path(sub, "output", "a folder that gets what is trained, if it is to stay", required=False)
+
     sub = stage("average", "Average the last snapshots of a run.", _average)
     _add_results(sub)
     _add_data(sub)
@@ -174,6 +180,7 @@ def _limit_threads(threads: int) -> None:
     # rule, which is those of all its ranks.
     for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"):
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
+    os.environ["OMP_DYNAMIC"] = "FALSE"  # just so many, however busy the machine is
     # cuBLAS sums in a fixed order only with a workspace of fixed size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -214,6 +221,15 @@ def _train(args: dict[str, Any]) -> None:
     from lockstep.train import train
 
     train(run, **args)
+
+
+def _reproduce(args: dict[str, Any]) -> None:
+    from lockstep.provenance import read_run
+
+    _limit_threads(read_run(args["results"]).threads)
+    from lockstep.reproduce import reproduce
+
+    sys.exit(0 if reproduce(**args) else 1)
 
 
 def _average(args: dict[str, Any]) -> None:

@@ -16,6 +16,24 @@ from lockstep.errors import UserError, first_line
 
 PACKAGE = Path(__file__).parent
 
+# Set by a user, these choose other kernels, and with them other bits.
+CAPS = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
+
+
+def caps() -> dict[str, str]:
+    """Return what the environment says about kernels: instruction sets and shortened numbers."""
+    return {name: os.environ[name] for name in CAPS if name in os.environ}
+
 
 def code_digest(module: str, own_model: str = "") -> str:
     """Return a hash of the code that a stage runs: its module, and all of this package it imports.
@@ -114,9 +132,19 @@ def read_run(results: Path) -> Run:
     Raises:
         UserError: it is missing or damaged.
     """
+    return read_record(results)[0]
+
+
+def read_record(results: Path) -> tuple[Run, dict[str, Any]]:
+    """Return the configuration of a trained run, and all else that its train.json says.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     path = results / "train.json"
     try:
-        return Run(**json.loads(path.read_text(encoding="utf-8"))["configuration"])
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Run(**record["configuration"]), record
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = first_line(error)
         raise UserError(f"{path}: not the record of a run ({why}); train again") from None

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import socket
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from lockstep.comm.world import World
 from lockstep.errors import UserError
+from lockstep.provenance import caps
 
 
 def pin(threads: int, device: torch.device, reproducible: bool) -> None:
@@ -104,18 +106,51 @@ def describe(world: World, device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "bound_to": ", ".join(map(str, allowed)) if len(allowed) < (os.cpu_count() or 1) else "all",
         "processor": _processor(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "caps": caps(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
 
 
+def unlike(places: list[dict[str, Any]]) -> str:
+    """Return in words how the ranks' processors differ, or nothing where they are alike.
+
+    Args:
+        places: what `describe` says of each rank.
+    """
+    kinds = {
+        (p["processor"], p["instruction_set"], *p["caps"].items(), p["device"]) for p in places
+    }
+    return "; ".join(sorted(", ".join(map(str, kind)) for kind in kinds)) if len(kinds) > 1 else ""
+
+
 def arithmetic() -> dict[str, Any]:
-    """Describe what decides which kernels a CPU runs."""
-    names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
+    """Describe what decides which kernels run, and how they add up: call it after `pin`."""
     return {
         "machine": platform.machine(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "caps": {name: os.environ[name] for name in names if name in os.environ},
+        "caps": caps(),
+        "threads": torch.get_num_threads(),
+        "flush_denormal": not torch.tensor(1e-40).mul(0.5).item(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "float32": torch.get_float32_matmul_precision(),
+        "libraries": _libraries(),
     }
+
+
+def _libraries() -> dict[str, str]:
+    """Return the versions of what torch was built with: one release has several builds."""
+    text = torch.__config__.show()
+    found = {"torch": torch.__version__, "torch_commit": torch.version.git_version}
+    for name, pattern in (
+        ("onednn", r"MKL-DNN v(\S+)"),
+        ("mkl", r"Math Kernel Library Version (\S+)"),
+    ):
+        if match := re.search(pattern, text):
+            found[name] = match[1]
+    if torch.version.cuda:
+        found |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
+    return found
 
 
 def _processor() -> str:

@@ -32,6 +32,9 @@ from lockstep.objective import Normalize, check_bfloat16, make_objective
 # Seconds between two lines about an epoch that goes on, where there is no terminal.
 LINE_EVERY = 30.0
 
+# The columns of history.csv that are results; the others are times.
+RESULTS = ["epoch", "lr", "loss", "accuracy"]
+
 
 def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any] | None:
     """Train a model and write it, with how it came about, to `output`.
@@ -62,6 +65,7 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
     batches = Batches(part, members, run.batch, run.seed, run.shift, run.flip)
     model = build(run.model, manifest.shape, manifest.classes, run.seed)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     parameters = sum(p.numel() for p in model.parameters())
     normalize = Normalize(manifest.mean, manifest.std, device)
     objective = make_objective(run, normalize, device)
@@ -73,6 +77,8 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
     rendezvous.start(world, device)
     places: list[Any] = [None] * world.size
     dist.all_gather_object(places, runtime.describe(world, device))
+    if world.rank == 0 and (kinds := runtime.unlike(places)):
+        say(f"ranks compute in {kinds}: the bits depend on which rank is where")
     strategy = parallel.make(run, model, objective, world)
     meter = Meter()
     if world.rank == 0:
@@ -100,16 +106,19 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
     if world.rank:
         return None
     state.save(weights, output / "model.safetensors")
+    table = pd.DataFrame(history)
     with atomic(output / "history.csv") as draft:
-        pd.DataFrame(history).to_csv(draft, index=False)
+        table.to_csv(draft, index=False)
     seconds = sum(row["seconds"] for row in history)
     record = {
         "configuration": run.model_dump(),
         "dataset": manifest.name,
         "data_sha256": manifest.sha256,
+        "data": str(data),
         "partition_sha256": sha256(partition),
+        "partition": str(partition),
         "model_sha256": sha256(output / "model.safetensors"),
-        "optimizer_sha256": state.digest(optimizer_state),
+        **_hashes(weights, trained, optimizer_state, table),
         "parameters": parameters,
         "steps": run.epochs * batches.steps_per_epoch,
         "images_per_second": run.epochs * batches.steps_per_epoch * run.batch / seconds,
@@ -168,6 +177,23 @@ def _epoch(
         "input_seconds": waited,
         "compute_seconds": max(0.0, seconds - waited - communicated),
         "communication_seconds": communicated,
+    }
+
+
+def _hashes(
+    weights: dict[str, torch.Tensor],
+    trained: set[str],
+    optimizer_state: dict[str, dict[str, torch.Tensor]],
+    history: pd.DataFrame,
+) -> dict[str, str | None]:
+    """Return the SHA-256 of each kind of result; None for buffers where the model has none."""
+    parameters = {name: value for name, value in weights.items() if name in trained}
+    buffers = {name: value for name, value in weights.items() if name not in trained}
+    return {
+        "parameters_sha256": state.digest(parameters),
+        "buffers_sha256": state.digest(buffers) if buffers else None,
+        "optimizer_sha256": state.digest(optimizer_state),
+        "history_sha256": state.digest(history[RESULTS].to_csv(index=False)),
     }
 
 

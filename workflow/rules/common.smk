@@ -21,7 +21,7 @@ os.environ.update(
 from lockstep.config import load
 from lockstep.data.sources import SOURCES
 from lockstep.errors import UserError
-from lockstep.provenance import code_digest
+from lockstep.provenance import caps, code_digest
 
 try:
     EXPERIMENT, RUNS = load(config, where=", ".join(map(str, workflow.configfiles)))
@@ -165,10 +165,12 @@ def check_cores(wildcards):
 
 # The launcher of local ranks; a profile sets another. Cores are not bound, since two jobs of one
 # machine would be bound to the same ones; the stages see to it that there are enough. Without
-# libfabric, which one host has no use for, ranks start a second sooner.
+# libfabric, which one host has no use for, ranks start a second sooner. Ranks on other hosts get the
+# environment that decides their bits.
 MPIRUN = " ".join(
     [
         "mpirun --map-by :OVERSUBSCRIBE --bind-to none --mca btl ^ofi -x PATH -x PYTHONPATH",
+        *(f"-x {name}" for name in caps()),
         *(["--hostfile hostfile"] if Path("hostfile").exists() else []),
     ]
 )

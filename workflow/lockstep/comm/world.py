@@ -34,18 +34,18 @@ class World:
         return self.local_size == self.size
 
 
-def discover(expected: int) -> World:
+def discover(expected: int | None = None) -> World:
     """Find out who this process is.
 
     Args:
-        expected: the number of ranks that was asked for.
+        expected: the number of ranks that was asked for; None takes as many as there are.
 
     Raises:
         UserError: another number came up. A launcher that does not speak this MPI's start-up
             protocol starts so many worlds of one rank each, and says nothing.
     """
     world = _discover()
-    if world.size != expected:
+    if expected is not None and world.size != expected:
         raise UserError(
             f"ranks: {expected} were asked for, and {world.launcher} brought up {world.size} on "
             f"{socket.gethostname()}; launch with `mpirun -n {expected}` of the MPI that mpi4py "

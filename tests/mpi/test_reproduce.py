@@ -1,0 +1,87 @@
+"""reproduce: a recorded run again, on other numbers of ranks, through real mpirun."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import REPOSITORY, mpirun, run
+
+CAPS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
+
+
+def train(digits, output, launcher, ranks, *flags):
+    words = ["train", "--data", digits, "--partition", digits / "4" / "shards.csv"]
+    words += ["--model", "tests.mpi.models:busy", "--epochs", 1, "--snapshots", 1, "--shift", 2]
+    words += ["--batch", 64, "--output", output, "--ranks", ranks, "--oversubscribe", *flags]
+    done = run([*launcher, "-m", "lockstep", *words], REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    return train(digits, tmp_path_factory.mktemp("recorded"), mpirun(2), 2)
+
+
+def reproduce(launcher, results):
+    return run([*launcher, "-m", "lockstep", "reproduce", results], REPOSITORY)
+
+
+@pytest.mark.parametrize("launcher", [[sys.executable], mpirun(4)])
+def test_a_run_gives_its_bits_on_other_ranks(launcher, trained):
+    done = reproduce(launcher, trained)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5
+    assert [line for line in lines if "DIFFERENT" in line] == []
+    assert lines[-1].startswith("the same bits with P = ")
+    assert "note:" not in done.stderr
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="there is nothing to cap"
+)
+def test_capped_instruction_sets_are_recorded_and_noted_and_give_other_bits(
+    digits, trained, tmp_path, monkeypatch
+):
+    for name, value in CAPS.items():
+        monkeypatch.setenv(name, value)
+    done = reproduce(mpirun(2), trained)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "weights               DIFFERENT" in done.stdout
+    for name, value in CAPS.items():
+        line = f"{name}: {value} here, not set in the record"
+        assert f"note: {line}" in done.stderr
+        assert f"not as it was: {line}" in done.stdout
+    capped = train(digits, tmp_path, mpirun(2), 2)
+    record = json.loads((capped / "train.json").read_text())
+    assert record["arithmetic"]["instruction_set"] == "DEFAULT"
+    assert [place["caps"] for place in record["ranks"]] == [CAPS, CAPS]
+    # With the same caps the promise is kept, here and on a processor of another kind.
+    assert reproduce([sys.executable], capped).returncode == 0
+    for name in CAPS:
+        monkeypatch.delenv(name)
+    assert reproduce([sys.executable], capped).returncode == 1
+
+
+def refused(done):
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return next(line for line in done.stderr.splitlines() if line.startswith("lockstep reproduce"))
+
+
+def test_what_cannot_be_tried_is_refused(digits, trained, tmp_path):
+    assert "3 ranks cannot share 4 shards" in refused(reproduce(mpirun(3), trained))
+    record = json.loads((trained / "train.json").read_text())
+    record["partition_sha256"] = "0" * 64
+    (tmp_path / "train.json").write_text(json.dumps(record))
+    assert "partition: " in refused(reproduce(mpirun(2), tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["train.json"]
+
+
+def test_ddp_gives_its_bits_again_on_as_many_ranks(digits, tmp_path):
+    trained = train(digits, tmp_path, mpirun(2), 2, "--strategy", "ddp")
+    done = reproduce(mpirun(2), trained)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,180 @@
+"""reproduce: what is compared, what is refused, and what is said of another machine."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from lockstep import reproduce
+from lockstep.comm.world import World
+from lockstep.config import Run
+from lockstep.partition import partition
+from lockstep.provenance import CAPS, code_digest
+from lockstep.train import train
+
+# Two epochs of a linear model: a second.
+RUN = Run(model="linear", ranks=1, epochs=2, snapshots=1, shift=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _arithmetic_as_it_was():
+    """What a run sets for its own process must not stay for other tests."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    """A run's folder, with the data and the shards it was trained on beside it."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(digits, folder / "data")
+    partition(folder / "data", RUN.scheme, RUN.shards, RUN.seed, RUN.alpha, folder / "shards")
+    train(RUN, folder / "data", folder / "shards" / "shards.csv", folder / "run")
+    return folder
+
+
+@pytest.fixture
+def record(trained):
+    """What train.json says, to change."""
+    return json.loads((trained / "run" / "train.json").read_text())
+
+
+def again(results, **where):
+    places = {"data": None, "partition": None, "output": None} | where
+    return reproduce.reproduce(results, **places)
+
+
+def write(folder, record):
+    folder.mkdir()
+    (folder / "train.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_a_run_gives_its_bits_again(trained, tmp_path, capsys):
+    assert again(trained / "run", output=tmp_path / "again")
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split("equal")[0].strip() for line in said[:-1]] == list(reproduce.RESULTS)
+    assert said[-1] == "the same bits with P = 1 as with P = 1"
+    old, new = (folder / "model.safetensors" for folder in (trained / "run", tmp_path / "again"))
+    assert old.read_bytes() == new.read_bytes()
+
+
+def test_nothing_is_left_behind_without_an_output(trained, litter):
+    before = litter(trained)
+    assert again(trained / "run")
+    assert litter(trained) == before
+
+
+def test_moved_data_and_shards_are_found_where_one_says(trained, record, tmp_path, refused):
+    record |= {"data": "gone/data", "partition": "gone/shards.csv"}
+    results = write(tmp_path / "run", record)
+    with refused("data: gone/data", "not here", "--data"):
+        again(results)
+    with refused("partition: gone/shards.csv", "--partition"):
+        again(results, data=trained / "data")
+    shards = trained / "shards" / "shards.csv"
+    assert again(results, data=trained / "data", partition=shards)
+
+
+@pytest.mark.parametrize("name", reproduce.RESULTS)
+def test_each_result_that_differs_is_named(name, record, tmp_path, capsys):
+    record[reproduce.RESULTS[name]] = "0" * 64
+    assert not again(write(tmp_path / "run", record))
+    said = capsys.readouterr().out.splitlines()
+    different = [line for line in said if "DIFFERENT" in line]
+    assert len(different) == 1
+    assert different[0].startswith(name)
+    assert different[0].endswith("not 000000000000")
+    assert "not as it was: nothing that the record has" in said
+
+
+def test_another_seed_gives_other_weights(record, tmp_path, capsys):
+    record["configuration"]["seed"] = 1
+    assert not again(write(tmp_path / "run", record))
+    said = capsys.readouterr().out
+    assert "weights               DIFFERENT" in said
+    assert "history               DIFFERENT" in said
+
+
+def test_other_data_are_refused(trained, tmp_path, refused):
+    shutil.copytree(trained / "data", tmp_path / "data")
+    images = np.load(tmp_path / "data" / "train" / "images.npy")
+    images[0, 0, 0, 0] ^= 1
+    np.save(tmp_path / "data" / "train" / "images.npy", images)
+    with refused("data:", "train/images.npy", "SHA-256", "train.json"):
+        again(trained / "run", data=tmp_path / "data")
+
+
+def test_other_shards_are_refused(trained, tmp_path, refused):
+    partition(trained / "data", RUN.scheme, RUN.shards, RUN.seed + 1, RUN.alpha, tmp_path)
+    with refused("partition:", tmp_path / "shards.csv", "--partition"):
+        again(trained / "run", partition=tmp_path / "shards.csv")
+
+
+def test_records_that_cannot_be_compared_are_refused(trained, record, tmp_path, refused):
+    with refused("train.json", "train again"):
+        again(tmp_path)
+    with refused("output", "another folder"):
+        again(trained / "run", output=trained / "run")
+    old = {key: value for key, value in record.items() if key != "history_sha256"}
+    with refused("history_sha256", "older version"):
+        again(write(tmp_path / "old", old))
+    record["configuration"]["shards"] = 0
+    with refused("train.json", "not the record of a run"):
+        again(write(tmp_path / "damaged", record))
+
+
+@pytest.mark.parametrize("how", [{"strategy": "ddp"}, {"reduction": "fast"}])
+def test_bits_that_depend_on_the_ranks_want_their_number(how, record, tmp_path, refused):
+    run = Run(**RUN.model_dump() | how | {"ranks": 4})
+    two = World(0, 2, 0, 2, "mpirun")
+    with refused(run.strategy, "was 4, not 2", "mpirun -n 4"):
+        reproduce.as_launched(run, record, two, tmp_path)
+    four = World(0, 4, 0, 4, "mpirun")
+    assert reproduce.as_launched(run, record, four, tmp_path).ranks == 4
+
+
+def test_the_launch_decides_the_ranks_and_the_record_the_kind_of_device(record, tmp_path, refused):
+    launched = reproduce.as_launched(RUN, record, World(0, 4, 0, 4, "mpirun"), tmp_path)
+    changed = {"ranks": 4, "device": "cpu", "oversubscribe": True}
+    assert launched == RUN.model_copy(update=changed)
+    record["ranks"][0]["device"] = "NVIDIA H100"
+    world = World(0, 1, 0, 1, "python")
+    assert reproduce.as_launched(RUN, record, world, tmp_path).device == "cuda"
+    with refused("3 ranks cannot share 4 shards"):
+        reproduce.as_launched(RUN, record, World(0, 3, 0, 3, "mpirun"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        (("versions", "numpy"), "numpy: {} here, other in the record"),
+        (("code",), "code of lockstep and of the model: {} here, other in the record"),
+        (("arithmetic", "instruction_set"), "instruction set: {} here, other in the record"),
+        (("arithmetic", "threads"), "threads: {} here, other in the record"),
+        (("arithmetic", "flush_denormal"), "flush denormal: {} here, other in the record"),
+        (("arithmetic", "libraries", "onednn"), "onednn: {} here, other in the record"),
+        (("arithmetic", "caps", CAPS[0]), f"{CAPS[0]}: not set here, other in the record"),
+        (("ranks", 0, "processor"), "processor: {} here, other in the record"),
+        (("ranks", 0, "device"), "device: {} here, other in the record"),
+    ],
+)
+def test_what_is_not_as_it_was_has_a_line(path, line, record, monkeypatch):
+    now = copy.deepcopy(record)
+    assert list(reproduce.differences(record, now)) == []
+    place = record
+    for key in path[:-1]:
+        place = place[key]
+    here = place.get(path[-1])
+    place[path[-1]] = "other"
+    assert list(reproduce.differences(record, now)) == [line.format(here)]
+
+
+def test_the_record_has_the_code_that_was_run(record):
+    assert record["code"] == code_digest("lockstep.train", "linear")

@@ -1,0 +1,169 @@
+"""reproduce: train a run again from its record, at any number of ranks, and compare the bits."""
+
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lockstep import parallel, provenance, runtime
+from lockstep.comm.world import World, discover
+from lockstep.config import Run, parse
+from lockstep.data.manifest import read_manifest
+from lockstep.errors import UserError
+from lockstep.files import sha256
+from lockstep.train import say, train
+
+# What is compared: its name for a person, and its key in train.json.
+RESULTS = {
+    "weights": "parameters_sha256",
+    "BatchNorm statistics": "buffers_sha256",
+    "optimizer state": "optimizer_sha256",
+    "history": "history_sha256",
+}
+# Packages that the result of `train` is made with; the others only carry it.
+PACKAGES = ("python", "torch", "torchvision", "numpy", "pandas")
+
+
+def reproduce(
+    results: Path, data: Path | None, partition: Path | None, output: Path | None
+) -> bool:
+    """Train the run in `results` again, on as many ranks as were launched, and compare.
+
+    What else than the run might change the bits (versions, code, processors) is said before, and
+    again if the bits differ.
+
+    Args:
+        results: the folder of the run; only its train.json is read.
+        data: the folder of the prepared dataset; None takes the recorded one.
+        partition: the table of shards; None takes the recorded one.
+        output: the folder that gets what `train` writes; None throws it away.
+
+    Returns:
+        Whether all bits are the same, on rank 0; True on the others.
+
+    Raises:
+        UserError: it cannot be tried: the data or the shards are others or are not here, the record
+            is damaged, or this number of ranks cannot give the recorded bits.
+    """
+    recorded, record = provenance.read_record(results)
+    where = results / "train.json"
+    missing = [key for key in (*RESULTS.values(), "arithmetic", "data") if key not in record]
+    if missing:
+        raise UserError(f"{where}: has no {missing[0]!r}: it is of an older version; train again")
+    if output is not None and output.resolve() == results.resolve():
+        raise UserError(f"output: {output} holds the run to compare with; take another folder")
+    world = discover()
+    run = as_launched(recorded, record, world, where)
+    data, partition = data or Path(record["data"]), partition or Path(record["partition"])
+    if world.rank == 0:
+        check_data(record, data, partition, where)
+    device = runtime.choose_device(world, run.device)
+    runtime.pin(run.threads, device, parallel.keeps_bits(run))
+    now = {
+        "versions": provenance.versions(),
+        "code": provenance.code_digest("lockstep.train", run.model),
+        "arithmetic": runtime.arithmetic(),
+        "ranks": [runtime.describe(world, device)],
+    }
+    if world.rank == 0:
+        for line in differences(record, now):
+            say(f"note: {line}")
+    with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
+        again = train(run, data, partition, output or Path(folder))
+    return again is None or _verdict(record, again)
+
+
+def as_launched(recorded: Run, record: dict[str, Any], world: World, where: Path) -> Run:
+    """Return the recorded run with the number of ranks that there is, on the same kind of device.
+
+    Raises:
+        UserError: so many ranks cannot give the bits that were recorded.
+    """
+    if world.size != recorded.ranks and not parallel.keeps_bits(recorded):
+        how = recorded.strategy + (" fast" if recorded.strategy == "sync_sgd" else "")
+        raise UserError(
+            f"{where}: the bits of {how} depend on the number of ranks, which was "
+            f"{recorded.ranks}, not {world.size}; launch with `mpirun -n {recorded.ranks}`"
+        )
+    on_cpu = {place["device"] for place in record["ranks"]} == {"cpu"}
+    # It is the bits that count now, not the speed: ranks may share cores.
+    changes = {
+        "ranks": world.size,
+        "device": "cpu" if on_cpu else "cuda",
+        "oversubscribe": True,
+    }
+    launched: Run = parse(Run, recorded.model_dump() | changes, str(where))
+    return launched
+
+
+def check_data(record: dict[str, Any], data: Path, partition: Path, where: Path) -> None:
+    """Refuse other data or other shards than were recorded; the files themselves are read.
+
+    Raises:
+        UserError: they are others, or are not there.
+    """
+    for name, path in (("data", data / "manifest.json"), ("partition", partition)):
+        if not path.exists():
+            raise UserError(f"{name}: {path} is not here; say where it is by --{name}")
+    for file, expected in record["data_sha256"].items():
+        found = sha256(data / file) if file.startswith("train/") else expected
+        if found != expected:
+            raise UserError(
+                f"data: {data / file} has SHA-256 {found[:12]}, not {expected[:12]} as in {where}; "
+                f"prepare the same data, or say where it is by --data"
+            )
+    if read_manifest(data).sha256 != record["data_sha256"]:
+        raise UserError(f"data: {data / 'manifest.json'} is not of the data in {where}")
+    if (found := sha256(partition)) != record["partition_sha256"]:
+        raise UserError(
+            f"partition: {partition} has SHA-256 {found[:12]}, not "
+            f"{record['partition_sha256'][:12]} as in {where}; say where that one is by --partition"
+        )
+
+
+def differences(record: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
+    """Yield a line for each thing that may change the bits and is not as it was.
+
+    Args:
+        record: what train.json says.
+        now: the same keys `versions`, `code`, `arithmetic` and `ranks` of this launch.
+    """
+    pairs = {name: (record["versions"].get(name), now["versions"].get(name)) for name in PACKAGES}
+    pairs["code of lockstep and of the model"] = record["code"], now["code"]
+    old, new = dict(record["arithmetic"]), dict(now["arithmetic"])
+    for group in ("libraries", "caps"):
+        then, here = old.pop(group), new.pop(group)
+        for name in sorted({*then, *here}):
+            pairs[name] = then.get(name), here.get(name)
+    for name in sorted({*old, *new}):
+        pairs[name.replace("_", " ")] = old.get(name), new.get(name)
+    for name in ("processor", "device"):
+        then, here = ({place[name] for place in some["ranks"]} for some in (record, now))
+        pairs[name] = ", ".join(sorted(then)), ", ".join(sorted(here))
+    for name, (then, here) in pairs.items():
+        if then != here:
+            yield f"{name}: {_say(here)} here, {_say(then)} in the record"
+
+
+def _say(value: Any) -> str:
+    return "not set" if value is None else str(value)
+
+
+def _verdict(record: dict[str, Any], again: dict[str, Any]) -> bool:
+    """Print what is equal and what is not, a line each; return whether all is."""
+    same = True
+    for name, key in RESULTS.items():
+        then, now = ((some[key] or "none")[:12] for some in (record, again))
+        equal = record[key] == again[key]
+        same = same and equal
+        print(f"{name:22}" + (f"equal      {now}" if equal else f"DIFFERENT  {now}, not {then}"))
+    ranks = [len(some["ranks"]) for some in (again, record)]
+    print(
+        "{} bits with P = {} as with P = {}".format("the same" if same else "not the same", *ranks)
+    )
+    if not same:
+        for line in list(differences(record, again)) or ["nothing that the record has"]:
+            print(f"not as it was: {line}")
+    sys.stdout.flush()  # before MPI ends the other ranks, and says so
+    return same
