@@ -143,8 +143,19 @@ class Defaults(Strict):
     """Leave to run more ranks x threads than the machine has cores: slow, good for a test."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute. `auto` takes GPUs, by NCCL, where every rank has one of its own, else CPUs,
-    by Gloo; `cuda` stops where there are too few."""
+    """Where to compute. `auto` takes GPUs where every rank has one of its own, else CPUs; `cuda`
+    stops where there are too few."""
+
+    backend: Literal["auto", "mpi4py", "gloo", "nccl"] = "auto"
+    """What carries the ranks' tensors. `auto` is NCCL between GPUs, and between CPUs MPI where it
+    has started the ranks, else Gloo. The bits do not depend on it."""
+
+    init_method: str = Field(
+        default="auto", pattern=r"^(auto|mpi://|env://|file:///.+|tcp://[^/]+:[0-9]+)$"
+    )
+    """How ranks find each other: `mpi://`, `env://` (MASTER_ADDR and MASTER_PORT are set),
+    `file:///path` (which all ranks see), `tcp://host:port` (of rank 0). `auto` asks MPI where it
+    has started the ranks, else what torchrun has set."""
 
     epochs: int = Field(default=30, ge=1)
     """The number of passes over the training set."""

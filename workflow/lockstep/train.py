@@ -74,7 +74,7 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
         exact = make_objective(run.model_copy(update={"precision": "float32"}), normalize, device)
         bfloat16_distance = check_bfloat16(model, objective, exact, batches.get(0, 0, 0))
 
-    rendezvous.start(world, device)
+    backend = rendezvous.start(world, device, run.backend, run.init_method)
     places: list[Any] = [None] * world.size
     dist.all_gather_object(places, runtime.describe(world, device))
     if world.rank == 0 and (kinds := runtime.unlike(places)):
@@ -127,7 +127,7 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
         "bfloat16_distance": bfloat16_distance,
         "started": started.isoformat(timespec="seconds"),
         "launcher": world.launcher,
-        "backend": "nccl" if device.type == "cuda" else "gloo",
+        "backend": backend,
         "ranks": places,
         "arithmetic": runtime.arithmetic(),
         "versions": provenance.versions(),

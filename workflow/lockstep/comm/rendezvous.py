@@ -1,16 +1,20 @@
 """How ranks find each other: a torch.distributed process group without a port to collide on.
 
-Rank 0 lets the system choose a free port, opens the store on it, and tells the others over MPI.
+By `mpi://`, rank 0 lets the system choose a free port, opens the store on it, and tells the others
+over MPI. torch's own ways are there as well.
 """
 
 import os
 import socket
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 import torch.distributed as dist
 
+from lockstep.comm import world as worlds
 from lockstep.comm.world import World
 from lockstep.errors import UserError
 
@@ -19,22 +23,80 @@ from lockstep.errors import UserError
 TIMEOUT = timedelta(minutes=10)
 
 
-def start(world: World, device: torch.device) -> None:
-    """Start torch.distributed's default group: NCCL for a GPU's tensors, Gloo for a CPU's."""
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    device_id = device if device.type == "cuda" else None
-    if world.launcher == "torchrun":  # its agent has the store, and says so in the environment
-        dist.init_process_group(backend, timeout=TIMEOUT, device_id=device_id)
-        return
-    store = _store(world) if world.comm is not None else dist.HashStore()
+def start(
+    world: World, device: torch.device, backend: str = "auto", init_method: str = "auto"
+) -> str:
+    """Start torch.distributed's default group.
+
+    Args:
+        world: who this process is.
+        device: where it computes.
+        backend: `mpi4py`, `gloo`, `nccl`, or `auto`: NCCL between GPUs, and for a CPU's tensors
+            MPI where it has started the ranks, else Gloo.
+        init_method: how the ranks find each other: an address that torch.distributed knows
+            (`mpi://`, `env://`, `file:///path`, `tcp://host:port`), or `auto`: by MPI where it has
+            started the ranks, else by the variables that torchrun sets.
+
+    Returns:
+        The name of the backend that carries this device's tensors.
+
+    Raises:
+        UserError: the backend or the way is not to be had here.
+    """
+    host = "mpi4py" if world.comm is not None else "gloo"
+    chosen = backend if backend != "auto" else "nccl" if device.type == "cuda" else host
+    if chosen == "nccl" and device.type != "cuda":
+        raise UserError("backend: nccl is for GPUs, and this run computes on CPUs; take auto")
+    if chosen == "mpi4py" and world.comm is None and world.size > 1:
+        raise UserError(
+            f"backend: mpi4py needs ranks that MPI has started, and {world.launcher} started "
+            f"these; launch with mpirun or srun, or take gloo"
+        )
+    devices = f"cpu:{host},cuda:nccl" if chosen == "nccl" else f"cpu:{chosen},cuda:{chosen}"
     dist.init_process_group(
-        backend,
-        store=store,
-        rank=world.rank,
-        world_size=world.size,
+        devices,
         timeout=TIMEOUT,
-        device_id=device_id,
+        device_id=device if chosen == "nccl" else None,
+        **_meeting(world, init_method),
     )
+    return chosen
+
+
+def _meeting(world: World, init_method: str) -> dict[str, Any]:
+    """Return what init_process_group is to be told about where the ranks meet."""
+    place = {"rank": world.rank, "world_size": world.size}
+    if init_method == "auto":
+        if world.comm is not None:
+            return {"store": _store(world), **place}
+        if world.size == 1:
+            return {"store": dist.HashStore(), **place}
+        init_method = "env://"
+    if init_method == "mpi://":
+        if world.comm is None:
+            raise UserError(
+                f"init_method: mpi:// needs ranks that MPI has started, and {world.launcher} "
+                f"started these; launch with mpirun or srun, or take auto"
+            )
+        return {"store": _store(world), **place}
+    if init_method == "env://":
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise UserError(
+                f"init_method: env:// needs {' and '.join(missing)} in the environment of every "
+                f"rank; set it to rank 0's host and a free port of it, or take mpi://"
+            )
+    if init_method.startswith("file://") and world.comm is not None:
+        # What a killed run has left there would be taken for this one's.
+        if world.rank == 0:
+            Path(init_method.removeprefix("file://")).unlink(missing_ok=True)
+        world.comm.Barrier()
+    return {"init_method": init_method, **place}
+
+
+def from_mpi() -> tuple[dist.Store, int, int]:
+    """Return a store that all ranks reach, this rank, and their number: torch's `mpi://`."""
+    world = worlds.from_mpi()
+    return _store(world), world.rank, world.size
 
 
 def stop() -> None:

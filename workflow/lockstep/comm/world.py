@@ -61,13 +61,23 @@ def _discover() -> World:
         rank, size, local_rank, local_size = (int(env[name]) for name in names)
         return World(rank, size, local_rank, local_size, "torchrun")
     if any(sign in env for sign in _MPI_SIGNS):
-        from mpi4py import MPI
-
-        comm = MPI.COMM_WORLD
-        local = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        place = (comm.rank, comm.size, local.rank, local.size)
-        local.Free()
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        env.update({name: str(value) for name, value in zip(names, place, strict=True)})
-        return World(*place, launcher="srun" if "SLURM_STEP_ID" in env else "mpirun", comm=comm)
+        return from_mpi()
+    if "RANK" in env and "WORLD_SIZE" in env:  # started by hand, or by a script of the user's
+        rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
+        local = env.get("LOCAL_RANK", rank), env.get("LOCAL_WORLD_SIZE", size)
+        return World(rank, size, int(local[0]), int(local[1]), "environment")
     return World(0, 1, 0, 1, "python")
+
+
+def from_mpi() -> World:
+    """Ask MPI, and tell torch by the variables that it reads."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    local = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    place = (comm.rank, comm.size, local.rank, local.size)
+    local.Free()
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    os.environ.update({name: str(value) for name, value in zip(names, place, strict=True)})
+    launcher = "srun" if "SLURM_STEP_ID" in os.environ else "mpirun"
+    return World(*place, launcher=launcher, comm=comm)

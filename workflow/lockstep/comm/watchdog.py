@@ -1,0 +1,119 @@
+"""Ranks that fail or hang: the others learn of it, all say where they are, and the job ends.
+
+MPI has no way to take back a call that another rank does not answer. A thread on each rank watches
+the calls that this rank is in. When one has lasted longer than its group allows, the rank tells the
+others, every rank prints the stacks of its threads, and MPI ends the job. A rank that an exception
+ends which nobody caught takes the others with it at once: they would wait for it.
+"""
+
+import atexit
+import faulthandler
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from types import TracebackType
+
+import torch.distributed as dist
+from mpi4py import MPI
+
+# Seconds that ranks have for printing before the job ends.
+FAREWELL = 2.0
+
+_Call = tuple[str, str, float, float]
+
+
+class Over:
+    """While it is entered, this thread is in a call that may last `limit` seconds."""
+
+    __slots__ = ("_calls", "_group", "_limit", "_what")
+
+    def __init__(self, calls: dict[int, _Call], what: str, group: str, limit: float) -> None:
+        self._calls, self._what, self._group, self._limit = calls, what, group, limit
+
+    def __enter__(self) -> None:
+        self._calls[threading.get_ident()] = (
+            self._what,
+            self._group,
+            self._limit,
+            time.monotonic(),
+        )
+
+    def __exit__(self, *_: object) -> None:
+        del self._calls[threading.get_ident()]
+
+
+class Watchdog:
+    """Watches a process's calls, and ends the job when it must; one for a process."""
+
+    def __init__(self) -> None:
+        self._comm = MPI.COMM_WORLD.Dup()
+        self._calls: dict[int, _Call] = {}
+        self._period = 1.0
+        self._leaving = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+        atexit.register(self._leave)
+        sys.excepthook = self._report
+
+    def over(self, what: str, group: str, limit: float) -> Over:
+        """Return a context for a call: its name, its group's, and the seconds that it may last."""
+        return Over(self._calls, what, group, limit)
+
+    def expect(self, timeout: float) -> None:
+        """Look often enough to notice a call that is late after `timeout` seconds."""
+        self._period = min(self._period, max(0.05, timeout / 10))
+
+    def _watch(self) -> None:
+        while not self._leaving.wait(self._period):
+            if self._comm.Iprobe(MPI.ANY_SOURCE):
+                self._say("another rank waits in vain")
+                return
+            now = time.monotonic()
+            for what, group, limit, since in list(self._calls.values()):
+                if now - since > limit:
+                    self._say(f"{what} on group {group!r} was not answered within {limit:g} s")
+                    self._tell_all()
+                    time.sleep(FAREWELL)
+                    MPI.COMM_WORLD.Abort(1)
+
+    def _tell_all(self) -> None:
+        # Not waited for: the receiver may be past reading, and empty messages need no buffer.
+        for rank in range(self._comm.size):
+            if rank != self._comm.rank:
+                self._comm.Isend([None, 0, MPI.BYTE], rank).Free()
+
+    def _say(self, why: str) -> None:
+        """Print why the job ends, what this rank is in, and the stacks of its threads, as one."""
+        where = " and ".join(what for what, *_ in self._calls.values())
+        with tempfile.TemporaryFile("w+") as stacks:
+            faulthandler.dump_traceback(stacks)
+            stacks.seek(0)
+            text = (
+                f"{self._who()}: {why}; this rank is "
+                f"{f'in {where}' if where else 'in no communication: it may be what hangs'}\n"
+                f"{stacks.read()}"
+            )
+        print(text, file=sys.__stderr__, flush=True)
+
+    def _report(
+        self, kind: type[BaseException], error: BaseException, stack: TracebackType | None
+    ) -> None:
+        """End the job by an exception that nobody caught: an excepthook."""
+        text = "".join(traceback.format_exception(kind, error, stack))  # whole, not line by line
+        print(text, end="", file=sys.__stderr__, flush=True)
+        if dist.is_initialized() and self._comm.size > 1:
+            summary = traceback.format_exception_only(kind, error)[-1].strip()
+            print(f"{self._who()}: {summary}; ending all ranks", file=sys.__stderr__, flush=True)
+            MPI.COMM_WORLD.Abort(1)
+
+    def _who(self) -> str:
+        place = f"rank {self._comm.rank} of {self._comm.size}"
+        return f"{place} ({socket.gethostname()}, process {os.getpid()})"
+
+    def _leave(self) -> None:
+        self._leaving.set()
+        self._thread.join()  # MPI must not be finalised under its call
