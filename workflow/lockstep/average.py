@@ -1,5 +1,6 @@
-"""average: the mean of a run's snapshots. No MPI, no rank: one process and files."""
+"""average: the mean of a run's snapshots, or of its replicas. One process and files, no MPI."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from lockstep import runtime, state
+from lockstep.comm.tree import Node, fold, push
 from lockstep.comm.world import discover
 from lockstep.data.arrays import open_part
 from lockstep.data.manifest import read_manifest
@@ -23,7 +25,9 @@ def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
     """Average the snapshots in `results`/snapshots to `results`/averaged.safetensors.
 
     Every floating-point weight becomes the mean of the snapshots' (Izmailov et al., "Averaging
-    weights leads to wider optima", 2018), summed in float64 in the order of their names.
+    weights leads to wider optima", 2018), summed in float64 in the order of their names. Where the
+    snapshots are local SGD's replicas, this is the one average that they get (Zinkevich et al.,
+    "Parallelized stochastic gradient descent", 2010), along the tree, as it is while training.
     BatchNorm's statistics are those of other weights then, so they are computed again, over the
     training data.
 
@@ -33,7 +37,8 @@ def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
         threads: the number of threads.
 
     Raises:
-        UserError: there are no snapshots, or they differ in keys, shapes or types.
+        UserError: there are no snapshots, too few replicas, or they differ in keys, shapes or
+            types.
     """
     run = read_run(results)
     device = runtime.choose_device(discover(1), run.device)
@@ -41,7 +46,12 @@ def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
     paths = sorted((results / "snapshots").glob("*.safetensors"))
     if not paths:
         raise UserError(f"{results / 'snapshots'}: there is no snapshot in it; train again")
-    mean = mean_state(paths)
+    if run.one_shot and len(paths) != run.shards:
+        raise UserError(
+            f"{results / 'snapshots'}: {len(paths)} replicas of {run.shards} shards are in it; "
+            f"train again"
+        )
+    mean = mean_replica(paths) if run.one_shot else mean_state(paths)
     manifest = read_manifest(data)
     model = build(run.model, manifest.shape, manifest.classes)
     model.load_state_dict(mean)
@@ -67,19 +77,43 @@ def mean_state(paths: list[Path]) -> dict[str, torch.Tensor]:
     Raises:
         UserError: they differ in keys, shapes or types; the line names the file and the key.
     """
-    first = state.read(paths[0])
-    sums = {name: value.double() for name, value in first.items() if value.is_floating_point()}
-    last = first
-    for path in paths[1:]:
-        last = state.read(path)
-        odd = sorted(set(first) ^ set(last))
+    last: dict[str, torch.Tensor] = {}
+    sums: dict[str, torch.Tensor] = {}
+    for last in _states(paths):
+        for name, value in last.items():
+            if value.is_floating_point():
+                sums[name] = sums[name] + value.double() if name in sums else value.double()
+    means = {name: (total / len(paths)).to(last[name].dtype) for name, total in sums.items()}
+    return {name: means.get(name, value) for name, value in last.items()}
+
+
+def mean_replica(paths: list[Path]) -> dict[str, torch.Tensor]:
+    """Return the mean of the replicas in `paths`, a shard's each, summed along the tree.
+
+    Raises:
+        UserError: as `mean_state`.
+    """
+    last: dict[str, torch.Tensor] = {}
+    stacks: dict[str, list[Node]] = {}
+    for shard, last in enumerate(_states(paths)):
+        for name, value in last.items():
+            if value.is_floating_point():
+                push(stacks.setdefault(name, []), Node(0, shard, value))
+    means = {name: fold(stack) / len(paths) for name, stack in stacks.items()}
+    return {name: means.get(name, value) for name, value in last.items()}
+
+
+def _states(paths: list[Path]) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the state_dicts in `paths`, all of the same keys, shapes and types."""
+    first: dict[str, torch.Tensor] = {}
+    for path in paths:
+        found = state.read(path)
+        first = first or found
+        odd = sorted(set(first) ^ set(found))
         if odd:
             raise UserError(f"{path}: key {odd[0]!r} is not in both it and {paths[0]}")
-        for name, value in last.items():
+        for name, value in found.items():
             kinds = [f"{t.dtype} {tuple(t.shape)}" for t in (value, first[name])]
             if kinds[0] != kinds[1]:
                 raise UserError(f"{path}: key {name!r} is {kinds[0]}, and {kinds[1]} in {paths[0]}")
-            if name in sums:
-                sums[name] += value.double()
-    means = {name: (total / len(paths)).to(first[name].dtype) for name, total in sums.items()}
-    return {name: means.get(name, value) for name, value in last.items()}
+        yield found

@@ -255,6 +255,11 @@ class Run(Defaults):
             )
 
     @property
+    def one_shot(self) -> bool:
+        """Whether replicas are trained apart to the end, and `average` makes one model of them."""
+        return self.strategy == "local_sgd" and self.sync_every == 0
+
+    @property
     def partition(self) -> str:
         """The name of the partition's folder: all that it depends on, beside the data."""
         alpha = f"-{str(self.alpha).removesuffix('.0')}" if self.scheme == "dirichlet" else ""

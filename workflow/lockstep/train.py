@@ -28,6 +28,7 @@ from lockstep.data.shards import read_members
 from lockstep.files import atomic, sha256, write_json
 from lockstep.models import build
 from lockstep.objective import Normalize, check_bfloat16, make_objective
+from lockstep.parallel.local_sgd import LocalSGD
 
 # Seconds between two lines about an epoch that goes on, where there is no terminal.
 LINE_EVERY = 30.0
@@ -94,11 +95,14 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
         sent += round(meter.sent - before)
         if world.rank == 0:
             say(_line(history[-1], run.epochs))
-        if epoch >= run.epochs - run.snapshots:
+        if epoch >= run.epochs - run.snapshots and not run.one_shot:
             weights = strategy.model_state()
             if world.rank == 0:
                 state.save(weights, output / "snapshots" / f"epoch-{epoch + 1:04}.safetensors")
 
+    if run.one_shot and isinstance(strategy, LocalSGD):
+        for shard, weights in strategy.states():
+            state.save(weights, output / "snapshots" / f"replica-{shard:04}.safetensors")
     weights, optimizer_state = strategy.model_state(), strategy.optimizer_state()
     everyones_sent = [0] * world.size
     dist.all_gather_object(everyones_sent, sent)
@@ -158,7 +162,7 @@ def _epoch(
         micro_batches = [batches.get(epoch, index, shard) for shard in strategy.shards]
         waited += time.perf_counter() - before
         lr = optim.learning_rate(run, step, steps)
-        sums += strategy.step(micro_batches, lr)
+        sums = sums + strategy.step(micro_batches, lr)
         if world.rank == 0 and bar.disable and time.perf_counter() - said > LINE_EVERY:
             said = time.perf_counter()
             rate = (index + 1) * run.batch / (said - started)

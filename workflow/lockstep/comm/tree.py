@@ -122,6 +122,10 @@ class TreeReduce:
         """Give a buffer back."""
         self._spare.append(buffer)
 
+    def drop(self) -> None:
+        """Keep no buffer: those that were added as terms are their owner's again."""
+        self._spare.clear()
+
     def _empty(self, length: int) -> torch.Tensor:
         return torch.empty(length, dtype=self.dtype, device=self.device)
 

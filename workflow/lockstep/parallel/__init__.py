@@ -33,12 +33,12 @@ class Strategy(Protocol):
         """Do a step's forward and backward passes over this rank's shards, and the update.
 
         Returns [sum of losses, number of right answers] (float32, 2), over the global batch, or
-        over this rank's part where `totals` adds up the ranks.
+        over this rank's part where `totals` adds up the ranks; or a row for each of its shards.
         """
         ...
 
     def totals(self, sums: torch.Tensor) -> torch.Tensor:
-        """Return an epoch's sums of what `step` returned (float64, 2), over all ranks."""
+        """Return an epoch's sums of what `step` returned (float64), over all ranks (2)."""
         ...
 
     def model_state(self) -> dict[str, torch.Tensor]:
@@ -55,7 +55,9 @@ class Strategy(Protocol):
 
 def keeps_bits(run: Run) -> bool:
     """Return whether the run's strategy gives the same bits at any number of ranks."""
-    return run.strategy == "single" or (run.strategy == "sync_sgd" and run.reduction == "tree")
+    return run.strategy in ("single", "local_sgd") or (
+        run.strategy == "sync_sgd" and run.reduction == "tree"
+    )
 
 
 def make(run: Run, model: nn.Module, objective: Objective, world: World) -> Strategy:
@@ -69,4 +71,12 @@ def make(run: Run, model: nn.Module, objective: Objective, world: World) -> Stra
 
         kind = TreeReduction if keeps_bits(run) else FastReduction
         return kind(run, model, objective, world)
+    if run.strategy == "local_sgd":
+        from lockstep.parallel.local_sgd import LocalSGD
+
+        return LocalSGD(run, model, objective, world)
+    if run.strategy == "data_parallel":
+        from lockstep.parallel.data_parallel import DataParallel
+
+        return DataParallel(run, model, objective)
     raise UserError(f"strategy: {run.strategy!r} is not there yet; take 'sync_sgd'")

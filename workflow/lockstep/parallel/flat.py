@@ -37,6 +37,17 @@ class Flat:
         for parameter, view in zip(self.parameters, views, strict=True):
             parameter.grad = view
 
+    def hold(self, flat: torch.Tensor) -> None:
+        """Move the parameters to `flat`, in the place of their gradients."""
+        for parameter, view in zip(self.parameters, self._make_views(flat), strict=True):
+            view.copy_(parameter.detach())
+            parameter.data = view
+
+    def take(self, flat: torch.Tensor) -> None:
+        """Set the parameters to what `flat` holds in the place of their gradients."""
+        for parameter, view in zip(self.parameters, self._make_views(flat), strict=True):
+            parameter.data.copy_(view)
+
     def _make_views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         # With the parameter's own strides: fused optimizers walk both alike.
         views, offset = [], 0

@@ -1,0 +1,63 @@
+"""local_sgd through real mpirun: its replicas do not know how many ranks hold them."""
+
+import json
+import sys
+
+import pytest
+
+from lockstep import state
+from tests.conftest import REPOSITORY, mpirun, run
+from tests.mpi.test_promise import bits, train
+
+PYTHON = [sys.executable]
+
+
+@pytest.mark.parametrize("sync_every", [0, 1, 7])
+def test_the_bits_are_the_same_at_any_number_of_ranks(sync_every, digits, tmp_path):
+    how = ["--strategy", "local_sgd", "--sync-every", sync_every]
+    found = []
+    for ranks, launcher in ((1, PYTHON), (2, mpirun(2)), (4, mpirun(4))):
+        output = tmp_path / str(ranks)
+        record = train(digits, output, "busy", launcher, ranks, *how)
+        found.append(bits(output, record))
+        assert record["bytes_sent"] == [record["bytes_sent"][0]] * ranks
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]["snapshots"]) == (2 if sync_every else 4)
+
+
+def test_it_sends_as_often_as_it_averages(digits, tmp_path):
+    sent = {}
+    for sync_every in (0, 1, 5):
+        how = ["--strategy", "local_sgd", "--sync-every", sync_every]
+        record = train(digits, tmp_path / str(sync_every), "cnn", mpirun(2), 2, *how)
+        totals = 2 * 2 * 2 * 8  # 2 epochs' losses and right answers of this rank's 2 shards
+        sent[sync_every] = record["bytes_sent"][0] - totals
+    steps, parameters = record["steps"], record["parameters"]
+    assert sent[0] == 0
+    assert sent[1] == steps * (parameters + 2) * 4
+    assert sent[5] == steps // 5 * (parameters + 2) * 4
+
+
+def test_one_average_at_the_end_is_the_same_by_train_and_by_average(digits, tmp_path):
+    how = ["--strategy", "local_sgd", "--sync-every"]
+    late = tmp_path / "late"
+    record = train(digits, late, "cnn", mpirun(2), 2, *how, 0)
+    replicas = sorted(path.name for path in (late / "snapshots").iterdir())
+    assert replicas == [f"replica-000{shard}.safetensors" for shard in range(4)]
+    first = state.read(late / "snapshots" / replicas[0])
+    last = state.read(late / "model.safetensors")
+    assert all((first[name] == last[name]).all() for name in first)
+
+    words = ["average", "--results", late, "--data", digits]
+    done = run([*PYTHON, "-m", "lockstep", *words], REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    averaged = json.loads((late / "averaged.json").read_text())
+    assert averaged["snapshots"] == replicas
+    assert averaged["model_sha256"] != record["model_sha256"]
+    once = train(digits, tmp_path / "once", "cnn", PYTHON, 1, *how, record["steps"])
+    assert averaged["model_sha256"] == once["model_sha256"]
+
+    (late / "snapshots" / replicas[2]).unlink()
+    done = run([*PYTHON, "-m", "lockstep", *words], REPOSITORY)
+    assert done.returncode == 2
+    assert "3 replicas of 4 shards" in done.stderr

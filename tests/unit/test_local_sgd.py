@@ -1,0 +1,176 @@
+"""local_sgd and data_parallel on one rank: replicas train apart and are averaged."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lockstep import optim, parallel
+from lockstep.comm.world import World
+from lockstep.config import Run
+from lockstep.data.batches import MicroBatch
+from lockstep.objective import Normalize, make_objective
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, 0, 1, "python")
+SHARDS = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group():
+    """A process group of one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def make_model(norm=True):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3),
+        nn.BatchNorm2d(4) if norm else nn.Identity(),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(64, 3),
+    ).to(memory_format=torch.channels_last)
+
+
+def make_batches(step, shards=SHARDS):
+    random = np.random.default_rng(step)
+    return [
+        MicroBatch(
+            random.integers(0, 256, (4, 6, 6, 2), dtype=np.uint8),
+            random.integers(0, 3, 4),
+            step,
+            shard,
+        )
+        for shard in range(shards)
+    ]
+
+
+def make(model, **values):
+    run = Run(**{"strategy": "local_sgd", "ranks": 1, "shards": SHARDS, "batch": 12, **values})
+    objective = make_objective(run, Normalize([0.5, 0.4], [0.3, 0.2], CPU), CPU)
+    return parallel.make(run, model, objective, ALONE), run, objective
+
+
+def states(strategy):
+    return [copy.deepcopy(one.model.state_dict()) for one in strategy.replicas]
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_after_an_average_all_replicas_are_equal_and_not_before():
+    strategy, *_ = make(make_model(), sync_every=3)
+    for step in range(6):
+        strategy.step(make_batches(step), 0.01)
+        first, *others = states(strategy)
+        assert [same(first, other) for other in others] == [step % 3 == 2] * 2
+
+
+def test_the_average_is_the_mean_of_weights_and_statistics():
+    apart, *_ = make(make_model(), sync_every=0)
+    together, *_ = make(make_model(), sync_every=2)
+    for step in range(2):
+        for strategy in (apart, together):
+            strategy.step(make_batches(step), 0.01)
+    replicas = states(apart)
+    for name, value in together.replicas[1].model.state_dict().items():
+        if value.is_floating_point():
+            mean = torch.stack([one[name] for one in replicas]).double().mean(dim=0)
+            assert torch.allclose(value.double(), mean, rtol=1e-6, atol=1e-7)
+        else:
+            assert value == 2
+
+
+def test_between_two_averages_the_model_is_the_mean_and_the_replicas_stay():
+    strategy, *_ = make(make_model(), sync_every=10)
+    strategy.step(make_batches(0), 0.01)
+    before = states(strategy)
+    found = strategy.model_state()
+    assert all(map(same, before, states(strategy)))
+    strategy._average()
+    assert same(found, strategy.replicas[0].model.state_dict())
+    assert same(found, strategy.model_state())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_replica_is_a_model_that_is_trained_on_its_shard_alone(optimizer):
+    values = {"optimizer": optimizer, "clip": 0.5, "weight_decay": 0.01, "sync_every": 0}
+    strategy, run, objective = make(make_model(), **values)
+    alone = make_model()
+    its = optim.make_optimizer(run, alone)
+    for step in range(4):
+        strategy.step(make_batches(step), 0.01)
+        its.zero_grad()
+        objective(alone, [make_batches(step)[1]])[0].backward()
+        optim.update(its, 0.01, run.clip)
+    assert same(strategy.replicas[1].model.state_dict(), alone.state_dict())
+    assert same(strategy.model_state(), strategy.replicas[0].model.state_dict())
+    assert not same(strategy.model_state(), alone.state_dict())
+    kept = strategy.optimizer_state()
+    assert kept.keys() == dict(alone.named_parameters()).keys()
+    for name, state in optim.state_of(its, alone).items():
+        for key, value in state.items():
+            assert kept[name][key].shape == (SHARDS, *value.shape)
+            assert torch.equal(kept[name][key][1], value)
+
+
+def test_with_one_shard_it_is_single():
+    values = {"shards": 1, "batch": 4, "sync_every": 1}
+    one, *_ = make(make_model(norm=False), strategy="single", **values)
+    other, *_ = make(make_model(norm=False), **values)
+    for step in range(3):
+        sums = [strategy.step(make_batches(step, 1), 0.01) for strategy in (one, other)]
+        assert torch.equal(sums[0], sums[1][0])
+    assert same(one.model_state(), other.model_state())
+
+
+def test_plain_sgd_with_an_average_each_step_is_sync_sgd():
+    values = {"optimizer": "sgd", "momentum": 0, "nesterov": False}
+    one, *_ = make(make_model(), strategy="single", **values)
+    other, *_ = make(make_model(), sync_every=1, **values)
+    for step in range(3):
+        one.step(make_batches(step), 0.1)
+        other.step(make_batches(step), 0.1)
+    expected = one.model_state()
+    for name, value in other.model_state().items():
+        assert torch.allclose(value, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_losses_are_added_in_the_order_of_the_shards():
+    strategy, *_ = make(make_model())
+    sums = torch.tensor([[1e16, 1], [1.0, 2], [-1e16, 3]], dtype=torch.float64)
+    assert torch.equal(strategy.totals(sums), sums.sum(dim=0))
+
+
+def test_replicas_lie_in_memory_as_the_model_did():
+    model = make_model()
+    strides = [p.stride() for p in model.parameters()]
+    strategy, *_ = make(model)
+    strategy.step(make_batches(0), 0.01)
+    for replica in strategy.replicas:
+        assert [p.stride() for p in replica.model.parameters()] == strides
+        assert [p.grad.stride() for p in replica.model.parameters()] == strides
+
+
+def test_data_parallel_on_a_cpu_steps_on_the_whole_batch_and_says_so(capsys):
+    strategy, run, objective = make(make_model(), strategy="data_parallel")
+    assert "CPU" in capsys.readouterr().err
+    alone = make_model()
+    its = optim.make_optimizer(run, alone)
+    for step in range(3):
+        sums = strategy.step(make_batches(step), 0.01)
+        its.zero_grad()
+        loss, expected = objective(alone, make_batches(step))
+        loss.backward()
+        optim.update(its, 0.01, None)
+        assert torch.equal(sums, expected)
+    assert same(strategy.model_state(), alone.state_dict())
