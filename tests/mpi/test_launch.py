@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 
+import pandas as pd
 import pytest
 
 from tests.conftest import REPOSITORY, mpirun, run
@@ -14,7 +15,8 @@ from tests.conftest import REPOSITORY, mpirun, run
 def test_check_says_what_came_up(ranks, tmp_path):
     output = tmp_path / "check.json"
     words = ["check", "--ranks", ranks, "--models", "cnn", "linear", "--output", output]
-    done = run([*mpirun(ranks), "-m", "lockstep", *words, "--oversubscribe"], tmp_path)
+    words += ["--seconds", 1, "--oversubscribe"]
+    done = run([*mpirun(ranks), "-m", "lockstep", *words], tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads(output.read_text())
     assert [rank["rank"] for rank in record["ranks"]] == list(range(ranks))
@@ -24,6 +26,19 @@ def test_check_says_what_came_up(ranks, tmp_path):
     assert record["models"] == {"cnn": 21840, "linear": 7850}
     assert record["mpi"].startswith("Open MPI")
     assert record["backends"]["gloo"]["median_ms"] > 0
+    table = pd.read_csv(tmp_path / "check.csv")
+    if ranks == 1:
+        assert table.empty
+        assert "one rank: no communication to measure" in done.stdout
+    else:
+        assert set(table["backend"]) == set(record["backends"])
+        assert table["operation"].nunique() == 11
+        gradients = {4 * parameters for parameters in record["models"].values()}
+        assert gradients <= set(table["bytes"][table["operation"] == "all_reduce"])
+        bandwidth = table["bytes"] / table["median_us"] / 1e3
+        sized = table["bytes"] > 0
+        assert table["algbw_gbs"][sized].to_numpy() == pytest.approx(bandwidth[sized], rel=1e-4)
+        assert "busbw_gbs" in done.stdout
 
 
 def refused(done) -> str:

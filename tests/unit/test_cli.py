@@ -136,6 +136,7 @@ def test_a_wrong_command_line_is_one_line_and_status_2(lockstep, words, expected
         (["average", "--data", "d", "--results", "gone"], "gone/train.json"),
         (["summarize", "gone", "--output", "o.csv"], "gone"),
         (["check", "--data", "gone", "--output", "o"], "gone/manifest.json"),
+        (["check", "--output", "o.csv"], "o.csv: the table gets this name"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_status_2(
@@ -218,6 +219,8 @@ def test_help_loads_nothing_large(tmp_path):
         ["partition", "--data", "d", "--output", "o", "--seed", "-1"],
         ["check", "--output", "o", "--threads", "0"],
         ["check", "--output", "o", "--ranks", "0"],
+        ["check", "--output", "o", "--seconds", "-1"],
+        ["check", "--output", "o", "--seconds", "nan"],
         ["average", "--results", "r", "--data", "d", "--threads", "0"],
         ["evaluate", "--results", "r", "--data", "d", "--ranks", "0"],
     ],

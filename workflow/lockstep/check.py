@@ -1,23 +1,23 @@
 """check: what this machine and this MPI can do, tried before a launch goes wrong.
 
-It starts the ranks as `train` would, finds out where they are, sends a first all-reduce through
-each backend, and does a step's passes with each model on the shape of its input.
+It starts the ranks as `train` would, finds out where they are, does a step's passes with each model
+on the shape of its input, and measures how fast the ranks talk to one another over each backend.
 """
 
 import platform
 import socket
-import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import pandas as pd
 import torch
 import torch.distributed as dist
 
 from lockstep import provenance, runtime
-from lockstep.comm import rendezvous
+from lockstep.comm import probe, rendezvous
 from lockstep.comm.world import World, discover
 from lockstep.errors import UserError
-from lockstep.files import write_json
+from lockstep.files import atomic, write_json
 from lockstep.models import build, rehearse
 
 
@@ -30,9 +30,10 @@ def check(
     images: int,
     shape: tuple[int, int, int],
     classes: int,
+    seconds: float,
     output: Path,
 ) -> dict[str, Any] | None:
-    """Try a launch and write what was found to `output`, on rank 0.
+    """Try a launch and write what was found to `output`, and beside it a table, on rank 0.
 
     Args:
         ranks: the number of ranks that must come up.
@@ -43,11 +44,15 @@ def check(
         images: B/S, the number of images that a model gets at once.
         shape: (C, H, W) of their input.
         classes: the number of their outputs.
-        output: the JSON file to write.
+        seconds: the time that measuring the communication may take, about.
+        output: the JSON file to write; the table gets the same name with the ending .csv, and the
+            columns `probe.COLUMNS`.
 
     Raises:
         UserError: a launch like this would go wrong; the line says how to mend it.
     """
+    if output.suffix == ".csv":
+        raise UserError(f"{output}: the table gets this name; call the JSON file another")
     world = discover(ranks)
     if not oversubscribe:
         runtime.check_cores(world, threads)
@@ -62,9 +67,10 @@ def check(
     places: list[Any] = [None] * world.size
     place = {**runtime.describe(world, where), "address": _address(), "threads": threads}
     dist.all_gather_object(places, place)
-    backends = {"gloo": _try(torch.device("cpu"), world)}
-    if where.type == "cuda":
-        backends["nccl"] = _try(where, world)
+    links = _links(world, where)
+    backends = {link.backend: _first(link) for link in links}
+    gradients = [4 * parameters for parameters in sizes.values()]
+    rows = probe.probe(links, [*probe.SIZES, *gradients], seconds)
     rendezvous.stop()
     if world.rank:
         return None
@@ -78,29 +84,48 @@ def check(
         "arithmetic": runtime.arithmetic(),
         "versions": provenance.versions(),
     }
+    with atomic(output.with_suffix(".csv")) as draft:
+        table = pd.DataFrame(rows, columns=list(probe.COLUMNS))
+        table.to_csv(draft, index=False, float_format="%.6g")
     write_json(output, record)
     return record
 
 
-def _try(device: torch.device, world: World) -> dict[str, Any]:
-    """All-reduce a known vector; return the milliseconds that the first and the median one took."""
-    expected = torch.arange(1024, device=device, dtype=torch.float32) * sum(
-        range(1, world.size + 1)
+def _links(world: World, device: torch.device) -> list[probe.Link]:
+    """Return a group of all ranks for each backend that this launch could train with."""
+    cpu = torch.device("cpu")
+    found = {"gloo": cpu}
+    if world.comm is not None and dist.is_backend_available("mpi4py"):
+        found["mpi4py"] = cpu
+    if device.type == "cuda":
+        found["nccl"] = device
+    # A rank that is no member of a group gets a number for it; here all are members.
+    return [
+        probe.Link(name, cast(dist.ProcessGroup, dist.new_group(backend=name)), where)
+        for name, where in found.items()
+    ]
+
+
+def _first(link: probe.Link) -> dict[str, float]:
+    """All-reduce 4 KB; return the milliseconds that the first and the median of ten more took."""
+    size = 4096
+    case = probe.Case(link, "all_reduce", size, probe.Buffers(size // 4, link.device))
+    seconds = probe.measure(case, 11)
+    return {
+        "first_ms": float(seconds[0]) * 1e3,
+        "median_ms": float(seconds[1:].quantile(0.5)) * 1e3,
+    }
+
+
+def for_terminal(table: Path) -> str:
+    """Return what a table holds, in a few lines for a person."""
+    frame = pd.read_csv(table)
+    if frame.empty:
+        return "one rank: no communication to measure"
+    best = frame.groupby(["operation", "backend"], sort=False).agg(
+        latency_us=("median_us", "min"), busbw_gbs=("busbw_gbs", "max")
     )
-    milliseconds = []
-    for _ in range(11):
-        value = torch.arange(1024, device=device, dtype=torch.float32) * (world.rank + 1)
-        started = time.perf_counter()
-        dist.all_reduce(value)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        milliseconds.append((time.perf_counter() - started) * 1e3)
-        if not torch.equal(value, expected):
-            raise UserError(
-                f"backend: an all-reduce on {device.type} gave a wrong sum on rank {world.rank} "
-                f"({socket.gethostname()}); do not train on this installation"
-            )
-    return {"first_ms": milliseconds[0], "median_ms": sorted(milliseconds[1:])[5]}
+    return best.unstack("backend").round(2).to_string(na_rep="")
 
 
 def _address() -> str:

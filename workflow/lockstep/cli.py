@@ -5,6 +5,7 @@ torch, and no process touches MPI that need not.
 """
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lockstep import __version__
-from lockstep.config import Dataset, Defaults, Run, Strict, parse
+from lockstep.config import Config, Dataset, Defaults, Run, Strict, parse
 from lockstep.errors import UserError
 
 
@@ -77,7 +78,7 @@ def make_parser() -> Parser:
     _add_fields(sub, Run, ("shards", "scheme", "alpha", "seed"))
     _add_path(sub, "output", "the folder that gets shards.csv and summary.csv")
 
-    sub = stage("check", "Try a launch: ranks, cores, devices, backends, models.", _check)
+    sub = stage("check", "Try a launch: ranks, cores, devices, models, communication.", _check)
     _add_fields(sub, Run, ("ranks", "threads", "oversubscribe", "device"))
     sub.add_argument(
         "--models", nargs="+", default=["cnn"], help="the models to build (default: cnn)"
@@ -95,7 +96,13 @@ def make_parser() -> Parser:
     )
     sub.add_argument("--classes", type=int, default=10, help="the number of classes (default: 10)")
     _add_path(sub, "data", "a prepared dataset, to take shape and classes from", required=False)
-    _add_path(sub, "output", "the JSON file to write")
+    sub.add_argument(
+        "--seconds",
+        type=float,
+        default=Config.model_fields["check_seconds"].default,
+        help="about how long to measure the communication (default: %(default)s)",
+    )
+    _add_path(sub, "output", "the JSON file to write; the table beside it ends in .csv")
 
     sub = stage("train", "Train a model; launch it with mpirun for more than one rank.", _train)
     _add_data(sub)
@@ -204,15 +211,18 @@ def _partition(args: dict[str, Any]) -> None:
 
 
 def _check(args: dict[str, Any]) -> None:
+    if not 0 <= args["seconds"] < math.inf:
+        raise UserError(f"flags: seconds: expected 0 or more, not {args['seconds']}")
     _limit_threads(args["threads"])
-    from lockstep.check import check
+    from lockstep.check import check, for_terminal
 
     if (data := args.pop("data")) is not None:
         from lockstep.data.manifest import read_manifest
 
         manifest = read_manifest(data)
         args |= {"shape": manifest.shape, "classes": manifest.classes}
-    check(**{**args, "shape": tuple(args["shape"])})
+    if check(**{**args, "shape": tuple(args["shape"])}) is not None:
+        print(for_terminal(args["output"].with_suffix(".csv")))
 
 
 def _train(args: dict[str, Any]) -> None:

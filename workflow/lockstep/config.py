@@ -279,6 +279,10 @@ class Config(Strict):
     """The table of runs: tab-separated, a row each; the column `run` names it, any other column
     overrides the default of that name where the cell is not empty."""
 
+    check_seconds: float = Field(default=5.0, ge=0)
+    """About how many seconds `check` measures the communication of each kind of launch. More of
+    them give more iterations, and larger messages."""
+
     pathvars: dict[Literal["results", "logs", "benchmarks"], str] = Field(default_factory=dict)
     """Snakemake's path variables: `results`, `logs`, `benchmarks` may lie elsewhere."""
 

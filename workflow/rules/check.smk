@@ -9,7 +9,8 @@ rule check_world:
     input:
         rules.prepare.output.manifest if DATASET.path else [],
     output:
-        "<results>/check/{world}.json",
+        record="<results>/check/{world}.json",
+        table="<results>/check/{world}.csv",
     log:
         "<logs>/check/{world}.log",
     benchmark:
@@ -26,4 +27,4 @@ rule check_world:
         code=code_digest("lockstep.check"),
         launch=check_launch,
     shell:
-        "{params.launch} -m lockstep check {params.flags} --output {output:q} > {log:q} 2>&1"
+        "{params.launch} -m lockstep check {params.flags} --output {output.record:q} > {log:q} 2>&1"

@@ -106,6 +106,7 @@ def check_flags(wildcards):
     words = [flags(runs[0], "ranks", "threads", "device"), "--models"]
     words += sorted({shlex.quote(run.model) for run in runs})
     words.append(f"--images={min(run.batch // run.shards for run in runs)}")
+    words.append(f"--seconds={EXPERIMENT.check_seconds}")
     if all(run.oversubscribe for run in runs):
         words.append("--oversubscribe")
     if DATASET.path is None:
