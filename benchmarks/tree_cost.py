@@ -24,7 +24,7 @@ from lockstep.config import Run
 from lockstep.data.arrays import Part
 from lockstep.data.batches import Batches
 from lockstep.models import build
-from lockstep.objective import Normalize, make_objective
+from lockstep.objective import CrossEntropy, Normalize
 
 SHARDS, IMAGES, TURNS = 4, 4096, 15
 
@@ -63,8 +63,8 @@ def make_epoch(
     """Return a function that trains for one epoch."""
     batches = Batches(part, members, run.batch, run.seed)
     model = build(run.model, (1, 28, 28), 10).to(memory_format=torch.channels_last)
-    objective = make_objective(run, Normalize([0.5], [0.3], device), device)
-    strategy = parallel.make(run, model, objective, World(0, 1, 0, 1, "python"))
+    objective = CrossEntropy(run, Normalize([0.5], [0.3], device), device)
+    strategy = parallel.make(run, model, objective, World(0, 1, 0, 1, "python"), (1, 28, 28))
 
     def epoch() -> None:
         torch.use_deterministic_algorithms(parallel.keeps_bits(run))  # as `train` has it

@@ -38,3 +38,44 @@ def broken_on_rank_1(shape: tuple[int, int, int], classes: int) -> nn.Module:
     if os.environ["RANK"] == "1":
         raise RuntimeError("no room in the museum")
     return busy(shape, classes)
+
+
+def little_resnet(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Return a ResNet as torchvision has it, of two residual blocks, for small images."""
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=classes)
+    model.conv1 = nn.Conv2d(shape[0], 64, 3, stride=2, padding=1, bias=False)
+    model.maxpool = model.layer3 = model.layer4 = nn.Identity()
+    model.fc = nn.Linear(128, classes)
+    return model
+
+
+class OfBlocks(nn.Module):
+    """A model that says itself what its blocks are, one of which shuffles how images lie."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(shape[0], 6, 3)
+        self.norm = nn.BatchNorm2d(6)
+        self.mixer = Mixer(shape[2] - 2)
+        self.head = nn.Linear(6, classes)
+
+    def blocks(self) -> list[nn.Module]:
+        return [self.stem, self.norm, self.mixer, self.head]
+
+    def forward(self, x):
+        for block in self.blocks():
+            x = block(x)
+        return x
+
+
+class Mixer(nn.Module):
+    """The mean over rows and mixed columns, whose gradient lies otherwise than its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(width, width)
+
+    def forward(self, x):
+        return nn.functional.dropout(self.mix(x), 0.1, self.training).mean((2, 3))

@@ -170,6 +170,10 @@ def test_a_wrong_configuration_is_one_line(read, refused, values, words):
             "run\tranks\tstages\tstrategy\na\t6\t2\thybrid\n",
             ["a: ranks", "6 ranks", "3 pipelines", "4 shards", "2 times one of 1, 2, 4"],
         ),
+        (
+            "run\tranks\tstrategy\na\t5\tpipeline\n",
+            ["a: pipeline_schedule", "as many shards", "5, not 4", "gpipe"],
+        ),
         ("run\tsync_every\na\t-1\n", ["a: sync_every", "'-1'"]),
         ("run\tstages\na\t0\n", ["a: stages", "'0'"]),
         ("run\toptimizer\tmomentum\tnesterov\na\tsgd\t0\ttrue\n", ["a: nesterov", "momentum"]),
@@ -226,7 +230,7 @@ def test_a_table_that_is_not_there_is_named(tmp_path, refused):
     ],
 )
 def test_stages_see_all_shards_of_their_pipeline(values):
-    run = Run(shards=4, **values)
+    run = Run(shards=4, pipeline_schedule="gpipe", **values)
     assert run.ranks == values["ranks"]
 
 

@@ -12,7 +12,7 @@ from lockstep import optim, parallel
 from lockstep.comm.world import World
 from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
-from lockstep.objective import Normalize, make_objective
+from lockstep.objective import CrossEntropy, Normalize
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 0, 1, "python")
@@ -54,8 +54,8 @@ def make_batches(step, shards=SHARDS):
 
 def make(model, **values):
     run = Run(**{"strategy": "local_sgd", "ranks": 1, "shards": SHARDS, "batch": 12, **values})
-    objective = make_objective(run, Normalize([0.5, 0.4], [0.3, 0.2], CPU), CPU)
-    return parallel.make(run, model, objective, ALONE), run, objective
+    objective = CrossEntropy(run, Normalize([0.5, 0.4], [0.3, 0.2], CPU), CPU)
+    return parallel.make(run, model, objective, ALONE, (2, 6, 6)), run, objective
 
 
 def states(strategy):

@@ -12,7 +12,7 @@ from lockstep import state
 from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
 from lockstep.models import build
-from lockstep.objective import Normalize, check_bfloat16, make_objective
+from lockstep.objective import CrossEntropy, Normalize, check_bfloat16
 
 CPU = torch.device("cpu")
 
@@ -55,7 +55,7 @@ def micro_batch(seed=0, count=16, step=3, shard=1, size=28):
 
 
 def objective(**values):
-    return make_objective(Run(**values), Normalize([0.5], [0.3], CPU), CPU)
+    return CrossEntropy(Run(**values), Normalize([0.5], [0.3], CPU), CPU)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

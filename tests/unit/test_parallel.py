@@ -11,7 +11,7 @@ from lockstep import parallel
 from lockstep.comm.world import World
 from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
-from lockstep.objective import Normalize, make_objective
+from lockstep.objective import CrossEntropy, Normalize
 from lockstep.parallel.flat import Flat
 
 CPU = torch.device("cpu")
@@ -42,12 +42,12 @@ def make_model(norm=False):
 
 @pytest.fixture
 def objective():
-    return make_objective(Run(), Normalize([0.5, 0.4], [0.3, 0.2], CPU), CPU)
+    return CrossEntropy(Run(), Normalize([0.5, 0.4], [0.3, 0.2], CPU), CPU)
 
 
 def tree(model, objective):
     run = Run(strategy="single", ranks=1, shards=SHARDS, batch=12)
-    return parallel.make(run, model, objective, ALONE)
+    return parallel.make(run, model, objective, ALONE, (2, 6, 6))
 
 
 def test_the_gradient_is_that_of_the_whole_batch(objective):

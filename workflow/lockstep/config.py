@@ -221,9 +221,9 @@ class Run(Defaults):
     def _numbers_divide(self) -> "Run":
         if self.strategy in ("single", "data_parallel") and self.ranks != 1:
             raise ValueError(f"ranks: the strategy {self.strategy!r} has 1 rank, not {self.ranks}")
-        if self.strategy == "hybrid":
+        if self.strategy in ("pipeline", "hybrid"):
             self._stages_divide()
-        elif self.strategy != "pipeline" and self.shards % self.ranks:
+        elif self.shards % self.ranks:
             raise ValueError(
                 f"ranks: {self.ranks} ranks cannot share {self.shards} shards evenly; "
                 f"take one of {divisors(self.shards)}"
@@ -242,16 +242,23 @@ class Run(Defaults):
         return self
 
     def _stages_divide(self) -> None:
-        if self.ranks % self.stages:
+        stages = self.ranks if self.strategy == "pipeline" else self.stages
+        if self.ranks % stages:
             raise ValueError(
-                f"stages: {self.ranks} ranks cannot be pipelines of {self.stages} stages each; "
+                f"stages: {self.ranks} ranks cannot be pipelines of {stages} stages each; "
                 f"take one of {divisors(self.ranks)}"
             )
-        if self.shards % (self.ranks // self.stages):
+        if self.shards % (self.ranks // stages):
             raise ValueError(
-                f"ranks: {self.ranks} ranks are {self.ranks // self.stages} pipelines of "
-                f"{self.stages} stages, which cannot share {self.shards} shards evenly; "
-                f"{self.stages} times one of {divisors(self.shards)} can"
+                f"ranks: {self.ranks} ranks are {self.ranks // stages} pipelines of "
+                f"{stages} stages, which cannot share {self.shards} shards evenly; "
+                f"{stages} times one of {divisors(self.shards)} can"
+            )
+        shards = self.shards // (self.ranks // stages)
+        if self.pipeline_schedule == "1f1b" and shards < stages:
+            raise ValueError(
+                f"pipeline_schedule: 1f1b wants as many shards for a pipeline as it has stages, "
+                f"{stages}, not {shards}; take more shards, or gpipe"
             )
 
     @property

@@ -1,7 +1,8 @@
 """What a model is asked for: images as it wants them, its scores, and how good they are."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -38,36 +39,57 @@ def autocast(run: Run, device: torch.device) -> contextlib.AbstractContextManage
     return torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
 
 
-def make_objective(run: Run, normalize: Normalize, device: torch.device) -> Objective:
-    """Return the forward pass and the loss of a run, as strategies want it."""
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The forward pass and the loss of a run, as strategies want them: whole, or piece by piece."""
 
-    def objective(
-        model: nn.Module, micro_batches: Sequence[MicroBatch]
+    run: Run
+    normalize: Normalize
+    device: torch.device
+
+    def __call__(
+        self, model: nn.Module, micro_batches: Sequence[MicroBatch]
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `outcome` does, for some micro-batches as one batch."""
+        scores = self.scores(model, self.inputs(micro_batches))
+        return self.outcome(scores, self.answers(micro_batches))
+
+    def inputs(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+        """Return the model's inputs, and begin the random numbers that it may draw on the way."""
         first = micro_batches[0]
         # Whatever the model draws (dropout), it draws from the step and the shard. Not by
         # torch.manual_seed: where no GPU is in use, that keeps a stack trace of every call.
-        seed = streams.torch_seed("dropout", run.seed, first.step, first.shard)
+        seed = streams.torch_seed("dropout", self.run.seed, first.step, first.shard)
         torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-        if len(micro_batches) == 1:
-            images, labels = first.images, first.labels
-        else:
-            images = np.concatenate([m.images for m in micro_batches])
-            labels = np.concatenate([m.labels for m in micro_batches])
-        answers = torch.from_numpy(labels).to(device, non_blocking=True)
-        with autocast(run, device):
-            scores = model(normalize(images))
+        images = [m.images for m in micro_batches]
+        return self.normalize(images[0] if len(images) == 1 else np.concatenate(images))
+
+    def answers(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+        """Return the labels (int64)."""
+        labels = [m.labels for m in micro_batches]
+        together = labels[0] if len(labels) == 1 else np.concatenate(labels)
+        return torch.from_numpy(together).to(self.device, non_blocking=True)
+
+    def scores(
+        self, model: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what a model, or a stage of one, makes of its inputs in the run's precision."""
+        with autocast(self.run, self.device):
+            return model(inputs)
+
+    def outcome(
+        self, scores: torch.Tensor, answers: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean loss, and [sum of losses, number of right answers] (float32, 2)."""
         loss = functional.cross_entropy(
             scores.float() if scores.dtype == torch.bfloat16 else scores,
             answers,
-            label_smoothing=run.label_smoothing,
+            label_smoothing=self.run.label_smoothing,
         )
         right = (scores.detach().argmax(dim=1) == answers).sum()
         return loss, torch.stack([loss.detach() * len(answers), right])
-
-    return objective
 
 
 def check_bfloat16(

@@ -30,10 +30,15 @@ def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     return kind(groups, lr=run.lr, fused=True)
 
 
+def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Return an optimizer's parameters, in its order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
 def update(optimizer: torch.optim.Optimizer, lr: float, clip: float | None) -> None:
     """Take a step with the gradients that are there, scaled down to the norm `clip` at most."""
     if clip is not None:
-        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
+        nn.utils.clip_grad_norm_(parameters(optimizer), clip)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()

@@ -24,6 +24,13 @@ def save(state: dict[str, torch.Tensor], path: Path) -> None:
         raise UserError(f"{path}: cannot be written ({error})") from None
 
 
+def to_cpu(state: Any) -> Any:
+    """Return nested dictionaries of tensors as they are, with the tensors on the CPU."""
+    if isinstance(state, dict):
+        return {key: to_cpu(value) for key, value in state.items()}
+    return state.cpu()
+
+
 def read(path: Path) -> dict[str, torch.Tensor]:
     """Read a state_dict.
 

@@ -27,7 +27,7 @@ from lockstep.data.manifest import read_manifest
 from lockstep.data.shards import read_members
 from lockstep.files import atomic, sha256, write_json
 from lockstep.models import build
-from lockstep.objective import Normalize, check_bfloat16, make_objective
+from lockstep.objective import CrossEntropy, Normalize, check_bfloat16
 from lockstep.parallel.local_sgd import LocalSGD
 
 # Seconds between two lines about an epoch that goes on, where there is no terminal.
@@ -69,10 +69,10 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
     trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     parameters = sum(p.numel() for p in model.parameters())
     normalize = Normalize(manifest.mean, manifest.std, device)
-    objective = make_objective(run, normalize, device)
+    objective = CrossEntropy(run, normalize, device)
     bfloat16_distance = None
     if run.precision == "bfloat16":
-        exact = make_objective(run.model_copy(update={"precision": "float32"}), normalize, device)
+        exact = CrossEntropy(run.model_copy(update={"precision": "float32"}), normalize, device)
         bfloat16_distance = check_bfloat16(model, objective, exact, batches.get(0, 0, 0))
 
     backend = rendezvous.start(world, device, run.backend, run.init_method)
@@ -80,7 +80,7 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
     dist.all_gather_object(places, runtime.describe(world, device))
     if world.rank == 0 and (kinds := runtime.unlike(places)):
         say(f"ranks compute in {kinds}: the bits depend on which rank is where")
-    strategy = parallel.make(run, model, objective, world)
+    strategy = parallel.make(run, model, objective, world, manifest.shape)
     meter = Meter()
     if world.rank == 0:
         (output / "train.json").unlink(missing_ok=True)  # it must not speak of another model

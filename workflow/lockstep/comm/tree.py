@@ -77,6 +77,7 @@ class TreeReduce:
         shards: S.
         rank, ranks: this rank and how many there are; `ranks` divides `shards`.
         dtype, device: those of the terms.
+        group: the process group of those ranks; None: all ranks.
     """
 
     def __init__(
@@ -87,8 +88,10 @@ class TreeReduce:
         ranks: int,
         dtype: torch.dtype,
         device: torch.device,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
-        self.length, self.rank, self.ranks = length, rank, ranks
+        self.length, self.shards, self.rank, self.ranks = length, shards, rank, ranks
+        self.group = group
         self.places = [places(block(r, ranks, shards)) for r in range(ranks)]
         # Padded so that every rank finishes an equal part of the sum.
         self.part = -(-length // ranks)
@@ -114,7 +117,7 @@ class TreeReduce:
             # Of two terms there is only one sum, in whatever order a backend adds them.
             (node,) = stack
             stack.clear()
-            dist.all_reduce(node.value)
+            dist.all_reduce(node.value, group=self.group)
             return node.value
         return self._meet(stack)
 
@@ -140,7 +143,11 @@ class TreeReduce:
         counts = [len(some) for some in self.places]
         theirs = self._empty(sum(counts) * part)
         dist.all_to_all_single(
-            theirs, mine, [count * part for count in counts], [len(stack) * part] * ranks
+            theirs,
+            mine,
+            [count * part for count in counts],
+            [len(stack) * part] * ranks,
+            group=self.group,
         )
         total = stack[0].value
         self._spare += [node.value for node in stack[1:]]
@@ -149,5 +156,5 @@ class TreeReduce:
         everywhere = [place for some in self.places for place in some]
         for (level, index), value in zip(everywhere, theirs.view(-1, part), strict=True):
             push(meeting, Node(level, index, value))
-        dist.all_gather_single(total, fold(meeting).contiguous())
+        dist.all_gather_single(total, fold(meeting).contiguous(), group=self.group)
         return total

@@ -15,9 +15,39 @@ from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
 from lockstep.errors import UserError
 
-# The forward pass over one or more shards' micro-batches as one batch: the mean loss, on which
-# backward is called, and [sum of losses, number of right answers] (float32, 2).
-Objective = Callable[[nn.Module, Sequence[MicroBatch]], tuple[torch.Tensor, torch.Tensor]]
+
+class Objective(Protocol):
+    """What a model is trained for: the forward pass and the loss, whole or piece by piece."""
+
+    def __call__(
+        self, model: nn.Module, micro_batches: Sequence[MicroBatch]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Do the forward pass over one or more shards' micro-batches as one batch.
+
+        Returns the mean loss, on which backward is called, and [sum of losses, number of right
+        answers] (float32, 2).
+        """
+        ...
+
+    def inputs(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+        """Return the model's inputs, and begin the random numbers that it may draw on the way."""
+        ...
+
+    def answers(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+        """Return the labels (int64)."""
+        ...
+
+    def scores(
+        self, model: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what a model, or a stage of one, makes of its inputs in the run's precision."""
+        ...
+
+    def outcome(
+        self, scores: torch.Tensor, answers: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what a call does, from the scores and the labels."""
+        ...
 
 
 class Strategy(Protocol):
@@ -55,13 +85,19 @@ class Strategy(Protocol):
 
 def keeps_bits(run: Run) -> bool:
     """Return whether the run's strategy gives the same bits at any number of ranks."""
-    return run.strategy in ("single", "local_sgd") or (
-        run.strategy == "sync_sgd" and run.reduction == "tree"
-    )
+    if run.strategy == "sync_sgd":
+        return run.reduction == "tree"
+    return run.strategy in ("single", "local_sgd", "pipeline", "hybrid")
 
 
-def make(run: Run, model: nn.Module, objective: Objective, world: World) -> Strategy:
-    """Return the run's strategy, which makes the optimizer as well."""
+def make(
+    run: Run, model: nn.Module, objective: Objective, world: World, shape: tuple[int, int, int]
+) -> Strategy:
+    """Return the run's strategy, which makes the optimizer as well.
+
+    Args:
+        shape: (C, H, W) of an image.
+    """
     if run.strategy == "ddp":
         from lockstep.parallel.ddp import DataParallelByTorch
 
@@ -79,4 +115,12 @@ def make(run: Run, model: nn.Module, objective: Objective, world: World) -> Stra
         from lockstep.parallel.data_parallel import DataParallel
 
         return DataParallel(run, model, objective)
+    if run.strategy == "pipeline":
+        from lockstep.parallel.pipeline import pipeline
+
+        return pipeline(run, model, objective, shape)
+    if run.strategy == "hybrid":
+        from lockstep.parallel.hybrid import hybrid
+
+        return hybrid(run, model, objective, world, shape)
     raise UserError(f"strategy: {run.strategy!r} is not there yet; take 'sync_sgd'")

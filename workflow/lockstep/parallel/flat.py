@@ -56,12 +56,18 @@ class Flat:
             offset += p.numel()
         return views
 
-    def put_changes(self, flat: torch.Tensor, before: list[torch.Tensor]) -> None:
-        """Write to `flat` by how much the floating-point buffers differ from `before`.
+    def put_changes(
+        self,
+        flat: torch.Tensor,
+        before: list[torch.Tensor],
+        after: list[torch.Tensor] | None = None,
+    ) -> None:
+        """Write to `flat` by how much the floating-point buffers, or `after`, differ from `before`.
 
         Differences, because what does not change (a mask, a table) is to stay as it is to the bit.
         """
-        for view, buffer, value in zip(self._tail(flat), self.buffers, before, strict=True):
+        after = self.buffers if after is None else after
+        for view, buffer, value in zip(self._tail(flat), after, before, strict=True):
             view.copy_(torch.where(buffer == value, 0.0, buffer - value))
 
     def take_changes(self, flat: torch.Tensor, before: list[torch.Tensor]) -> None:
