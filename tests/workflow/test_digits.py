@@ -45,7 +45,9 @@ def test_the_default_run_ends_with_a_table_and_a_report(finished):
     assert "accuracy_averaged" in finished.said
     assert "results/report.html" in finished.said
     page = (results / "report.html").read_text()
-    for figure in ("curves.svg", "confusion.svg", "shards.svg", "time.svg", "runs.html"):
+    figures = ["curves.svg", "confusion.svg", "shards.svg", "time.svg", "scaling.svg"]
+    figures += ["runs.html", "communication.html", "latency.svg", "bandwidth.svg"]
+    for figure in figures:
         assert figure in page
     expected = {"model.safetensors", "averaged.safetensors", "history.csv", "train.json"}
     expected |= {"metrics.json", "predictions.csv", "confusion.csv", "snapshots"}
@@ -68,9 +70,9 @@ def test_the_records_say_how_the_result_came_about(finished):
 
 
 def test_every_rule_leaves_a_log_and_a_benchmark(finished):
-    expected = {"summarize", "draw_summary", "report", "check/2x1-auto"}
+    expected = {"summarize", "draw_summary", "report", "check/2x1-auto", "draw_launch/2x1-auto"}
     expected |= {"partition/digits-stratified-4-seed0"}
-    rules = ("download", "prepare", "train", "average", "evaluate", "draw")
+    rules = ("download", "prepare", "train", "average", "evaluate", "draw", "predict")
     expected |= {f"{rule}/digits" for rule in rules}
     for folder, ending in (("logs", ".log"), ("logs/benchmarks", ".tsv")):
         folder = finished.folder / folder
@@ -106,10 +108,16 @@ def test_a_learning_rate_reruns_train_and_what_follows(restored):
     assert jobs == dict.fromkeys(
         [
             *("train_run", "average_run", "evaluate_run", "summarize"),
-            *("draw_run", "draw_summary", "report"),
+            *("draw_run", "predict_run", "draw_summary", "report"),
         ],
         1,
     )
+
+
+def test_a_longer_check_reruns_no_training(restored):
+    jobs = restored("config/config.yaml", "check_seconds: 5.0", "check_seconds: 6.0").jobs()
+    rules = ["check_world", "draw_launch", "predict_run", "draw_summary", "report"]
+    assert jobs == dict.fromkeys(rules, 1)
 
 
 def test_a_model_reruns_train_and_the_check_of_the_model(restored):
@@ -117,7 +125,7 @@ def test_a_model_reruns_train_and_the_check_of_the_model(restored):
     assert jobs == dict.fromkeys(
         [
             *("check_world", "train_run", "average_run", "evaluate_run", "summarize"),
-            *("draw_run", "draw_summary", "report"),
+            *("draw_run", "draw_launch", "predict_run", "draw_summary", "report"),
         ],
         1,
     )
@@ -130,6 +138,9 @@ def test_a_model_reruns_train_and_the_check_of_the_model(restored):
         ("results/digits/predictions.csv", "evaluate_run"),
         ("results/digits/figures/time.svg", "draw_run"),
         ("results/check/2x1-auto.json", "check_world"),
+        ("results/check/2x1-auto.csv", "check_world"),
+        ("results/digits/figures/scaling.svg", "predict_run"),
+        ("results/figures/2x1-auto/communication.html", "draw_launch"),
         ("data/digits/manifest.json", "prepare"),
     ],
 )
@@ -171,6 +182,7 @@ def test_a_browser_shows_the_report(finished, tmp_path):
     pages = {
         "report.html": ["Lockstep", "Statistics", "Summary", "Runs", "Machine", "train_run"],
         "figures/runs.html": ["digits", "sync_sgd", "No two of these runs differ only in"],
+        "figures/2x1-auto/communication.html": ["2 ranks on 1 host", "gloo", "all_reduce"],
         "figures/machine.html": ["mpirun", "Open MPI", "gloo", "21,840"],
     }
     for page, words in pages.items():

@@ -4,6 +4,7 @@ It starts the ranks as `train` would, finds out where they are, does a step's pa
 on the shape of its input, and measures how fast the ranks talk to one another over each backend.
 """
 
+import os
 import platform
 import socket
 from pathlib import Path
@@ -66,6 +67,7 @@ def check(
     rendezvous.start(world, where)
     places: list[Any] = [None] * world.size
     place = {**runtime.describe(world, where), "address": _address(), "threads": threads}
+    place["load"] = os.getloadavg()[0]  # before we add to it: what else goes on here
     dist.all_gather_object(places, place)
     links = _links(world, where)
     backends = {link.backend: _first(link) for link in links}

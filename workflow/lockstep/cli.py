@@ -132,12 +132,14 @@ def make_parser() -> Parser:
     sub.add_argument("results", type=Path, nargs="+", help="the folders of the runs")
     _add_path(sub, "output", "the table to write, CSV")
 
-    sub = stage("report", "Draw the figures of a run, or of a table of runs.", _report)
+    sub = stage("report", "Draw the figures of a run, a launch, or a table of runs.", _report)
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--results", type=Path, help="the folder of a run")
     what.add_argument("--summary", type=Path, help="the table of all runs")
+    what.add_argument("--launch", type=Path, help="the JSON file of `check` for a launch")
     _add_path(sub, "partition", "the summary.csv of a run's partition", required=False)
-    sub.add_argument("--checks", type=Path, nargs="*", default=[], help="the JSON files of `check`")
+    text = "the JSON files of `check`: all, for a table; that of its launch, to predict from a run"
+    sub.add_argument("--checks", type=Path, nargs="*", default=[], help=text)
     _add_path(sub, "output", "the folder that gets the figures")
     return parser
 
@@ -264,11 +266,15 @@ def _summarize(args: dict[str, Any]) -> None:
 
 
 def _report(args: dict[str, Any]) -> None:
-    from lockstep.report import draw_run, draw_summary
+    from lockstep import report
 
-    if args["results"] is not None:
-        if args["partition"] is None:
-            raise UserError("flags: partition: is missing; --results wants it too")
-        draw_run(args["results"], args["partition"], args["output"])
+    if args["launch"] is not None:
+        report.draw_launch(args["launch"], args["output"])
+    elif args["summary"] is not None:
+        report.draw_summary(args["summary"], args["checks"], args["output"])
+    elif args["partition"] is not None:
+        report.draw_run(args["results"], args["partition"], args["output"])
+    elif len(args["checks"]) == 1:
+        report.draw_prediction(args["results"], args["checks"][0], args["output"])
     else:
-        draw_summary(args["summary"], args["checks"], args["output"])
+        raise UserError("flags: partition: is missing; --results wants it, or one of --checks")

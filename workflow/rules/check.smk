@@ -1,9 +1,3 @@
-rule check:
-    """Try every kind of launch that a run needs."""
-    input:
-        expand("<results>/check/{world}.json", world=WORLDS),
-
-
 rule check_world:
     """Start ranks as `train` will, and stop with the cure where that would go wrong."""
     input:
@@ -28,3 +22,9 @@ rule check_world:
         launch=check_launch,
     shell:
         "{params.launch} -m lockstep check {params.flags} --output {output.record:q} > {log:q} 2>&1"
+
+
+rule check:
+    """Try every kind of launch that a run needs."""
+    input:
+        expand(rules.check_world.output, world=WORLDS),

@@ -44,6 +44,7 @@ PARTITIONS = {run.partition: run for run in RUNS.values()}
 wildcard_constraints:
     run="|".join(map(re.escape, RUNS)),
     partition="|".join(map(re.escape, PARTITIONS)),
+    world=r"[^/]+",
 
 
 def flags(model, *names):
@@ -98,6 +99,14 @@ def world(run):
 
 
 WORLDS = {world(run): run for run in RUNS.values()}
+# One rank has no communication that could be measured.
+MEASURED = [name for name, run in WORLDS.items() if run.ranks > 1]
+# A step of sync_sgd is computing and then one sum over the ranks; others are not so simple.
+PREDICTED = [
+    name
+    for name, run in RUNS.items()
+    if run.strategy == "sync_sgd" and world(run) in MEASURED
+]
 
 
 def check_flags(wildcards):
@@ -120,6 +129,14 @@ def check_flags(wildcards):
     else:
         words += ["--data", DATA]
     return " ".join(words)
+
+
+def run_check(wildcards):
+    return f"<results>/check/{world(RUNS[wildcards.run])}.json"
+
+
+def run_check_table(wildcards):
+    return f"<results>/check/{world(RUNS[wildcards.run])}.csv"
 
 
 def run_partition(wildcards):

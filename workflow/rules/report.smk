@@ -51,6 +51,79 @@ rule draw_run:
         " --output {params.folder:q} > {log:q} 2>&1"
 
 
+rule draw_launch:
+    """Draw the communication of a launch, as check measured it."""
+    input:
+        record=rules.check_world.output.record,
+        table=rules.check_world.output.table,
+    output:
+        page=report(
+            "<results>/figures/{world}/communication.html",
+            caption="../report/communication.rst",
+            category="Communication",
+            subcategory="{world}",
+            labels={"figure": "all that was measured, and the fit"},
+        ),
+        latency=report(
+            "<results>/figures/{world}/latency.svg",
+            caption="../report/latency.rst",
+            category="Communication",
+            subcategory="{world}",
+            labels={"figure": "time by size"},
+        ),
+        bandwidth=report(
+            "<results>/figures/{world}/bandwidth.svg",
+            caption="../report/bandwidth.rst",
+            category="Communication",
+            subcategory="{world}",
+            labels={"figure": "bus bandwidth by size"},
+        ),
+    log:
+        "<logs>/draw_launch/{world}.log",
+    benchmark:
+        "<benchmarks>/draw_launch/{world}.tsv"
+    localrule: True
+    conda:
+        "../../envs/environment.yaml"
+    params:
+        code=code_digest("lockstep.report"),
+        folder=subpath(output.page, parent=True),
+    shell:
+        "python -m lockstep report --launch {input.record:q} --output {params.folder:q}"
+        " > {log:q} 2>&1"
+
+
+rule predict_run:
+    """Predict how fast a run would be on more ranks, and draw it as a prediction."""
+    input:
+        record=rules.train_run.output.record,
+        history=rules.train_run.output.history,
+        check=run_check,
+        table=run_check_table,
+    output:
+        report(
+            "<results>/{run}/figures/scaling.svg",
+            caption="../report/scaling.rst",
+            category="Runs",
+            subcategory="{run}",
+            labels={"figure": "predicted scaling"},
+        ),
+    log:
+        "<logs>/predict/{run}.log",
+    benchmark:
+        "<benchmarks>/predict/{run}.tsv"
+    localrule: True
+    conda:
+        "../../envs/environment.yaml"
+    params:
+        code=code_digest("lockstep.report"),
+        results=subpath(input.record, parent=True),
+        folder=subpath(output[0], parent=True),
+    shell:
+        "python -m lockstep report --results {params.results:q} --checks {input.check:q}"
+        " --output {params.folder:q} > {log:q} 2>&1"
+
+
 rule draw_summary:
     """Draw the table of all runs, and what was found about the machine."""
     input:
@@ -95,6 +168,8 @@ rule figures:
     input:
         rules.draw_summary.output,
         expand(rules.draw_run.output, run=RUNS),
+        expand(rules.draw_launch.output, world=MEASURED),
+        expand(rules.predict_run.output, run=PREDICTED),
 
 
 rule report:

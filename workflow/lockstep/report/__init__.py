@@ -10,7 +10,16 @@ import pandas as pd
 
 from lockstep.errors import UserError
 from lockstep.files import write_text
-from lockstep.report import comparison, curves, machine, matrices, runs, style
+from lockstep.report import (
+    communication,
+    comparison,
+    curves,
+    machine,
+    matrices,
+    runs,
+    scaling,
+    style,
+)
 
 
 def draw_run(results: Path, partition: Path, output: Path) -> None:
@@ -75,6 +84,59 @@ def draw_summary(summary: Path, checks: list[Path], output: Path) -> None:
     for name, page in pages.items():
         write_text(output / f"{name}.html", page)
     style.save(figure, output / "accuracy.svg")
+
+
+def draw_launch(check: Path, output: Path) -> None:
+    """Draw communication.html, latency.svg and bandwidth.svg of a launch.
+
+    Args:
+        check: the JSON file of `check`, which has its table beside it.
+        output: the folder that gets the figures and the page.
+
+    Raises:
+        UserError: a file is missing, damaged, or that of a launch with one rank.
+    """
+    try:
+        record, table = _read_check(check)
+        page = communication.page_of_communication(check.stem, record, table)
+        figures = {
+            "latency": communication.draw_latency(check.stem, record, table),
+            "bandwidth": communication.draw_bandwidth(check.stem, record, table),
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{check}: cannot be drawn ({_say(error)}); check again") from error
+    write_text(output / "communication.html", page)
+    for name, figure in figures.items():
+        style.save(figure, output / f"{name}.svg")
+
+
+def draw_prediction(results: Path, check: Path, output: Path) -> None:
+    """Draw scaling.svg: how fast a run would be on more ranks.
+
+    Args:
+        results: the run's folder, with what `train` wrote.
+        check: the JSON file of `check` of the run's launch, which has its table beside it.
+        output: the folder that gets the figure.
+
+    Raises:
+        UserError: a file is missing, damaged, or that of a launch with one rank.
+    """
+    try:
+        train = _read_json(results / "train.json")
+        history = pd.read_csv(results / "history.csv")
+        figure = scaling.draw_scaling(results.name, train, history, *_read_check(check))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{results}, {check}: no prediction from them ({_say(error)}); train or check again"
+        ) from error
+    style.save(figure, output / "scaling.svg")
+
+
+def _read_check(path: Path) -> tuple[dict, pd.DataFrame]:
+    table = pd.read_csv(path.with_suffix(".csv"))
+    if table.empty:
+        raise ValueError("one rank has no communication")
+    return _read_json(path), table
 
 
 def _read_json(path: Path) -> dict:

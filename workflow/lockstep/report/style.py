@@ -16,6 +16,7 @@ INK, GREY, PALE = "#24292f", "#6e7781", "#d8dee4"
 # What a thing has for a colour, it has in every figure.
 LAST, AVERAGED = BLUE, RED
 INPUT, COMPUTE, COMMUNICATION = PURPLE, SKY, ORANGE
+BACKENDS = {"gloo": ORANGE, "mpi4py": BLUE, "nccl": GREEN}
 
 matplotlib.rcParams.update(
     {
@@ -27,6 +28,8 @@ matplotlib.rcParams.update(
         "axes.edgecolor": GREY,
         "axes.linewidth": 0.8,
         "axes.titlesize": 10,
+        "figure.titlesize": 10,
+        "figure.labelsize": 9,
         "axes.titlelocation": "left",
         "axes.titlepad": 8,
         "axes.spines.top": False,
@@ -78,3 +81,15 @@ def describe(run: dict) -> str:
 def count(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural where it must be."""
     return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def size(number: float) -> str:
+    """Return a number of bytes, best a power of two, in the unit that suits it."""
+    units = ["B", "KiB", "MiB", "GiB"]
+    power = min(max(int(number), 1).bit_length() - 1, 39) // 10
+    return f"{number / 1024**power:g} {units[power]}"
+
+
+def backend(name: str) -> str:
+    """Return the colour of a backend."""
+    return BACKENDS.get(name, PURPLE)
