@@ -137,6 +137,9 @@ def test_a_wrong_command_line_is_one_line_and_status_2(lockstep, words, expected
         (["summarize", "gone", "--output", "o.csv"], "gone"),
         (["check", "--data", "gone", "--output", "o"], "gone/manifest.json"),
         (["check", "--output", "o.csv"], "o.csv: the table gets this name"),
+        (["report", "--launch", "gone.json", "--output", "o"], "gone.json: cannot be drawn"),
+        (["report", "--results", "gone", "--checks", "c.json", "--output", "o"], "no prediction"),
+        (["report", "--results", "gone", "--output", "o"], "flags: partition: is missing"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_status_2(

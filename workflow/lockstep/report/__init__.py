@@ -104,7 +104,7 @@ def draw_launch(check: Path, output: Path) -> None:
             "bandwidth": communication.draw_bandwidth(check.stem, record, table),
         }
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{check}: cannot be drawn ({_say(error)}); check again") from error
+        raise UserError(f"{check}: cannot be drawn ({_say(error)}); check again") from None
     write_text(output / "communication.html", page)
     for name, figure in figures.items():
         style.save(figure, output / f"{name}.svg")
@@ -128,7 +128,7 @@ def draw_prediction(results: Path, check: Path, output: Path) -> None:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{results}, {check}: no prediction from them ({_say(error)}); train or check again"
-        ) from error
+        ) from None
     style.save(figure, output / "scaling.svg")
 
 
