@@ -13,7 +13,6 @@ from torch import nn
 from lockstep.comm.world import World
 from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
-from lockstep.errors import UserError
 
 
 class Objective(Protocol):
@@ -87,7 +86,7 @@ def keeps_bits(run: Run) -> bool:
     """Return whether the run's strategy gives the same bits at any number of ranks."""
     if run.strategy == "sync_sgd":
         return run.reduction == "tree"
-    return run.strategy in ("single", "local_sgd", "pipeline", "hybrid")
+    return run.strategy in ("single", "local_sgd", "pipeline", "hybrid", "fsdp")
 
 
 def make(
@@ -123,4 +122,6 @@ def make(
         from lockstep.parallel.hybrid import hybrid
 
         return hybrid(run, model, objective, world, shape)
-    raise UserError(f"strategy: {run.strategy!r} is not there yet; take 'sync_sgd'")
+    from lockstep.parallel.fsdp import FullySharded
+
+    return FullySharded(run, model, objective, world)

@@ -10,9 +10,13 @@ class Flat:
     """How a model's gradients, its floating-point buffers and two sums lie in a flat tensor.
 
     The order is [gradients | buffers | sum of losses, right answers].
+
+    Args:
+        model: whose they are.
+        gradients: whether gradients are among them.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, gradients: bool = True) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.buffers = [b for b in model.buffers() if b.is_floating_point()]
         kinds = {t.dtype for t in self.parameters + self.buffers}
@@ -24,6 +28,8 @@ class Flat:
             )
         self.dtype = kinds.pop()
         self.device = self.parameters[0].device
+        if not gradients:
+            self.parameters = []
         self.gradients = sum(p.numel() for p in self.parameters)
         self.statistics = sum(b.numel() for b in self.buffers)
         self.length = self.gradients + self.statistics + 2
