@@ -18,10 +18,11 @@ def tree(terms: list[torch.Tensor]) -> torch.Tensor:
     return terms[0]
 
 
-def main(ranks: int) -> None:
+def main(ranks: int, backend: str) -> None:
     world = discover(ranks)
     device = torch.device("cpu")
-    rendezvous.start(world, device)
+    rendezvous.start(world, device, backend)
+    chosen = set()
     for shards in (s for s in (1, 2, 3, 4, 6, 8, 12, 24) if s % world.size == 0):
         for length in (1, 2, 7, 1000, 100_003):
             for dtype in (torch.float32, torch.float64):
@@ -29,7 +30,11 @@ def main(ranks: int) -> None:
                 size = 10.0 ** torch.randint(-6, 7, (shards, length))
                 terms = list((torch.randn(shards, length) * size).to(dtype))
                 reduce = TreeReduce(length, shards, world.rank, world.size, dtype, device)
-                for _ in range(2):  # the second time on buffers that were used before
+                chosen.add(reduce.way.__name__)
+                ways = [reduce.way] if world.size == 1 else [reduce.way, reduce._meet]
+                if shards == world.size and world.size in (2, 4, 8):
+                    ways.append(reduce._butterfly)
+                for reduce.way in [*ways, *ways]:  # later on buffers that were used before
                     stack = []
                     for shard in block(world.rank, world.size, shards):
                         buffer = reduce.take().zero_()
@@ -44,10 +49,10 @@ def main(ranks: int) -> None:
                 assert len(set(everyone)) == 1, (shards, length, dtype)
     rendezvous.stop()
     if world.rank == 0:
-        print("all sums are right")
+        print("all sums are right, by", *sorted(chosen))
 
 
 if __name__ == "__main__":
     import sys
 
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2])

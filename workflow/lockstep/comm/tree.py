@@ -9,7 +9,7 @@ operands' order does not matter. (Stelz et al., "ReproRed", 2024, do the same fo
 He et al., "EasyScale", SC 2023, train on virtual workers.)
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +72,8 @@ def block(rank: int, ranks: int, shards: int) -> range:
 class TreeReduce:
     """The sum over all shards, on every rank, with the same bits for any number of ranks.
 
+    All ranks make it together, since they try how the group's own all_reduce adds up.
+
     Args:
         length: the number of elements of a term.
         shards: S.
@@ -97,6 +99,7 @@ class TreeReduce:
         self.part = -(-length // ranks)
         self._spare: list[torch.Tensor] = []
         self.dtype, self.device = dtype, device
+        self.way = self._choose()
 
     def take(self) -> torch.Tensor:
         """Return a buffer for a term: part x ranks elements, of which the first `length` count."""
@@ -108,18 +111,11 @@ class TreeReduce:
 
     def all_reduce(self, stack: list[Node]) -> torch.Tensor:
         """Return the sum of all ranks' stacks (a buffer that the caller gives back by `free`)."""
-        if self.ranks == 1:
-            nodes = [node.value for node in stack]
-            total = fold(stack)
-            self._spare += [value for value in nodes if value is not total]
-            return total
-        if self.ranks == 2 and all(len(some) == 1 for some in self.places):
-            # Of two terms there is only one sum, in whatever order a backend adds them.
-            (node,) = stack
-            stack.clear()
-            dist.all_reduce(node.value, group=self.group)
-            return node.value
-        return self._meet(stack)
+        values = [node.value for node in stack]
+        total = self.way(stack)
+        stack.clear()
+        self._spare += [value for value in values if value is not total]
+        return total
 
     def free(self, buffer: torch.Tensor) -> None:
         """Give a buffer back."""
@@ -132,29 +128,98 @@ class TreeReduce:
     def _empty(self, length: int) -> torch.Tensor:
         return torch.empty(length, dtype=self.dtype, device=self.device)
 
+    def _choose(self) -> Callable[[list[Node]], torch.Tensor]:
+        """Return the fastest way that adds along the tree, for this group and length."""
+        if self.ranks == 1:
+            return fold
+        whole = all(len(some) == 1 for some in self.places)  # each rank has one subtree's root
+        if not (whole and self.ranks & (self.ranks - 1) == 0):
+            return self._meet
+        return self._native if self._native_is_right() else self._butterfly
+
+    def _native_is_right(self) -> bool:
+        """Try whether the group's all_reduce gives the tree's bits, on random numbers.
+
+        Of two terms there is only one sum. For more, libraries choose an algorithm by length and
+        number of ranks: recursive doubling and halving follow the tree, rings do not.
+        """
+        if self.ranks == 2:
+            return True
+        draw = torch.Generator().manual_seed(self.rank)
+        same = True
+        for _ in range(-(-256 // self.length)):  # few numbers may agree by chance
+            size = 10.0 ** torch.randint(-6, 7, (self.length,), generator=draw)
+            one, other = self.take().zero_(), self.take()
+            one[: self.length] = torch.randn(self.length, generator=draw) * size
+            other.copy_(one)
+            for way, term in ((self._native, one), (self._butterfly, other)):
+                way([Node(0, 0, term)])
+            same = same and torch.equal(one, other)
+            self._spare += [one, other]
+        self.drop()
+        verdict = torch.tensor(float(same), device=self.device)
+        dist.all_reduce(verdict, dist.ReduceOp.MIN, group=self.group)
+        return bool(verdict.item())
+
+    def _native(self, stack: list[Node]) -> torch.Tensor:
+        (node,) = stack
+        dist.all_reduce(node.value, group=self.group)
+        return node.value
+
+    def _butterfly(self, stack: list[Node]) -> torch.Tensor:
+        """Recursive halving and doubling (Thakur et al., "Optimization of collective communication
+        operations in MPICH", 2005), nearest ranks first: siblings meet before cousins.
+
+        Sends 2 n (P-1)/P elements in 2 log2 P messages; needs a buffer of n/2.
+        """
+        (node,) = stack
+        spare = self.take()
+        pieces = [node.value]
+        for distance in self._distances():
+            low, high = pieces[-1].chunk(2)
+            keep, give = (high, low) if self.rank & distance else (low, high)
+            arrived = spare[: len(keep)]
+            self._swap(self.rank ^ distance, give, arrived)
+            keep += arrived
+            pieces.append(keep)
+        for distance in reversed(self._distances()):
+            piece = pieces.pop()
+            low, high = pieces[-1].chunk(2)
+            self._swap(self.rank ^ distance, piece, low if self.rank & distance else high)
+        self._spare.append(spare)
+        return node.value
+
+    def _distances(self) -> list[int]:
+        return [1 << level for level in range(self.ranks.bit_length() - 1)]
+
+    def _swap(self, other: int, sent: torch.Tensor, received: torch.Tensor) -> None:
+        ops = [
+            dist.P2POp(dist.isend, sent, group=self.group, group_peer=other),
+            dist.P2POp(dist.irecv, received, group=self.group, group_peer=other),
+        ]
+        for work in dist.batch_isend_irecv(ops):
+            work.wait()
+
     def _meet(self, stack: list[Node]) -> torch.Tensor:
         """Each rank finishes the tree for its part of the elements, then all share the parts.
 
-        With one node per rank this sends 2 n (P-1)/P elements, as a ring does.
+        For any number of ranks. With one node a rank this sends 2 n (P-1)/P elements, as a ring
+        does; needs a buffer of n for each node that a rank may have.
         """
         part, ranks = self.part, self.ranks
-        # To each rank: its part of all nodes here. From each rank: this rank's part of its nodes.
-        mine = torch.stack([node.value.view(ranks, part) for node in stack], dim=1).reshape(-1)
-        counts = [len(some) for some in self.places]
-        theirs = self._empty(sum(counts) * part)
-        dist.all_to_all_single(
-            theirs,
-            mine,
-            [count * part for count in counts],
-            [len(stack) * part] * ranks,
-            group=self.group,
-        )
-        total = stack[0].value
-        self._spare += [node.value for node in stack[1:]]
-        stack.clear()
+        arrived = []
+        for j in range(max(len(some) for some in self.places)):
+            # The j-th node of each rank that has so many: its parts to the ranks that finish them.
+            counts = [part if j < len(some) else 0 for some in self.places]
+            mine = stack[j].value if j < len(stack) else self._empty(0)
+            theirs = self._empty(sum(counts))
+            splits = [part if j < len(stack) else 0] * ranks
+            dist.all_to_all_single(theirs, mine, counts, splits, group=self.group)
+            arrived.append(iter(theirs.split(part)))
         meeting: list[Node] = []
-        everywhere = [place for some in self.places for place in some]
-        for (level, index), value in zip(everywhere, theirs.view(-1, part), strict=True):
-            push(meeting, Node(level, index, value))
+        for some in self.places:
+            for (level, index), values in zip(some, arrived, strict=False):
+                push(meeting, Node(level, index, next(values)))
+        total = stack[0].value
         dist.all_gather_single(total, fold(meeting).contiguous(), group=self.group)
         return total
