@@ -28,8 +28,9 @@ test: setup  ## run all tests
 test-quick: setup  ## run the tests that take seconds
 	pytest tests/unit
 
-bench: setup  ## measure what the fixed order of sums costs
+bench: setup  ## measure what the fixed order of sums costs, and MPI against Gloo
 	python benchmarks/tree_cost.py
+	python benchmarks/all_reduce.py
 
 lint: setup  ## check style, types and rules
 	ruff format --check .

@@ -1,9 +1,10 @@
 """What the fixed order costs: gradients by shard along the tree, against all shards in one batch.
 
-    python benchmarks/tree_cost.py
+    python benchmarks/tree_cost.py [RANKS ...]
 
-One process, one thread, the small CNN on random images, both ways in turns. Prints for several
-numbers of images per shard how much longer a step along the tree takes, by the median of the turns.
+Starts itself with 1, 2 and 4 ranks (or as many as asked for) of one thread on this machine. The
+small CNN on random images, 4 shards, both ways in turns. Prints for several numbers of images per
+shard how much longer a step along the tree takes, by the median of the turns.
 """
 
 import os
@@ -11,15 +12,17 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it
 
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from lockstep import parallel, runtime
-from lockstep.comm.world import World
+from lockstep.comm import rendezvous
+from lockstep.comm.world import World, from_mpi
 from lockstep.config import Run
 from lockstep.data.arrays import Part
 from lockstep.data.batches import Batches
@@ -30,49 +33,76 @@ SHARDS, IMAGES, TURNS = 4, 4096, 15
 
 
 def main() -> None:
+    for ranks in map(int, sys.argv[1:] or ["1", "2", "4"]):
+        words = [
+            "mpirun",
+            "--map-by",
+            ":OVERSUBSCRIBE",
+            "--bind-to",
+            "none",
+            "--mca",
+            "btl",
+            "^ofi",
+        ]
+        words += ["--allow-run-as-root"] if os.geteuid() == 0 else []
+        program = [sys.executable, "-m", "mpi4py", __file__, "rank"]
+        subprocess.run([*words, "-n", str(ranks), *program], check=True)
+
+
+def measure() -> None:
+    """Measure as one rank; rank 0 prints."""
     device = torch.device("cpu")
     runtime.pin(1, device, reproducible=True)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    world = from_mpi()
+    backend = rendezvous.start(world, device)
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (IMAGES, 28, 28, 1), np.uint8)
     part = Part(images, draw.integers(0, 10, IMAGES))
     members = np.array_split(np.arange(IMAGES), SHARDS)
     for per_shard in (16, 32, 64, 128, 256):
-        seconds: dict[str, list[float]] = {}
-        steps = {
+        seconds: dict[str, list[float]] = {"tree": [], "fast": []}
+        epochs = {
             reduction: make_epoch(
-                Run(ranks=1, shards=SHARDS, batch=per_shard * SHARDS, reduction=reduction),
+                Run(ranks=world.size, shards=SHARDS, batch=per_shard * SHARDS, reduction=reduction),
                 part,
                 members,
                 device,
+                world,
             )
-            for reduction in ("tree", "fast")
+            for reduction in seconds
         }
         for _ in range(TURNS):
-            for reduction, epoch in steps.items():
+            for reduction, epoch in epochs.items():
+                world.comm.Barrier()
                 started = time.perf_counter()
                 epoch()
-                seconds.setdefault(reduction, []).append(time.perf_counter() - started)
-        tree, fast = (statistics.median(seconds[name][2:]) for name in ("tree", "fast"))
-        print(f"{per_shard:4} images a shard: the tree takes {tree / fast - 1:+.1%}", flush=True)
+                seconds[reduction].append(time.perf_counter() - started)
+        tree, fast = (statistics.median(times[2:]) for times in seconds.values())
+        if world.rank == 0:
+            print(
+                f"{world.size} ranks ({backend}), {per_shard:4} images a shard: "
+                f"the tree takes {tree / fast - 1:+.1%}",
+                flush=True,
+            )
+    rendezvous.stop()
 
 
 def make_epoch(
-    run: Run, part: Part, members: list[np.ndarray], device: torch.device
+    run: Run, part: Part, members: list[np.ndarray], device: torch.device, world: World
 ) -> Callable[[], None]:
     """Return a function that trains for one epoch."""
     batches = Batches(part, members, run.batch, run.seed)
     model = build(run.model, (1, 28, 28), 10).to(memory_format=torch.channels_last)
     objective = CrossEntropy(run, Normalize([0.5], [0.3], device), device)
-    strategy = parallel.make(run, model, objective, World(0, 1, 0, 1, "python"), (1, 28, 28))
+    strategy = parallel.make(run, model, objective, world, (1, 28, 28))
 
     def epoch() -> None:
         torch.use_deterministic_algorithms(parallel.keeps_bits(run))  # as `train` has it
         for index in range(batches.steps_per_epoch):
-            strategy.step([batches.get(0, index, shard) for shard in range(run.shards)], run.lr)
+            strategy.step([batches.get(0, index, shard) for shard in strategy.shards], run.lr)
 
     return epoch
 
 
 if __name__ == "__main__":
-    main()
+    measure() if sys.argv[1:] == ["rank"] else main()
