@@ -50,6 +50,8 @@ _mover = Mover()
 
 def register() -> None:
     """Make the backend known to torch.distributed: the entry point that torch calls."""
+    if hasattr(dist.Backend, NAME.upper()):
+        return
     dist.Backend.register_backend(NAME, create, extended_api=True, devices=["cpu", "cuda"])
     # torch wraps what a Python backend returns, and the wrapper does not know who sent a message
     # that was received from any rank: those receives go to the backend itself.

@@ -53,6 +53,10 @@ def start(
             f"these; launch with mpirun or srun, or take gloo"
         )
     devices = f"cpu:{host},cuda:nccl" if chosen == "nccl" else f"cpu:{chosen},cuda:{chosen}"
+    if "mpi4py" in devices:
+        from lockstep.comm import mpi
+
+        mpi.register()
     dist.init_process_group(
         devices,
         timeout=TIMEOUT,
