@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -43,17 +43,21 @@ def mpirun(ranks: int) -> list[str]:
     return [*words, "-n", str(ranks), sys.executable, "-m", "mpi4py"]
 
 
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the prepared digits, with partitions into 4 and 6 shards."""
-    data = tmp_path_factory.mktemp("data") / "digits"
-    lockstep = [sys.executable, "-m", "lockstep"]
-    for stage in (
-        ["download", "--output", data],
-        ["prepare", "--output", data],
-        ["partition", "--data", data, "--shards", 4, "--output", data / "4"],
-        ["partition", "--data", data, "--shards", 6, "--output", data / "6"],
-    ):
-        done = run([*lockstep, *stage], data.parent)
+def prepare_digits(folder: Path, shards: Iterable[int]) -> Path:
+    """Prepare the digits below `folder`, with partitions into so many shards in folders S."""
+    data = folder / "digits"
+    stages = [["download", "--output", data], ["prepare", "--output", data]]
+    for count in shards:
+        stages.append(
+            ["partition", "--data", data, "--shards", count, "--output", data / str(count)]
+        )
+    for stage in stages:
+        done = run([sys.executable, "-m", "lockstep", *stage], folder)
         assert done.returncode == 0, done.stderr
     return data
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the prepared digits, with partitions into 4, 6, 8 and 12 shards."""
+    return prepare_digits(tmp_path_factory.mktemp("data"), (4, 6, 8, 12))

@@ -22,6 +22,59 @@ def busy(shape: tuple[int, int, int], classes: int) -> nn.Module:
     )
 
 
+def resnet(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Return a ResNet of two blocks: BatchNorm everywhere, and nothing that draws."""
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 8, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        Block(8, 8, 1),
+        Block(8, 16, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, classes),
+    )
+
+
+def dropout(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Return a small CNN that drops channels and hidden units."""
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 8, 5, stride=2),
+        nn.ReLU(),
+        nn.Dropout2d(0.1),
+        nn.Conv2d(8, 16, 3, stride=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(3),
+        nn.Flatten(),
+        nn.Dropout(0.25),
+        nn.Linear(16 * 9, 32),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(32, classes),
+    )
+
+
+class Block(nn.Module):
+    """He et al., "Deep residual learning" (2016), figure 2, with a projection where it shrinks."""
+
+    def __init__(self, width: int, wider: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(width, wider, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(wider),
+            nn.ReLU(),
+            nn.Conv2d(wider, wider, 3, padding=1, bias=False),
+            nn.BatchNorm2d(wider),
+        )
+        self.short = nn.Sequential()
+        if stride > 1:
+            self.short.append(nn.Conv2d(width, wider, 1, stride, bias=False))
+            self.short.append(nn.BatchNorm2d(wider))
+
+    def forward(self, x):
+        return nn.functional.relu(self.short(x) + self.body(x))
+
+
 class Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""The promise: the same bits at any number of ranks, through real mpirun."""
+"""The promise: the same bits at any number of ranks, through real mpirun.
+
+`test_matrix` varies all that it holds for; here are fresh processes, other launchers and sums.
+"""
 
 import json
 import sys
@@ -66,12 +69,7 @@ def reference(digits, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("name", "ranks"),
-    [
-        *(("cnn", 1), ("cnn", 2), ("cnn", 4)),
-        *(("busy", 1), ("busy", 2), ("busy", 4)),
-        *(("six shards", 2), ("six shards", 3)),
-        ("bfloat16", 2),
-    ],
+    [("cnn", 2), ("busy", 1), ("busy", 4), ("six shards", 3), ("bfloat16", 2)],
 )
 def test_the_bits_are_those_of_one_process(name, ranks, digits, reference, tmp_path):
     assert bits(tmp_path, train(digits, tmp_path, name, mpirun(ranks), ranks)) == reference(name)

@@ -137,11 +137,14 @@ def test_bits_that_depend_on_the_ranks_want_their_number(how, record, tmp_path, 
     with refused(run.strategy, "was 4, not 2", "mpirun -n 4"):
         reproduce.as_launched(run, record, two, tmp_path)
     four = World(0, 4, 0, 4, "mpirun")
-    assert reproduce.as_launched(run, record, four, tmp_path).ranks == 4
+    launched = reproduce.as_launched(run, record, four, tmp_path)
+    assert (launched.ranks, launched.backend) == (4, "gloo")
 
 
 def test_the_launch_decides_the_ranks_and_the_record_the_kind_of_device(record, tmp_path, refused):
-    launched = reproduce.as_launched(RUN, record, World(0, 4, 0, 4, "mpirun"), tmp_path)
+    far = {"backend": "mpi4py", "init_method": "tcp://far:1"}
+    run = Run(**RUN.model_dump() | far)
+    launched = reproduce.as_launched(run, record, World(0, 4, 0, 4, "mpirun"), tmp_path)
     changed = {"ranks": 4, "device": "cpu", "oversubscribe": True}
     assert launched == RUN.model_copy(update=changed)
     record["ranks"][0]["device"] = "NVIDIA H100"

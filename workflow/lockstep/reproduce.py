@@ -20,6 +20,7 @@ RESULTS = {
     "BatchNorm statistics": "buffers_sha256",
     "optimizer state": "optimizer_sha256",
     "history": "history_sha256",
+    "snapshots": "snapshots_sha256",
 }
 # Packages that the result of `train` is made with; the others only carry it.
 PACKAGES = ("python", "torch", "torchvision", "numpy", "pandas")
@@ -86,11 +87,15 @@ def as_launched(recorded: Run, record: dict[str, Any], world: World, where: Path
             f"{where}: the bits of {how} depend on the number of ranks, which was "
             f"{recorded.ranks}, not {world.size}; launch with `mpirun -n {recorded.ranks}`"
         )
+    # Where the bits depend on the number of ranks, they depend on the backend's sums as well.
+    backend = "auto" if parallel.keeps_bits(recorded) else record["backend"]
     on_cpu = {place["device"] for place in record["ranks"]} == {"cpu"}
     # It is the bits that count now, not the speed: ranks may share cores.
     changes = {
         "ranks": world.size,
         "device": "cpu" if on_cpu else "cuda",
+        "backend": backend,
+        "init_method": "auto",
         "oversubscribe": True,
     }
     launched: Run = parse(Run, recorded.model_dump() | changes, str(where))

@@ -122,7 +122,7 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
         "partition_sha256": sha256(partition),
         "partition": str(partition),
         "model_sha256": sha256(output / "model.safetensors"),
-        **_hashes(weights, trained, optimizer_state, table),
+        **_hashes(weights, trained, optimizer_state, table, output / "snapshots"),
         "parameters": parameters,
         "steps": run.epochs * batches.steps_per_epoch,
         "images_per_second": run.epochs * batches.steps_per_epoch * run.batch / seconds,
@@ -189,6 +189,7 @@ def _hashes(
     trained: set[str],
     optimizer_state: dict[str, dict[str, torch.Tensor]],
     history: pd.DataFrame,
+    snapshots: Path,
 ) -> dict[str, str | None]:
     """Return the SHA-256 of each kind of result; None for buffers where the model has none."""
     parameters = {name: value for name, value in weights.items() if name in trained}
@@ -198,6 +199,7 @@ def _hashes(
         "buffers_sha256": state.digest(buffers) if buffers else None,
         "optimizer_sha256": state.digest(optimizer_state),
         "history_sha256": state.digest(history[RESULTS].to_csv(index=False)),
+        "snapshots_sha256": state.digest({path.name: sha256(path) for path in snapshots.iterdir()}),
     }
 
 
