@@ -9,9 +9,16 @@ from lockstep.config import Run
 from lockstep.errors import UserError
 from lockstep.files import atomic
 
-COLUMNS = ("model", "strategy", "reduction", "shards", "ranks", "seed", "epochs")
+COLUMNS = ("model", "strategy", "shards", "ranks", "seed", "epochs")
+# These have a column where a run's strategy asks for them, with no value for the others.
+ASKED_BY = {
+    "reduction": ("sync_sgd",),
+    "sync_every": ("local_sgd",),
+    "stages": ("hybrid",),
+    "pipeline_schedule": ("pipeline", "hybrid"),
+}
 # These have a column where runs differ in them; oversubscribe changes no result.
-OTHERS = [name for name in Run.model_fields if name not in (*COLUMNS, "oversubscribe")]
+OTHERS = [name for name in Run.model_fields if name not in (*COLUMNS, *ASKED_BY, "oversubscribe")]
 
 
 def summarize(results: list[Path], output: Path) -> pd.DataFrame:
@@ -26,6 +33,7 @@ def summarize(results: list[Path], output: Path) -> pd.DataFrame:
     """
     table = pd.DataFrame([_row(folder) for folder in results])
     table = table.drop(columns=[name for name in OTHERS if table[name].nunique(dropna=False) == 1])
+    table = table.drop(columns=[name for name in ASKED_BY if (table[name] == "").all()])
     with atomic(output) as draft:
         table.to_csv(draft, index=False)
     return table
@@ -39,9 +47,9 @@ def _row(folder: Path) -> dict[str, object]:
         return {
             "run": folder.name,
             "dataset": train["dataset"],
-            **{name: run[name] for name in (*COLUMNS, *OTHERS)},
-            # Only one strategy has a choice of reductions.
-            "reduction": run["reduction"] if run["strategy"] == "sync_sgd" else "",
+            **{name: run[name] for name in COLUMNS[:2]},
+            **{name: run[name] if run["strategy"] in by else "" for name, by in ASKED_BY.items()},
+            **{name: run[name] for name in (*COLUMNS[2:], *OTHERS)},
             "accuracy_last": metrics["last"]["accuracy"],
             "accuracy_averaged": metrics["averaged"]["accuracy"],
             "loss": metrics["last"]["loss"],

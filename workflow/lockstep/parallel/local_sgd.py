@@ -8,7 +8,7 @@ stochastic gradient descent", NIPS 2010). The mean is taken along the fixed tree
 anything else depends on how many ranks hold the replicas.
 
 A rank keeps, for each of its shards, the parameters and the optimizer's state, and one set of
-gradients for all. An average takes no memory of its own on a rank: the replicas are its terms.
+gradients for all. The replicas are the terms of their sum: a rank adds them up in place.
 """
 
 import copy

@@ -1,4 +1,5 @@
-"""All runs beside one another: how good their models are, and how fast they were trained."""
+"""All runs beside one another: how good their models are, how fast they were trained, and how much
+the ranks sent."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -8,12 +9,12 @@ from lockstep.report import style
 
 
 def draw_accuracy(table: pd.DataFrame) -> Figure:
-    """Draw the accuracy of the last and the averaged model, and images/s, a row for each run."""
+    """Draw the accuracy of the last and the averaged model, images/s and bytes, a row for a run."""
     count = len(table)
     height = min(1.8 + 0.3 * count, 6.6)
     figure = style.new_figure(10, height)
     size = min(9.0, (height - 1) * 72 / count)  # a line each; more than 45 take a reader's zoom
-    accuracy, speed = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
+    accuracy, speed, sent = figure.subplots(1, 3, sharey=True, width_ratios=[3, 2, 2])
     rows = range(count)
     last, averaged = table["accuracy_last"], table["accuracy_averaged"]
     accuracy.hlines(rows, last, averaged, color=style.GREY, linewidth=1)
@@ -37,12 +38,17 @@ def draw_accuracy(table: pd.DataFrame) -> Figure:
     accuracy.set_xlabel("accuracy on the test set")
     accuracy.grid()
 
-    bars = speed.barh(rows, table["images_per_second"], color=style.GREEN, height=0.5)
-    speed.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=0.9 * size)
-    speed.margins(x=0.16)
-    speed.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    speed.xaxis.set_major_locator(MaxNLocator(4))
-    speed.set_xlabel("images per second in training")
-    speed.tick_params(left=False)
+    for axes, values, title, places, colour in (
+        (speed, table["images_per_second"], "images per second in training", 0, style.GREEN),
+        (sent, table["bytes_sent"] / 1e6, "MB sent in training, all ranks", 1, style.ORANGE),
+    ):
+        bars = axes.barh(rows, values, color=colour, height=0.5)
+        axes.bar_label(bars, fmt=f"{{:,.{places}f}}", padding=3, fontsize=0.9 * size)
+        axes.margins(x=0.2)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_xlabel(title)
+        axes.tick_params(left=False)
     figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return figure

@@ -46,9 +46,10 @@ def draw_curves(
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     ends = [(history["accuracy"].iloc[-1], "training", style.INK)]
     # The dashes lie over the whole line: where the two agree, both are still seen.
+    alone = run["strategy"] == "local_sgd" and run["sync_every"] == 0
     for model, title, colour, dashes in (
         ("averaged", "test, averaged model", style.AVERAGED, "-"),
-        ("last", "test, last model", style.LAST, (0, (6, 6))),
+        ("last", f"test, {'shard 0 alone' if alone else 'last model'}", style.LAST, (0, (6, 6))),
     ):
         share = metrics[model]["accuracy"]
         accuracy.axhline(share, color=colour, linewidth=1.5, linestyle=dashes)

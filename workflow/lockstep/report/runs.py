@@ -10,11 +10,16 @@ from lockstep.report import style
 from lockstep.report.page import make_list, make_page, make_table
 
 HASH = "model_sha256"
+SINGLE = "as_single"
+# How ranks share the work of a run, beside its ranks: `single` is the reference for all of it.
+SHARING = {"strategy", "reduction", "sync_every", "stages", "pipeline_schedule", "backend"}
+SHARING |= {"init_method", "device"}
 # What comes out of a run; every other column but its name and its ranks went into it.
 RESULTS = ["accuracy_last", "accuracy_averaged", "loss", "images_per_second", "seconds"]
 RESULTS += ["bytes_sent", HASH]
 TITLES = {
     HASH: "model hash",
+    SINGLE: "as single?",
     "accuracy_last": "accuracy, last",
     "accuracy_averaged": "accuracy, averaged",
     "loss": "loss, last",
@@ -47,10 +52,12 @@ def page_of_runs(table: pd.DataFrame) -> str:
     """Return the page of a table of runs."""
     chips = make_chips(table[HASH])
     inputs = [name for name in table.columns if name not in ("run", "ranks", *RESULTS)]
+    if any(found := compare_with_single(table, inputs)):
+        table = table.assign(**{SINGLE: found})
     # What is the same in every run would push what is not out of the window.
     same = [name for name in inputs if table[name].nunique() == 1]
-    left = [name for name in table.columns if name not in ("run", HASH, *same)]
-    columns = ["run", HASH, *left]
+    first = [name for name in ("run", HASH, SINGLE) if name in table]
+    columns = [*first, *(name for name in table.columns if name not in (*first, *same))]
     numbers = {
         at: "number"
         for at, name in enumerate(columns)
@@ -63,7 +70,7 @@ def page_of_runs(table: pd.DataFrame) -> str:
     return make_page(
         "Runs",
         f"<p>{len(table)} runs gave {gave}.</p>" if len(table) > 1 else "",
-        make_list(read_bits(table, inputs, chips)),
+        make_list([*read_bits(table, inputs, chips), *read_replicas(table)]),
         make_table(map(_title, columns), rows, numbers),
         f'<p class="note">{which}: {escape(settings)}.</p>' if same else "",
         NOTE,
@@ -118,6 +125,36 @@ def read_bits(table: pd.DataFrame, inputs: list[str], chips: dict[str, str]) -> 
             "row with other <code>ranks</code>, and this page says whether the bits are the same."
         )
     return sentences
+
+
+def compare_with_single(table: pd.DataFrame, inputs: list[str]) -> list[str]:
+    """Return for each run whether its model is that of the strategy `single`: yes, no, or nothing
+    where there is no such run with the same settings, or it is that run."""
+    work = [name for name in inputs if name not in SHARING]
+    rows = table.to_dict("records")
+    known = {
+        tuple(str(row[name]) for name in work): row[HASH]
+        for row in rows
+        if row["strategy"] == "single"
+    }
+    found = []
+    for row in rows:
+        reference = known.get(tuple(str(row[name]) for name in work))
+        said = "yes" if row[HASH] == reference else "no"
+        found.append(said if reference and row["strategy"] != "single" else "")
+    return found
+
+
+def read_replicas(table: pd.DataFrame) -> list[str]:
+    """Return a sentence (HTML) for each run whose replicas met only after training."""
+    if "sync_every" not in table:
+        return []
+    return [
+        f"{escape(row['run'])}'s last model is the replica of shard 0, which no other shard has "
+        f"helped: {style.percent(row['accuracy_last'])}. The mean of all {row['shards']} replicas, "
+        f"its averaged model, has {style.percent(row['accuracy_averaged'])}"
+        for row in table[table["sync_every"].astype(str) == "0"].to_dict("records")
+    ]
 
 
 def join(names: Iterable[str]) -> str:
