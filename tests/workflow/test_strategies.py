@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 
-@pytest.mark.timeout(1200)  # nine runs of up to four ranks, and what follows on each
+@pytest.mark.timeout(1200)  # ten runs of up to four ranks, and what follows on each
 def test_every_strategy_runs_and_the_report_compares_them(workspace):
     text = (workspace.folder / "config/strategies.yaml").read_text()
     assert "epochs: 20\n" in text
@@ -20,7 +20,7 @@ def test_every_strategy_runs_and_the_report_compares_them(workspace):
     assert list(table.index) == [line.split("\t")[0] for line in rows[1:]]
 
     model, sent = table["model_sha256"], table["bytes_sent"]
-    for run in ("sync_sgd-tree", "pipeline", "hybrid"):
+    for run in ("sync_sgd-tree", "pipeline", "hybrid", "fsdp"):
         assert model[run] == model["single"]
     assert len({model[run] for run in ("single", "ddp", "local_sgd-8", "local_sgd-once")}) == 4
     assert sent["single"] == sent["data_parallel"] == 0
@@ -30,7 +30,7 @@ def test_every_strategy_runs_and_the_report_compares_them(workspace):
 
     once = results / "local_sgd-once"
     replicas = [f"replica-000{shard}.safetensors" for shard in range(4)]
-    assert sorted(path.name for path in (once / "snapshots").glob("*")) == replicas
+    assert sorted(path.name for path in (once / "snapshots").glob("*.safetensors")) == replicas
     assert json.loads((once / "averaged.json").read_text())["snapshots"] == replicas
     page = (results / "figures/runs.html").read_text()
     for words in ("as single?", "MB sent", "sync every", "local_sgd-once's last model is"):
