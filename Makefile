@@ -10,7 +10,7 @@ TORCH  := $(shell sed -n 's/^\(torch\(vision\)\{0,1\}==[0-9.]*\).*/\1/p' envs/re
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run test test-quick promise bench lint lock schemas clean
+.PHONY: help setup run test test-quick promise torch-suite bench lint lock schemas clean
 
 help:  ## say what there is to do
 	@echo "make run CONFIG=<file> CORES=<n>   train, evaluate and report (default: config/config.yaml, all)"
@@ -30,6 +30,9 @@ test-quick: setup  ## run the tests that take seconds
 
 promise: setup  ## train the promise's whole matrix, and write docs/promise-matrix.md
 	python -m tests.mpi.matrix
+
+torch-suite: setup  ## run PyTorch's tests of torch.distributed over MPI and over Gloo
+	python -m tests.mpi.torch_suite
 
 bench: setup  ## measure what the fixed order of sums costs, and MPI against Gloo
 	python benchmarks/tree_cost.py

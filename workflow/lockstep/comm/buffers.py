@@ -22,6 +22,7 @@ _INTEGERS = {
     torch.int32: MPI.INT32_T,
     torch.int64: MPI.INT64_T,
 }
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 _FLOATS = {torch.float32: MPI.FLOAT, torch.float64: MPI.DOUBLE}
 _COMPLEX = {torch.complex64: MPI.C_FLOAT_COMPLEX, torch.complex128: MPI.C_DOUBLE_COMPLEX}
 # MPI has no arithmetic on these: they are reduced in a wider type and rounded once, at the end.
@@ -65,17 +66,18 @@ class Reduction:
     average: bool
     factor: Any
 
-    def load(self, tensor: torch.Tensor, keep: bool) -> torch.Tensor:
-        """Return a buffer with a tensor's values; one of its own where the tensor is to be kept."""
-        plain = tensor.dtype == self.dtype and as_is(tensor)
-        if plain and not keep and self.factor is None:
+    def load(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a buffer with a tensor's values: itself, if MPI can reduce it as it is."""
+        if tensor.dtype == self.dtype and as_is(tensor) and self.factor is None:
             return tensor
         buffer = blank(tensor, self.dtype).copy_(tensor)
         return buffer if self.factor is None else buffer.mul_(self.factor)
 
     def finish(self, buffer: torch.Tensor, ranks: int) -> None:
         """Make the sum that MPI left in the buffer what the operation asks for."""
-        if self.average:
+        if self.average and self.dtype in _UNSIGNED:  # torch does not divide these
+            buffer.numpy()[...] //= ranks
+        elif self.average:
             rounding = None if buffer.is_floating_point() or buffer.is_complex() else "trunc"
             buffer.div_(ranks, rounding_mode=rounding)
 
@@ -168,6 +170,11 @@ def parts(buffer: torch.Tensor, counts: list[int]) -> list[Any]:
         counts,
         _BY_SIZE[buffer.element_size()],
     ]
+
+
+def whole_of(buffer: torch.Tensor, kind: Any) -> list[Any]:
+    """Return a buffer of at most LIMIT elements as mpi4py takes it for a reduction."""
+    return [MPI.buffer.fromaddress(buffer.data_ptr(), buffer.nbytes), buffer.numel(), kind]
 
 
 def reduced(buffer: torch.Tensor, kind: Any) -> Iterator[list[Any]]:

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from mpi4py import MPI
 from torch._C._distributed_c10d import Backend, Work
 
+from lockstep.comm import wrapper
 from lockstep.comm.buffers import (
     LIMIT,
     blocks,
@@ -32,6 +33,7 @@ from lockstep.comm.buffers import (
     parts,
     reduced,
     reduction,
+    whole_of,
 )
 from lockstep.comm.progress import Mover, Queue, Transfer
 from lockstep.comm.watchdog import Watchdog
@@ -46,6 +48,8 @@ Call = Callable[[], None]
 
 _watchdog: Watchdog | None = None
 _mover = Mover()
+# With TORCH_DISTRIBUTED_DEBUG=DETAIL torch keeps a backend's C++ half alone.
+_alive: set["MPIBackend"] = set()
 
 
 def register() -> None:
@@ -53,19 +57,7 @@ def register() -> None:
     if hasattr(dist.Backend, NAME.upper()):
         return
     dist.Backend.register_backend(NAME, create, extended_api=True, devices=["cpu", "cuda"])
-    # torch wraps what a Python backend returns, and the wrapper does not know who sent a message
-    # that was received from any rank: those receives go to the backend itself.
-    dist.ProcessGroup.recv_anysource = _recv_anysource  # type: ignore[method-assign, assignment]
-
-
-_torch_recv_anysource = dist.ProcessGroup.recv_anysource
-
-
-def _recv_anysource(group: dist.ProcessGroup, tensors: Tensors, tag: int) -> Work:
-    backend = group._get_backend(tensors[0].device)
-    if isinstance(backend, MPIBackend):
-        return backend.recv_anysource(tensors, tag)
-    return _torch_recv_anysource(group, tensors, tag)
+    wrapper.complete(MPIBackend)
 
 
 def create(opts: Any, _: Any) -> "MPIBackend":
@@ -121,6 +113,7 @@ class MPIBackend(Backend):
         _watchdog.expect(timeout.total_seconds())
         self.queue = Queue(self.label, _watchdog, timeout.total_seconds())
         self._sequence = 0
+        _alive.add(self)
 
     # What torch asks of any backend. Without the three properties it asks itself for ever.
 
@@ -170,6 +163,7 @@ class MPIBackend(Backend):
 
     def shutdown(self) -> None:
         """Finish what was issued, and give the communicator back."""
+        _alive.discard(self)
         self.queue.close()
         if self.comm is not None and not MPI.Is_finalized():
             self.comm.Free()
@@ -197,6 +191,8 @@ class MPIBackend(Backend):
         return self._run("broadcast", call, tensors, opts)
 
     def allreduce(self, tensors: Tensors, opts: Any) -> Work:
+        if _one(tensors).is_sparse:
+            return self.allreduce_sparse(tensors, opts)
         return self._run("all_reduce", self._allreduce(_one(tensors), opts), tensors, opts)
 
     def allreduce_coalesced(self, tensors: Tensors, opts: Any) -> Work:
@@ -205,7 +201,7 @@ class MPIBackend(Backend):
 
     def _allreduce(self, tensor: torch.Tensor, opts: Any) -> Call:
         how = reduction(opts.reduceOp, tensor.dtype)
-        buffer = how.load(tensor, keep=False)
+        buffer = how.load(tensor)
 
         def call() -> None:
             for part in reduced(buffer, how.kind):
@@ -215,10 +211,37 @@ class MPIBackend(Backend):
 
         return call
 
+    def allreduce_sparse(self, tensors: Tensors, opts: Any) -> Work:
+        tensor = _one(tensors)
+        how = reduction(opts.reduceOp, tensor.dtype)
+        if how.op != MPI.SUM or how.average or how.factor is not None:
+            raise ValueError("mpi4py: sparse tensors can be summed, and nothing else")
+        own = tensor.detach().cpu().coalesce()
+
+        def call() -> None:
+            # Each adds up what all have, in the order of the ranks.
+            counts = self.comm.allgather(own._nnz())
+            indices = self._all_gather_rows(own.indices().t(), counts).t()
+            values = self._all_gather_rows(own.values(), counts)
+            total = torch.sparse_coo_tensor(
+                indices, values, tensor.shape, check_invariants=False
+            ).coalesce()
+            with torch.no_grad():
+                tensor.copy_(total)
+
+        return self._run("all_reduce", call, tensors, opts)
+
+    def _all_gather_rows(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """Return the rows of all ranks, of which each has its own count."""
+        whole = torch.empty(sum(counts), *rows.shape[1:], dtype=rows.dtype)
+        own = outgoing(rows)
+        self._exchange([own] * self.ranks, whole.split(counts))
+        return whole
+
     def reduce(self, tensors: Tensors, opts: Any) -> Work:
         tensor, root = _one(tensors), opts.rootRank
         how = reduction(opts.reduceOp, tensor.dtype)
-        buffer = how.load(tensor, keep=root != self.me)
+        buffer = how.load(tensor)
 
         def call() -> None:
             for part in reduced(buffer, how.kind):
@@ -242,9 +265,12 @@ class MPIBackend(Backend):
     def _all_gather(self, output: torch.Tensor, tensor: torch.Tensor) -> Call:
         _expect("all_gather", output, tensor.numel() * self.ranks, tensor.dtype)
         buffer, own = incoming(output), outgoing(tensor)
+        # FSDP gathers in place: what a rank sends is its part of what it receives.
+        in_place = own.data_ptr() == buffer.data_ptr() + self.me * own.nbytes
 
         def call() -> None:
-            self.comm.Allgather(moved(own), blocks(buffer, self.ranks))
+            sent = MPI.IN_PLACE if in_place else moved(own)
+            self.comm.Allgather(sent, blocks(buffer, self.ranks))
             deliver(buffer, output)
 
         return call
@@ -337,13 +363,13 @@ class MPIBackend(Backend):
         self, output: torch.Tensor, tensor: torch.Tensor, counts: list[int], opts: Any
     ) -> Call:
         how = reduction(opts.reduceOp, output.dtype)
-        whole = how.load(tensor, keep=True).view(-1)
+        whole = how.load(tensor).view(-1)
         buffer = torch.empty(output.shape, dtype=how.dtype)
 
         def call() -> None:
             if len(whole) <= LIMIT:
-                (sent,), received = reduced(whole, how.kind), list(reduced(buffer, how.kind))
-                self.comm.Reduce_scatter(sent, received[0] if received else None, counts, how.op)
+                sent, received = whole_of(whole, how.kind), whole_of(buffer, how.kind)
+                self.comm.Reduce_scatter(sent, received, counts, how.op)
             else:
                 self._reduce_each(whole.split(counts), buffer, how)
             how.finish(buffer, self.ranks)

@@ -69,6 +69,7 @@ class Unfinished(dist._Work):
         self._running = allocate_lock()  # held until the work is finished
         self._running.acquire()
         self._guard = allocate_lock()
+        self._begin: torch.futures.Future | None = None
         self._future: torch.futures.Future | None = None
 
     def finish(self, error: BaseException | None = None) -> None:
@@ -76,10 +77,10 @@ class Unfinished(dist._Work):
         with self._guard:
             self.error = error
             self.completed = True
-            future = self._future
+            begin = self._begin
         self._running.release()
-        if future is not None:
-            self._settle(future)
+        if begin is not None:
+            begin.set_result(None)
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         # Zero stands for "no other than the group's", which the watchdog keeps.
@@ -106,20 +107,18 @@ class Unfinished(dist._Work):
 
     def get_future(self) -> torch.futures.Future:
         with self._guard:
-            future, settled = self._future, self.completed
-            if future is None:
-                future = self._future = torch.futures.Future()
-            else:
-                settled = False  # whoever made it settles it
-        if settled:
-            self._settle(future)
-        return future
+            if self._future is None:
+                # Only a callback that raises gives a future an error that is one in C++ as well.
+                self._begin = torch.futures.Future()
+                self._future = self._begin.then(self._outcome)
+                if self.completed:
+                    self._begin.set_result(None)
+            return self._future
 
-    def _settle(self, future: torch.futures.Future) -> None:
-        if self.error is None:
-            future.set_result(self.tensors)
-        else:
-            future.set_exception(self.error)
+    def _outcome(self, _: torch.futures.Future) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.tensors
 
 
 class Queue:
@@ -145,11 +144,12 @@ class Queue:
             limit: the seconds after which the watchdog takes it for hung; 0 is the group's.
         """
         if later:
-            work = self._last = Unfinished(tensors)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
-                self._thread.start()
-            self._waiting.put((what, call, work, limit))
+            with self._lock:  # not beside a call that another thread makes
+                work = self._last = Unfinished(tensors)
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
+                    self._thread.start()
+                self._waiting.put((what, call, work, limit))
             return work
         with self._lock:  # of several Python threads one is first
             if self._last is not None and not self._last.completed:
