@@ -1,7 +1,6 @@
 """Tensors as MPI sees them: an address, a number of elements, a type, and an operation on them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -64,7 +63,9 @@ class Reduction:
     dtype: torch.dtype
     """What MPI adds up: the tensor's type, or a wider one."""
     average: bool
-    factor: Any
+    scaled: bool
+    factor: Any = None
+    """What terms are multiplied by before they are added, where they are scaled."""
 
     def load(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a buffer with a tensor's values: itself, if MPI can reduce it as it is."""
@@ -106,11 +107,10 @@ def reduction(op: Any, dtype: torch.dtype) -> Reduction:
         kinds, ops = table
         if wide not in kinds or kind not in ops:
             raise ValueError(f"mpi4py: cannot use ReduceOp.{kind.name} with elements of {dtype}")
-        found = Reduction(ops[kind], kinds[wide], wide, kind == _KIND.AVG, None)
+        average, scaled = kind == _KIND.AVG, kind == _KIND.PREMUL_SUM
+        found = Reduction(ops[kind], kinds[wide], wide, average, scaled)
         _reductions[kind, dtype] = found
-    if kind == _KIND.PREMUL_SUM:
-        return Reduction(found.op, found.kind, found.dtype, False, op.factor)
-    return found
+    return replace(found, factor=op.factor) if found.scaled else found
 
 
 def as_is(tensor: torch.Tensor) -> bool:
@@ -177,13 +177,17 @@ def whole_of(buffer: torch.Tensor, kind: Any) -> list[Any]:
     return [MPI.buffer.fromaddress(buffer.data_ptr(), buffer.nbytes), buffer.numel(), kind]
 
 
-def reduced(buffer: torch.Tensor, kind: Any) -> Iterator[list[Any]]:
-    """Yield a buffer as mpi4py takes it for a reduction, in parts that a C int can count."""
+def reduced(buffer: torch.Tensor, kind: Any) -> list[list[Any]]:
+    """Return a buffer as mpi4py takes it for a reduction, in parts that a C int can count."""
     address, size, total = buffer.data_ptr(), buffer.element_size(), buffer.numel()
-    for start in range(0, total, LIMIT):
-        count = min(LIMIT, total - start)
-        part = MPI.buffer.fromaddress(address + start * size, count * size)
-        yield [part, count, kind]
+    if 0 < total <= LIMIT:
+        return [[MPI.buffer.fromaddress(address, total * size), total, kind]]
+    starts = range(0, total, LIMIT)
+    counts = [min(LIMIT, total - start) for start in starts]
+    return [
+        [MPI.buffer.fromaddress(address + start * size, count * size), count, kind]
+        for start, count in zip(starts, counts, strict=True)
+    ]
 
 
 @cache

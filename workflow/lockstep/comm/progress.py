@@ -155,9 +155,15 @@ class Queue:
             if self._last is not None and not self._last.completed:
                 self._last._running.acquire()  # what was issued before comes before
                 self._last._running.release()
-            with self.watchdog.over(what, self.name, limit or self.timeout):
-                call()
+            self._do(what, call, limit)
         return Done(tensors)
+
+    def _do(self, what: str, call: Callable[[], None], limit: float) -> None:
+        self.watchdog.enter(what, self.name, limit or self.timeout)
+        try:
+            call()
+        finally:
+            self.watchdog.leave()
 
     def close(self) -> None:
         """Finish what was issued and end the thread."""
@@ -171,8 +177,7 @@ class Queue:
             what, call, work, limit = item
             error = None
             try:
-                with self.watchdog.over(what, self.name, limit or self.timeout):
-                    call()
+                self._do(what, call, limit)
             except BaseException as caught:  # it belongs to whoever waits
                 error = caught
             # Nothing of the work may live on in this frame while the thread waits for more.
@@ -202,9 +207,13 @@ class Transfer(Unfinished):
                 time.sleep(PACE / 10)
         elif not self.completed:
             watchdog, queue = self.queue.watchdog, self.queue
-            with watchdog.over(self.what, queue.name, queue.timeout), self._asking:
-                if not self.completed:
-                    self._ask(self.request.Wait)
+            watchdog.enter(self.what, queue.name, queue.timeout)
+            try:
+                with self._asking:
+                    if not self.completed:
+                        self._ask(self.request.Wait)
+            finally:
+                watchdog.leave()
         if self.error is not None:
             raise self.error
         return True

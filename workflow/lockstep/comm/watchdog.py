@@ -26,26 +26,6 @@ FAREWELL = 2.0
 _Call = tuple[str, str, float, float]
 
 
-class Over:
-    """While it is entered, this thread is in a call that may last `limit` seconds."""
-
-    __slots__ = ("_calls", "_group", "_limit", "_what")
-
-    def __init__(self, calls: dict[int, _Call], what: str, group: str, limit: float) -> None:
-        self._calls, self._what, self._group, self._limit = calls, what, group, limit
-
-    def __enter__(self) -> None:
-        self._calls[threading.get_ident()] = (
-            self._what,
-            self._group,
-            self._limit,
-            time.monotonic(),
-        )
-
-    def __exit__(self, *_: object) -> None:
-        del self._calls[threading.get_ident()]
-
-
 class Watchdog:
     """Watches a process's calls, and ends the job when it must; one for a process."""
 
@@ -59,9 +39,16 @@ class Watchdog:
         atexit.register(self._leave)
         sys.excepthook = self._report
 
-    def over(self, what: str, group: str, limit: float) -> Over:
-        """Return a context for a call: its name, its group's, and the seconds that it may last."""
-        return Over(self._calls, what, group, limit)
+    def enter(self, what: str, group: str, limit: float) -> None:
+        """Say that this thread begins a call: its name, its group's, the seconds it may last.
+
+        A pair of methods, and no context manager, because a small call takes less than that.
+        """
+        self._calls[threading.get_ident()] = (what, group, limit, time.monotonic())
+
+    def leave(self) -> None:
+        """Say that this thread's call has ended."""
+        del self._calls[threading.get_ident()]
 
     def expect(self, timeout: float) -> None:
         """Look often enough to notice a call that is late after `timeout` seconds."""
