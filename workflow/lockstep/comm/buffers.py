@@ -151,7 +151,7 @@ def moved(buffer: torch.Tensor) -> list[Any]:
     """Return a buffer as mpi4py takes it, for communication that does not look at the elements."""
     kind, count = _BY_SIZE[buffer.element_size()], buffer.numel()
     if count > LIMIT:
-        kind, count = span(count, kind), 1
+        kind, count = span(count, buffer.element_size()), 1
     return [MPI.buffer.fromaddress(buffer.data_ptr(), buffer.nbytes), count, kind]
 
 
@@ -159,7 +159,7 @@ def blocks(buffer: torch.Tensor, number: int) -> list[Any]:
     """Return a buffer as `number` equal blocks, for collectives that send a block to each rank."""
     kind, count = _BY_SIZE[buffer.element_size()], buffer.numel() // number
     if count > LIMIT or buffer.numel() > LIMIT:
-        kind, count = span(count, kind), 1
+        kind, count = span(count, buffer.element_size()), 1
     return [MPI.buffer.fromaddress(buffer.data_ptr(), buffer.nbytes), count, kind]
 
 
@@ -191,8 +191,9 @@ def reduced(buffer: torch.Tensor, kind: Any) -> list[list[Any]]:
 
 
 @cache
-def span(count: int, kind: Any) -> Any:
-    """Return a committed type of `count` elements of another, of which there may be any number."""
+def span(count: int, size: int) -> Any:
+    """Return a committed type of any number of elements of `size` bytes each."""
+    kind = _BY_SIZE[size]
     big = kind.Create_contiguous(2**30)
     whole = big.Create_contiguous(count >> 30)
     rest = kind.Create_contiguous(count % 2**30)

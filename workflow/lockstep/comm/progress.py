@@ -80,7 +80,8 @@ class Unfinished(dist._Work):
             begin = self._begin
         self._running.release()
         if begin is not None:
-            begin.set_result(None)
+            # What hangs on the future may wait for other work of this very thread: PowerSGD does.
+            threading.Thread(target=begin.set_result, args=(None,), name="callbacks").start()
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         # Zero stands for "no other than the group's", which the watchdog keeps.
