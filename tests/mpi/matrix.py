@@ -250,7 +250,7 @@ def page(table: str, verdict: str, record: dict[str, Any]) -> str:
         "# The promise's matrix\n\n"
         "Written by `make promise`; see [the promise](promise.md).\n"
         "Each row is a configuration, trained and evaluated by one process, and then by P ranks of "
-        "`mpirun` for each P that divides S.\n"
+        "`mpirun` for P that divide S (a `pipeline` takes any, a `hybrid` twice those).\n"
         "A cell has the first digits of one SHA-256 over the weights, BatchNorm's statistics, the "
         "optimizer's state, the history, the snapshots and the predictions; `=` says that each of "
         "them is what one process gave.\n\n"
