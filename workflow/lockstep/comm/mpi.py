@@ -174,8 +174,7 @@ class MPIBackend(Backend):
 
     def _run(self, what: str, call: Call, tensors: Any, opts: Any) -> Work:
         self._sequence += 1
-        limit = opts.timeout.total_seconds()  # negative where the caller has not said
-        return self.queue.run(what, call, tensors, opts.asyncOp, max(limit, 0.0))
+        return self.queue.run(what, call, tensors, opts.asyncOp, opts.timeout)
 
     # Collectives. Each makes a call that blocks, for `_run` to do now or later.
 
@@ -191,9 +190,10 @@ class MPIBackend(Backend):
         return self._run("broadcast", call, tensors, opts)
 
     def allreduce(self, tensors: Tensors, opts: Any) -> Work:
-        if _one(tensors).is_sparse:
+        tensor = _one(tensors)
+        if tensor.is_sparse:
             return self.allreduce_sparse(tensors, opts)
-        return self._run("all_reduce", self._allreduce(_one(tensors), opts), tensors, opts)
+        return self._run("all_reduce", self._allreduce(tensor, opts), tensors, opts)
 
     def allreduce_coalesced(self, tensors: Tensors, opts: Any) -> Work:
         calls = [self._allreduce(tensor, opts) for tensor in tensors]

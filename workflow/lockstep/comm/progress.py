@@ -26,16 +26,14 @@ from mpi4py import MPI
 
 from lockstep.comm.watchdog import Watchdog
 
+# A timeout up to this is none.
+NONE = timedelta(0)
 # Seconds between two looks at requests that nobody waits for.
 PACE = 0.0005
 
 
 class Done(dist._Work):
-    """Work that was finished when it was issued."""
-
-    def __init__(self, tensors: Any) -> None:
-        super().__init__()
-        self.tensors = tensors
+    """Work that was finished when it was issued. torch asks it for nothing but the wait."""
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         return True
@@ -46,16 +44,8 @@ class Done(dist._Work):
     def is_success(self) -> bool:
         return True
 
-    def exception(self) -> None:
-        return None
 
-    def result(self) -> Any:
-        return self.tensors
-
-    def get_future(self) -> torch.futures.Future:
-        future: torch.futures.Future = torch.futures.Future()
-        future.set_result(self.tensors)
-        return future
+DONE = Done()  # one for all: to make a new one takes as long as MPI does for a small message
 
 
 class Unfinished(dist._Work):
@@ -133,7 +123,7 @@ class Queue:
         self._thread: threading.Thread | None = None
 
     def run(
-        self, what: str, call: Callable[[], None], tensors: Any, later: bool, limit: float
+        self, what: str, call: Callable[[], None], tensors: Any, later: bool, limit: timedelta
     ) -> dist._Work:
         """Do a collective in its turn: now, or later in the group's thread.
 
@@ -142,7 +132,7 @@ class Queue:
             call: what to do; it blocks.
             tensors: what the work's future holds.
             later: whether to return before it is done.
-            limit: the seconds after which the watchdog takes it for hung; 0 is the group's.
+            limit: after which the watchdog takes it for hung; none of its own if negative.
         """
         if later:
             with self._lock:  # not beside a call that another thread makes
@@ -157,10 +147,11 @@ class Queue:
                 self._last._running.acquire()  # what was issued before comes before
                 self._last._running.release()
             self._do(what, call, limit)
-        return Done(tensors)
+        return DONE
 
-    def _do(self, what: str, call: Callable[[], None], limit: float) -> None:
-        self.watchdog.enter(what, self.name, limit or self.timeout)
+    def _do(self, what: str, call: Callable[[], None], limit: timedelta) -> None:
+        seconds = limit.total_seconds() if limit > NONE else self.timeout
+        self.watchdog.enter(what, self.name, seconds)
         try:
             call()
         finally:

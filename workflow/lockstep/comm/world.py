@@ -71,6 +71,9 @@ def _discover() -> World:
 
 def from_mpi() -> World:
     """Ask MPI, and tell torch by the variables that it reads."""
+    # A rank of Open MPI's that waits spins. It is to offer its core to whoever can use it: to its
+    # own threads that compute, or to another program. On an idle machine that costs nothing.
+    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
