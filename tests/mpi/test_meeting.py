@@ -94,6 +94,8 @@ def test_ranks_without_a_launcher_meet(init_method, reference, digits, tmp_path)
         (["--backend", "nccl"], "nccl is for GPUs"),
         (["--init-method", "env://"], "MASTER_ADDR and MASTER_PORT"),
         (["--init-method", "http://x"], "init_method"),
+        (["--init-method", "tcp://127.0.0.1:99999"], "cannot meet by tcp://127.0.0.1:99999"),
+        (["--init-method", "file:///nowhere/meeting"], "expected one in a folder"),
     ],
 )
 def test_what_cannot_be_had_is_refused(more, reason, digits, tmp_path):

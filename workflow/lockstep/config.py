@@ -148,7 +148,8 @@ class Defaults(Strict):
 
     backend: Literal["auto", "mpi4py", "gloo", "nccl"] = "auto"
     """What carries the ranks' tensors. `auto` is NCCL between GPUs, and between CPUs MPI where it
-    has started the ranks, else Gloo. The bits do not depend on it."""
+    has started the ranks, else Gloo. Where a strategy keeps the promise, the bits do not depend on
+    it."""
 
     init_method: str = Field(
         default="auto", pattern=r"^(auto|mpi://|env://|file:///.+|tcp://[^/]+:[0-9]+)$"

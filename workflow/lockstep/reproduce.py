@@ -98,6 +98,8 @@ def as_launched(recorded: Run, record: dict[str, Any], world: World, where: Path
         "init_method": "auto",
         "oversubscribe": True,
     }
+    if recorded.strategy == "hybrid" and world.size % recorded.stages:
+        changes["stages"] = 1  # where the model is cut does not show in the bits
     launched: Run = parse(Run, recorded.model_dump() | changes, str(where))
     return launched
 

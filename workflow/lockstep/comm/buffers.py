@@ -71,7 +71,7 @@ class Reduction:
         """Return a buffer with a tensor's values: itself, if MPI can reduce it as it is."""
         if tensor.dtype == self.dtype and as_is(tensor) and self.factor is None:
             return tensor
-        buffer = blank(tensor, self.dtype).copy_(tensor)
+        buffer = blank(tensor, self.dtype).copy_(tensor.detach())
         return buffer if self.factor is None else buffer.mul_(self.factor)
 
     def finish(self, buffer: torch.Tensor, ranks: int) -> None:
@@ -80,7 +80,7 @@ class Reduction:
             buffer.numpy()[...] //= ranks
         elif self.average:
             rounding = None if buffer.is_floating_point() or buffer.is_complex() else "trunc"
-            buffer.div_(ranks, rounding_mode=rounding)
+            buffer.detach().div_(ranks, rounding_mode=rounding)
 
 
 _reductions: dict[tuple[Any, torch.dtype], Reduction] = {}
@@ -133,7 +133,7 @@ def blank(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tenso
 
 def outgoing(tensor: torch.Tensor) -> torch.Tensor:
     """Return a buffer that holds a tensor's values: itself, if MPI can read it."""
-    return tensor if as_is(tensor) else blank(tensor).copy_(tensor)
+    return tensor if as_is(tensor) else blank(tensor).copy_(tensor.detach())
 
 
 def incoming(tensor: torch.Tensor) -> torch.Tensor:
@@ -144,7 +144,7 @@ def incoming(tensor: torch.Tensor) -> torch.Tensor:
 def deliver(buffer: torch.Tensor, tensor: torch.Tensor) -> None:
     """Copy what arrived to where it belongs, if that is elsewhere."""
     if buffer is not tensor:
-        tensor.copy_(buffer.view(tensor.shape))
+        tensor.detach().copy_(buffer.view(tensor.shape))
 
 
 def moved(buffer: torch.Tensor) -> list[Any]:

@@ -81,7 +81,13 @@ def create(opts: Any, _: Any) -> "MPIBackend":
         )
     if _watchdog is None:
         _watchdog = Watchdog()
-    return MPIBackend(_communicator(opts), opts.group_id, opts.timeout)
+    _watchdog.expect(opts.timeout.total_seconds())
+    _watchdog.enter("new_group", opts.group_id, opts.timeout.total_seconds())
+    try:
+        comm = _communicator(opts)
+    finally:
+        _watchdog.leave()
+    return MPIBackend(comm, opts.group_id, opts.timeout)
 
 
 def _communicator(opts: Any) -> Any:
@@ -397,10 +403,9 @@ class MPIBackend(Backend):
         buffer, own = incoming(output), outgoing(tensor)
 
         def call() -> None:
-            if max(buffer.numel(), own.numel()) > LIMIT:
+            # With splits no rank knows how much another has: all must go the same way.
+            if output_splits or input_splits or own.numel() > LIMIT:
                 self._exchange(own.view(-1).split(sizes), buffer.view(-1).split(counts))
-            elif output_splits or input_splits:
-                self.comm.Alltoallv(parts(own, sizes), parts(buffer, counts))
             else:
                 self.comm.Alltoall(blocks(own, self.ranks), blocks(buffer, self.ranks))
             deliver(buffer, output)

@@ -267,7 +267,7 @@ class Mover:
             if idle > 100:
                 self._some.clear()
                 self._asleep = True
-                if not self._transfers:
+                if not self._transfers and not self._ended:
                     self._some.wait()
                 self._asleep, idle = False, 0
             time.sleep(PACE)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from lockstep.comm import world as worlds
 from lockstep.comm.world import World
-from lockstep.errors import UserError
+from lockstep.errors import UserError, first_line
 
 # How long a collective may take before it is an error. A rank that is still reading its data is no
 # reason to stop; one that is gone is noticed by the launcher long before.
@@ -57,12 +57,18 @@ def start(
         from lockstep.comm import mpi
 
         mpi.register()
-    dist.init_process_group(
-        devices,
-        timeout=TIMEOUT,
-        device_id=device if chosen == "nccl" else None,
-        **_meeting(world, init_method),
-    )
+    meeting = _meeting(world, init_method)
+    try:
+        dist.init_process_group(
+            devices, timeout=TIMEOUT, device_id=device if chosen == "nccl" else None, **meeting
+        )
+    except (RuntimeError, ValueError) as error:
+        if "init_method" not in meeting:
+            raise
+        raise UserError(
+            f"init_method: the ranks cannot meet by {meeting['init_method']}: {first_line(error)}; "
+            f"take another port or path, or auto"
+        ) from None
     return chosen
 
 
@@ -89,11 +95,18 @@ def _meeting(world: World, init_method: str) -> dict[str, Any]:
                 f"init_method: env:// needs {' and '.join(missing)} in the environment of every "
                 f"rank; set it to rank 0's host and a free port of it, or take mpi://"
             )
-    if init_method.startswith("file://") and world.comm is not None:
-        # What a killed run has left there would be taken for this one's.
-        if world.rank == 0:
-            Path(init_method.removeprefix("file://")).unlink(missing_ok=True)
-        world.comm.Barrier()
+    if init_method.startswith("file://"):
+        path = Path(init_method.removeprefix("file://"))
+        if path.is_dir() or not path.parent.is_dir():
+            raise UserError(
+                f"init_method: {path} cannot be a file; expected one in a folder that is there, on "
+                f"a disk that all ranks see"
+            )
+        if world.comm is not None:
+            # What a killed run has left there would be taken for this one's.
+            if world.rank == 0:
+                path.unlink(missing_ok=True)
+            world.comm.Barrier()
     return {"init_method": init_method, **place}
 
 

@@ -22,6 +22,7 @@ from mpi4py import MPI
 
 # Seconds that ranks have for printing before the job ends.
 FAREWELL = 2.0
+ALARM = 2**15 - 1
 
 _Call = tuple[str, str, float, float]
 
@@ -30,7 +31,7 @@ class Watchdog:
     """Watches a process's calls, and ends the job when it must; one for a process."""
 
     def __init__(self) -> None:
-        self._comm = MPI.COMM_WORLD.Dup()
+        self._comm = MPI.COMM_WORLD
         self._calls: dict[int, _Call] = {}
         self._period = 1.0
         self._leaving = threading.Event()
@@ -56,7 +57,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._leaving.wait(self._period):
-            if self._comm.Iprobe(MPI.ANY_SOURCE):
+            if self._comm.Iprobe(MPI.ANY_SOURCE, ALARM):
                 self._say("another rank waits in vain")
                 return
             now = time.monotonic()
@@ -71,7 +72,7 @@ class Watchdog:
         # Not waited for: the receiver may be past reading, and empty messages need no buffer.
         for rank in range(self._comm.size):
             if rank != self._comm.rank:
-                self._comm.Isend([None, 0, MPI.BYTE], rank).Free()
+                self._comm.Isend([None, 0, MPI.BYTE], rank, ALARM).Free()
 
     def _say(self, why: str) -> None:
         """Print why the job ends, what this rank is in, and the stacks of its threads, as one."""

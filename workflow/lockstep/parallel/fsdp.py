@@ -108,6 +108,12 @@ class FullySharded:
 
 def _shard(model: nn.Module, device: torch.device, shards: int) -> list["PartSum"]:
     """Shard a model's parameters; return what adds up the gradients of each of its modules."""
+    for name, parameter in model.named_parameters():
+        if not parameter.ndim:
+            raise UserError(
+                f"model: fsdp cannot shard {name}, a single number; give it one dimension, of "
+                f"length 1, or take another strategy"
+            )
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     model.to(memory_format=torch.contiguous_format)  # FSDP2 wants it so
     try:
