@@ -10,7 +10,11 @@ TORCH  := $(shell sed -n 's/^\(torch\(vision\)\{0,1\}==[0-9.]*\).*/\1/p' envs/re
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run test test-quick promise torch-suite bench lint lock schemas clean
+.PHONY: help setup run test test-quick hosts-test promise torch-suite bench lint lock schemas clean
+
+# Install those of Debian's packages that are missing.
+packages = dpkg --status $(1) > /dev/null 2>&1 || \
+	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $(1); }
 
 help:  ## say what there is to do
 	@echo "make run CONFIG=<file> CORES=<n>   train, evaluate and report (default: config/config.yaml, all)"
@@ -22,11 +26,15 @@ run: setup  ## train, evaluate and report
 	@ls $(CONFIG) > /dev/null
 	snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
 
-test: setup  ## run all tests
+test: setup  ## run all tests but those that want root
 	pytest
 
 test-quick: setup  ## run the tests that take seconds
 	pytest tests/unit
+
+hosts-test: setup  ## run on three hosts, in network namespaces: as root, with Debian's packages
+	$(call packages,openssh-server openssh-client iproute2)
+	pytest tests/hosts
 
 promise: setup  ## train the promise's whole matrix, and write docs/promise-matrix.md
 	python -m tests.mpi.matrix

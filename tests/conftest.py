@@ -57,6 +57,14 @@ def prepare_digits(folder: Path, shards: Iterable[int]) -> Path:
     return data
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run what wants root and system packages only where its folder is named, as `make` does."""
+    for item in items:
+        folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
+        if folder in ("hosts", "slurm") and not any(folder in word for word in config.args):
+            item.add_marker(pytest.mark.skip(reason=f"`make {folder}-test` runs these, as root"))
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the prepared digits, with partitions into 4, 6, 8 and 12 shards."""

@@ -184,10 +184,13 @@ def check_cores(wildcards):
 # The launcher of local ranks; a profile sets another. Cores are not bound, since two jobs of one
 # machine would be bound to the same ones; the stages see to it that there are enough. Without
 # libfabric, which one host has no use for, ranks start a second sooner. Ranks on other hosts get the
-# environment that decides their bits.
+# environment that decides their bits; a host that does not answer is given up after 5 + 3 x 1 s, and
+# not after eight minutes.
 MPIRUN = " ".join(
     [
         "mpirun --map-by :OVERSUBSCRIBE --bind-to none --mca btl ^ofi -x PATH -x PYTHONPATH",
+        "--prtemca oob_tcp_keepalive_time 5 --prtemca oob_tcp_keepalive_intvl 1",
+        "--prtemca oob_tcp_keepalive_probes 3",
         *(f"-x {name}" for name in caps()),
         *(["--hostfile hostfile"] if Path("hostfile").exists() else []),
     ]

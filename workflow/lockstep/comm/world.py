@@ -74,6 +74,9 @@ def from_mpi() -> World:
     # A rank of Open MPI's that waits spins. It is to offer its core to whoever can use it: to its
     # own threads that compute, or to another program. On an idle machine that costs nothing.
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    # These bridges have one address on all hosts, and Open MPI takes them for a way between hosts.
+    if "OMPI_MCA_btl_tcp_if_include" not in os.environ:
+        os.environ.setdefault("OMPI_MCA_btl_tcp_if_exclude", "127.0.0.0/8,docker0,virbr0")
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
