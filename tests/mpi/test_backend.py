@@ -114,8 +114,8 @@ def test_corners_that_must_not_hang_and_parameters(tmp_path):
     assert "splits_of_which_one_is_long" in done.stdout
 
 
-def test_a_rank_that_never_comes_to_a_new_group_is_found(tmp_path):
-    done = run([*mpirun(2), PROGRAMS / "corners.py", "late"], tmp_path, timeout=60)
+@pytest.mark.parametrize("call", ["new_group", "split_group"])
+def test_a_rank_that_never_comes_to_a_new_group_is_found(call, tmp_path):
+    done = run([*mpirun(2), PROGRAMS / "corners.py", call], tmp_path, timeout=60)
     assert done.returncode != 0
-    assert "new_group" in done.stderr
-    assert "not answered within 2 s" in done.stderr
+    assert re.search(f"{call} on group .* was not answered within 2 s", done.stderr)

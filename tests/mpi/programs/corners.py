@@ -52,14 +52,24 @@ def splits_of_which_one_is_long() -> None:
     mpi.LIMIT = limit
 
 
+def late(call: str) -> None:
+    """Wait in a call to which rank 1 never comes."""
+    soon = {"backend": "mpi4py", "timeout": timedelta(seconds=2)}
+    group = dist.new_group(**soon) if call == "split_group" else None
+    if dist.get_rank() == 1:
+        time.sleep(100)
+    if call == "split_group":
+        dist.split_group(group, [[0, 1]])
+    else:
+        dist.new_group(**soon)
+
+
 if __name__ == "__main__":
     mpi.register()
     store, rank, ranks = from_mpi()
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    if sys.argv[1:] == ["late"]:
-        if rank == 1:
-            time.sleep(100)
-        dist.new_group(backend="mpi4py", timeout=timedelta(seconds=2))
+    if sys.argv[1:]:
+        late(*sys.argv[1:])
     for check in (a_first_group_of_some_ranks, parameters, splits_of_which_one_is_long):
         check()
         dist.barrier()

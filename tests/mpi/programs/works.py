@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -197,6 +198,15 @@ def groups_made_again_and_again() -> None:
         dist.destroy_process_group(group)
 
 
+def a_group_split_in_two() -> None:
+    ranks = list(range(size()))
+    group = dist.split_group(split_ranks=[ranks[::2], ranks[1::2]])
+    tensor = own()
+    dist.all_reduce(tensor, group=group)
+    assert tensor.eq(sum(rank + 1 for rank in ranks[me() % 2 :: 2])).all()
+    dist.destroy_process_group(group)
+
+
 def python_threads() -> None:
     groups = [dist.new_group() for _ in range(3)]
     wrong = []
@@ -241,6 +251,18 @@ def in_the_order_of_issue() -> None:
     dist.all_reduce(tensor)  # after them, though it is not for them that it was asked
     assert all(work.is_completed() for work in works)
     assert tensor.eq(total() * size() ** 3).all()
+
+
+def tensors_that_nobody_keeps() -> None:
+    tensor = own()
+    work = dist.all_reduce(tensor, async_op=True)
+    work.wait()
+    seen = weakref.ref(tensor)
+    del tensor, work
+    end = time.monotonic() + 10
+    while seen() is not None and time.monotonic() < end:
+        time.sleep(0.001)  # the group's thread may not have let go of it yet
+    assert seen() is None
 
 
 def futures() -> None:
@@ -309,9 +331,11 @@ if __name__ == "__main__":
         groups_in_different_orders,
         many_groups_alive,
         groups_made_again_and_again,
+        a_group_split_in_two,
         python_threads,
         goes_on_while_the_rank_computes,
         in_the_order_of_issue,
+        tensors_that_nobody_keeps,
         futures,
         errors_in_a_work,
         wait_with_a_timeout,

@@ -149,10 +149,7 @@ def deliver(buffer: torch.Tensor, tensor: torch.Tensor) -> None:
 
 def moved(buffer: torch.Tensor) -> list[Any]:
     """Return a buffer as mpi4py takes it, for communication that does not look at the elements."""
-    kind, count = _BY_SIZE[buffer.element_size()], buffer.numel()
-    if count > LIMIT:
-        kind, count = span(count, buffer.element_size()), 1
-    return [MPI.buffer.fromaddress(buffer.data_ptr(), buffer.nbytes), count, kind]
+    return blocks(buffer, 1)
 
 
 def blocks(buffer: torch.Tensor, number: int) -> list[Any]:
@@ -179,9 +176,10 @@ def whole_of(buffer: torch.Tensor, kind: Any) -> list[Any]:
 
 def reduced(buffer: torch.Tensor, kind: Any) -> list[list[Any]]:
     """Return a buffer as mpi4py takes it for a reduction, in parts that a C int can count."""
-    address, size, total = buffer.data_ptr(), buffer.element_size(), buffer.numel()
+    total = buffer.numel()
     if 0 < total <= LIMIT:
-        return [[MPI.buffer.fromaddress(address, total * size), total, kind]]
+        return [whole_of(buffer, kind)]
+    address, size = buffer.data_ptr(), buffer.element_size()
     starts = range(0, total, LIMIT)
     counts = [min(LIMIT, total - start) for start in starts]
     return [

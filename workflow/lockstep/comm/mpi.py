@@ -81,12 +81,9 @@ def create(opts: Any, _: Any) -> "MPIBackend":
         )
     if _watchdog is None:
         _watchdog = Watchdog()
-    _watchdog.expect(opts.timeout.total_seconds())
-    _watchdog.enter("new_group", opts.group_id, opts.timeout.total_seconds())
-    try:
-        comm = _communicator(opts)
-    finally:
-        _watchdog.leave()
+    seconds = opts.timeout.total_seconds()
+    _watchdog.expect(seconds)
+    comm = _watchdog.watch("new_group", opts.group_id, seconds, lambda: _communicator(opts))
     return MPIBackend(comm, opts.group_id, opts.timeout)
 
 
@@ -145,8 +142,10 @@ class MPIBackend(Backend):
     def split(self, store: Any, ranks: list[int], opts: Any) -> "MPIBackend | None":
         """Make the backend of a part of the group; all ranks of the group call this."""
         member = self.me in ranks
-        comm = self.comm.Split(
-            min(ranks) if member else MPI.UNDEFINED, ranks.index(self.me) if member else 0
+        color = min(ranks) if member else MPI.UNDEFINED
+        place = ranks.index(self.me) if member else 0
+        comm = self.queue.watchdog.watch(
+            "split_group", self.label, self.queue.timeout, lambda: self.comm.Split(color, place)
         )
         if not member:
             return None

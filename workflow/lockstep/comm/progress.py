@@ -118,7 +118,7 @@ class Queue:
     def __init__(self, name: str, watchdog: Watchdog, timeout: float) -> None:
         self.name, self.watchdog, self.timeout = name, watchdog, timeout
         self._lock = allocate_lock()
-        self._last: Unfinished | None = None
+        self._last = allocate_lock()  # the last work's, held until that is finished
         self._waiting: SimpleQueue[Any] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -136,26 +136,23 @@ class Queue:
         """
         if later:
             with self._lock:  # not beside a call that another thread makes
-                work = self._last = Unfinished(tensors)
+                work = Unfinished(tensors)
+                self._last = work._running  # not the work: its tensors would live on
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
                     self._thread.start()
                 self._waiting.put((what, call, work, limit))
             return work
         with self._lock:  # of several Python threads one is first
-            if self._last is not None and not self._last.completed:
-                self._last._running.acquire()  # what was issued before comes before
-                self._last._running.release()
+            if self._last.locked():  # what was issued before comes before
+                self._last.acquire()
+                self._last.release()
             self._do(what, call, limit)
         return DONE
 
     def _do(self, what: str, call: Callable[[], None], limit: timedelta) -> None:
         seconds = limit.total_seconds() if limit > NONE else self.timeout
-        self.watchdog.enter(what, self.name, seconds)
-        try:
-            call()
-        finally:
-            self.watchdog.leave()
+        self.watchdog.watch(what, self.name, seconds, call)
 
     def close(self) -> None:
         """Finish what was issued and end the thread."""
@@ -198,17 +195,16 @@ class Transfer(Unfinished):
                     raise RuntimeError(f"mpi4py: {self.what} was not done within {limit:g} s")
                 time.sleep(PACE / 10)
         elif not self.completed:
-            watchdog, queue = self.queue.watchdog, self.queue
-            watchdog.enter(self.what, queue.name, queue.timeout)
-            try:
-                with self._asking:
-                    if not self.completed:
-                        self._ask(self.request.Wait)
-            finally:
-                watchdog.leave()
+            queue = self.queue
+            queue.watchdog.watch(self.what, queue.name, queue.timeout, self._finish)
         if self.error is not None:
             raise self.error
         return True
+
+    def _finish(self) -> None:
+        with self._asking:
+            if not self.completed:
+                self._ask(self.request.Wait)
 
     def poll(self) -> bool:
         """Return whether it is done, unless another thread is asking; never wait."""

@@ -75,12 +75,10 @@ def start(
 def _meeting(world: World, init_method: str) -> dict[str, Any]:
     """Return what init_process_group is to be told about where the ranks meet."""
     place = {"rank": world.rank, "world_size": world.size}
+    if init_method == "auto" and world.comm is None and world.size == 1:
+        return {"store": dist.HashStore(), **place}  # there is nobody to meet
     if init_method == "auto":
-        if world.comm is not None:
-            return {"store": _store(world), **place}
-        if world.size == 1:
-            return {"store": dist.HashStore(), **place}
-        init_method = "env://"
+        init_method = "mpi://" if world.comm is not None else "env://"
     if init_method == "mpi://":
         if world.comm is None:
             raise UserError(

@@ -15,15 +15,20 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from types import TracebackType
+from typing import TypeVar
 
 import torch.distributed as dist
 from mpi4py import MPI
 
 # Seconds that ranks have for printing before the job ends.
 FAREWELL = 2.0
+# The tag by which ranks tell each other, on COMM_WORLD: a communicator for it could only be made by
+# all ranks at once, and a first group may be one of some of them.
 ALARM = 2**15 - 1
 
+_T = TypeVar("_T")
 _Call = tuple[str, str, float, float]
 
 
@@ -40,16 +45,27 @@ class Watchdog:
         atexit.register(self._leave)
         sys.excepthook = self._report
 
-    def enter(self, what: str, group: str, limit: float) -> None:
-        """Say that this thread begins a call: its name, its group's, the seconds it may last.
+    def watch(self, what: str, group: str, limit: float, call: Callable[[], _T]) -> _T:
+        """Make a call, and end the job if it lasts too long.
 
-        A pair of methods, and no context manager, because a small call takes less than that.
+        No context manager, because a small call takes less than that. A watched call makes no
+        other: a thread is in one at a time.
+
+        Args:
+            what: its name, for messages.
+            group: the name of the group whose ranks make it.
+            limit: the seconds it may last.
+            call: what to do; it blocks.
+
+        Returns:
+            What the call returns.
         """
-        self._calls[threading.get_ident()] = (what, group, limit, time.monotonic())
-
-    def leave(self) -> None:
-        """Say that this thread's call has ended."""
-        del self._calls[threading.get_ident()]
+        thread = threading.get_ident()
+        self._calls[thread] = (what, group, limit, time.monotonic())
+        try:
+            return call()
+        finally:
+            del self._calls[thread]
 
     def expect(self, timeout: float) -> None:
         """Look often enough to notice a call that is late after `timeout` seconds."""
