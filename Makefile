@@ -43,8 +43,8 @@ torch-suite: setup  ## run PyTorch's tests of torch.distributed over MPI and ove
 	python -m tests.mpi.torch_suite
 
 bench: setup  ## measure what the fixed order of sums costs, and MPI against Gloo
-	python benchmarks/tree_cost.py
-	python benchmarks/all_reduce.py
+	python -m benchmarks.tree_cost
+	python -m benchmarks.all_reduce
 
 lint: setup  ## check style, types and rules
 	ruff format --check .

@@ -1,6 +1,6 @@
 """How long an all_reduce takes over MPI and over Gloo, in one run.
 
-    python benchmarks/all_reduce.py [RANKS ...]
+    python -m benchmarks.all_reduce [RANKS ...]
 
 Starts itself with 2 and with 4 ranks (or as many as asked for) on this machine. Prints a row for
 each size: the median time of torch's `dist.all_reduce` over `mpi4py` and over Gloo, the ratio, and
@@ -22,25 +22,20 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from tests.conftest import REPOSITORY, environment, mpirun
+
 SIZES = [4, 64, 1024, 16 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20, 256 << 20]
 SECONDS = 2.0  # for a size
 
 
 def main() -> None:
     for ranks in map(int, sys.argv[1:] or ["2", "4"]):
-        words = [
-            "mpirun",
-            "--map-by",
-            ":OVERSUBSCRIBE",
-            "--bind-to",
-            "none",
-            "--mca",
-            "btl",
-            "^ofi",
-        ]
-        words += ["--allow-run-as-root"] if os.geteuid() == 0 else []
-        program = [sys.executable, "-m", "mpi4py", __file__, "rank"]
-        subprocess.run([*words, "-n", str(ranks), *program], check=True)
+        subprocess.run(
+            [*mpirun(ranks), "-m", "benchmarks.all_reduce", "rank"],
+            cwd=REPOSITORY,
+            env=environment(),
+            check=True,
+        )
 
 
 def measure() -> None:

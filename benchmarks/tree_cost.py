@@ -1,6 +1,6 @@
 """What the fixed order costs: gradients by shard along the tree, against all shards in one batch.
 
-    python benchmarks/tree_cost.py [RANKS ...]
+    python -m benchmarks.tree_cost [RANKS ...]
 
 Starts itself with 1, 2 and 4 ranks (or as many as asked for) of one thread on this machine. The
 small CNN on random images, 4 shards, both ways in turns. Prints for several numbers of images per
@@ -28,25 +28,19 @@ from lockstep.data.arrays import Part
 from lockstep.data.batches import Batches
 from lockstep.models import build
 from lockstep.objective import CrossEntropy, Normalize
+from tests.conftest import REPOSITORY, environment, mpirun
 
 SHARDS, IMAGES, TURNS = 4, 4096, 15
 
 
 def main() -> None:
     for ranks in map(int, sys.argv[1:] or ["1", "2", "4"]):
-        words = [
-            "mpirun",
-            "--map-by",
-            ":OVERSUBSCRIBE",
-            "--bind-to",
-            "none",
-            "--mca",
-            "btl",
-            "^ofi",
-        ]
-        words += ["--allow-run-as-root"] if os.geteuid() == 0 else []
-        program = [sys.executable, "-m", "mpi4py", __file__, "rank"]
-        subprocess.run([*words, "-n", str(ranks), *program], check=True)
+        subprocess.run(
+            [*mpirun(ranks), "-m", "benchmarks.tree_cost", "rank"],
+            cwd=REPOSITORY,
+            env=environment(),
+            check=True,
+        )
 
 
 def measure() -> None:

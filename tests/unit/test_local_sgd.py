@@ -2,21 +2,18 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from lockstep import optim, parallel
 from lockstep.comm.world import World
 from lockstep.config import Run
-from lockstep.data.batches import MicroBatch
 from lockstep.objective import CrossEntropy, Normalize
+from tests.unit.little import SHARDS, make_batches, make_model
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 0, 1, "python")
-SHARDS = 3
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,31 +22,6 @@ def group():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
-
-
-def make_model(norm=True):
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3),
-        nn.BatchNorm2d(4) if norm else nn.Identity(),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(0.2),
-        nn.Linear(64, 3),
-    ).to(memory_format=torch.channels_last)
-
-
-def make_batches(step, shards=SHARDS):
-    random = np.random.default_rng(step)
-    return [
-        MicroBatch(
-            random.integers(0, 256, (4, 6, 6, 2), dtype=np.uint8),
-            random.integers(0, 3, 4),
-            step,
-            shard,
-        )
-        for shard in range(shards)
-    ]
 
 
 def make(model, **values):
@@ -68,7 +40,7 @@ def same(one, other):
 
 
 def test_after_an_average_all_replicas_are_equal_and_not_before():
-    strategy, *_ = make(make_model(), sync_every=3)
+    strategy, *_ = make(make_model(norm=True, dropout=True), sync_every=3)
     for step in range(6):
         strategy.step(make_batches(step), 0.01)
         first, *others = states(strategy)
@@ -76,8 +48,8 @@ def test_after_an_average_all_replicas_are_equal_and_not_before():
 
 
 def test_the_average_is_the_mean_of_weights_and_statistics():
-    apart, *_ = make(make_model(), sync_every=0)
-    together, *_ = make(make_model(), sync_every=2)
+    apart, *_ = make(make_model(norm=True, dropout=True), sync_every=0)
+    together, *_ = make(make_model(norm=True, dropout=True), sync_every=2)
     for step in range(2):
         for strategy in (apart, together):
             strategy.step(make_batches(step), 0.01)
@@ -91,7 +63,7 @@ def test_the_average_is_the_mean_of_weights_and_statistics():
 
 
 def test_between_two_averages_the_model_is_the_mean_and_the_replicas_stay():
-    strategy, *_ = make(make_model(), sync_every=10)
+    strategy, *_ = make(make_model(norm=True, dropout=True), sync_every=10)
     strategy.step(make_batches(0), 0.01)
     before = states(strategy)
     found = strategy.model_state()
@@ -104,8 +76,8 @@ def test_between_two_averages_the_model_is_the_mean_and_the_replicas_stay():
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_replica_is_a_model_that_is_trained_on_its_shard_alone(optimizer):
     values = {"optimizer": optimizer, "clip": 0.5, "weight_decay": 0.01, "sync_every": 0}
-    strategy, run, objective = make(make_model(), **values)
-    alone = make_model()
+    strategy, run, objective = make(make_model(norm=True, dropout=True), **values)
+    alone = make_model(norm=True, dropout=True)
     its = optim.make_optimizer(run, alone)
     for step in range(4):
         strategy.step(make_batches(step), 0.01)
@@ -125,8 +97,8 @@ def test_a_replica_is_a_model_that_is_trained_on_its_shard_alone(optimizer):
 
 def test_with_one_shard_it_is_single():
     values = {"shards": 1, "batch": 4, "sync_every": 1}
-    one, *_ = make(make_model(norm=False), strategy="single", **values)
-    other, *_ = make(make_model(norm=False), **values)
+    one, *_ = make(make_model(dropout=True), strategy="single", **values)
+    other, *_ = make(make_model(dropout=True), **values)
     for step in range(3):
         sums = [strategy.step(make_batches(step, 1), 0.01) for strategy in (one, other)]
         assert torch.equal(sums[0], sums[1][0])
@@ -135,8 +107,8 @@ def test_with_one_shard_it_is_single():
 
 def test_plain_sgd_with_an_average_each_step_is_sync_sgd():
     values = {"optimizer": "sgd", "momentum": 0, "nesterov": False}
-    one, *_ = make(make_model(), strategy="single", **values)
-    other, *_ = make(make_model(), sync_every=1, **values)
+    one, *_ = make(make_model(norm=True, dropout=True), strategy="single", **values)
+    other, *_ = make(make_model(norm=True, dropout=True), sync_every=1, **values)
     for step in range(3):
         one.step(make_batches(step), 0.1)
         other.step(make_batches(step), 0.1)
@@ -146,13 +118,13 @@ def test_plain_sgd_with_an_average_each_step_is_sync_sgd():
 
 
 def test_losses_are_added_in_the_order_of_the_shards():
-    strategy, *_ = make(make_model())
+    strategy, *_ = make(make_model(norm=True, dropout=True))
     sums = torch.tensor([[1e16, 1], [1.0, 2], [-1e16, 3]], dtype=torch.float64)
     assert torch.equal(strategy.totals(sums), sums.sum(dim=0))
 
 
 def test_replicas_lie_in_memory_as_the_model_did():
-    model = make_model()
+    model = make_model(norm=True, dropout=True)
     strides = [p.stride() for p in model.parameters()]
     strategy, *_ = make(model)
     strategy.step(make_batches(0), 0.01)
@@ -162,9 +134,9 @@ def test_replicas_lie_in_memory_as_the_model_did():
 
 
 def test_data_parallel_on_a_cpu_steps_on_the_whole_batch_and_says_so(capsys):
-    strategy, run, objective = make(make_model(), strategy="data_parallel")
+    strategy, run, objective = make(make_model(norm=True, dropout=True), strategy="data_parallel")
     assert "CPU" in capsys.readouterr().err
-    alone = make_model()
+    alone = make_model(norm=True, dropout=True)
     its = optim.make_optimizer(run, alone)
     for step in range(3):
         sums = strategy.step(make_batches(step), 0.01)

@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,34 +9,12 @@ from torch import nn
 from lockstep import parallel
 from lockstep.comm.world import World
 from lockstep.config import Run
-from lockstep.data.batches import MicroBatch
 from lockstep.objective import CrossEntropy, Normalize
 from lockstep.parallel.flat import Flat
+from tests.unit.little import SHARDS, make_batches, make_model
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 0, 1, "python")
-SHARDS = 3
-
-
-def make_batches(step=0):
-    random = np.random.default_rng(step)
-    return [
-        MicroBatch(
-            random.integers(0, 256, (4, 6, 6, 2), dtype=np.uint8),
-            random.integers(0, 3, 4),
-            step,
-            shard,
-        )
-        for shard in range(SHARDS)
-    ]
-
-
-def make_model(norm=False):
-    torch.manual_seed(0)
-    middle = nn.BatchNorm2d(4) if norm else nn.Identity()
-    return nn.Sequential(nn.Conv2d(2, 4, 3), middle, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).to(
-        memory_format=torch.channels_last
-    )
 
 
 @pytest.fixture
