@@ -8,6 +8,9 @@ from torch import nn
 from lockstep.config import Run
 from lockstep.errors import UserError
 
+# What an optimizer keeps for each parameter, by the name of the parameter.
+State = dict[str, dict[str, torch.Tensor]]
+
 
 def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     """Return the run's optimizer over the model's parameters, fused where torch has it so."""
@@ -44,15 +47,28 @@ def update(optimizer: torch.optim.Optimizer, lr: float, clip: float | None) -> N
     optimizer.step()
 
 
-def state_of(
-    optimizer: torch.optim.Optimizer, model: nn.Module
-) -> dict[str, dict[str, torch.Tensor]]:
+def state_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> State:
     """Return what an optimizer keeps for each parameter, by the parameter's name."""
     return {
         name: {key: v for key, v in optimizer.state[p].items() if isinstance(v, torch.Tensor)}
         for name, p in model.named_parameters()
         if p in optimizer.state
     }
+
+
+def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: State) -> None:
+    """Give an optimizer what `state_of` returned, as far as it has the parameters."""
+    mine = {id(p) for p in parameters(optimizer)}
+    for name, p in model.named_parameters():
+        if id(p) in mine and name in state:
+            optimizer.state[p] = {key: _like(p, value) for key, value in state[name].items()}
+
+
+def _like(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+    """Return a copy of `value` beside a parameter, and lying in memory as that does."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device, copy=True)
+    return torch.empty_like(parameter.detach(), dtype=value.dtype).copy_(value)
 
 
 def learning_rate(run: Run, step: int, steps_per_epoch: int) -> float:

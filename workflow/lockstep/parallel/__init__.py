@@ -13,6 +13,7 @@ from torch import nn
 from lockstep.comm.world import World
 from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
+from lockstep.optim import State
 
 
 class Objective(Protocol):
@@ -77,8 +78,28 @@ class Strategy(Protocol):
         """
         ...
 
-    def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
+    def optimizer_state(self) -> State:
         """Return what the optimizer keeps, whole and by parameter name, on rank 0; all call it."""
+        ...
+
+    def own_state(self) -> dict[str, torch.Tensor]:
+        """Return what else the strategy keeps between steps, whole, on rank 0; all call it."""
+        ...
+
+    def load(self, optimizer: State, own: dict[str, torch.Tensor]) -> None:
+        """Go on from what `optimizer_state` and `own_state` returned, on any number of ranks.
+
+        The strategy has been made with a model that has the state of `model_state`.
+        """
+        ...
+
+    def share_of(self, sums: torch.Tensor) -> torch.Tensor:
+        """Return this rank's running sums, given those of all the ranks that there were (a row
+        each): `totals` of these is `totals` of those."""
+        ...
+
+    def alike(self) -> dict[str, torch.Tensor]:
+        """Return what every rank that has it must have alike, by name."""
         ...
 
 

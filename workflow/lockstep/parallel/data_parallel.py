@@ -14,16 +14,17 @@ from lockstep import optim
 from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
 from lockstep.parallel import Objective
+from lockstep.parallel.replicated import Replicated
 
 
-class DataParallel:
-    """nn.DataParallel over all GPUs that this process sees; BatchNorm's are the first one's."""
+class DataParallel(Replicated):
+    """nn.DataParallel over all GPUs that this process sees; BatchNorm's are the first one's.
+
+    Copies between GPUs cannot be told from computing: there is no communication to time.
+    """
 
     def __init__(self, run: Run, model: nn.Module, objective: Objective) -> None:
-        self.run, self.model, self.objective = run, model, objective
-        self.shards: Sequence[int] = range(run.shards)
-        self.optimizer = optim.make_optimizer(run, model)
-        self.communication = 0.0  # copies between GPUs cannot be told from computing
+        super().__init__(run, model, objective, range(run.shards))
         on_gpu = next(model.parameters()).is_cuda
         self.shared = nn.DataParallel(model) if on_gpu else model
         where = (
@@ -37,12 +38,3 @@ class DataParallel:
         loss.backward()
         optim.update(self.optimizer, lr, self.run.clip)
         return sums
-
-    def totals(self, sums: torch.Tensor) -> torch.Tensor:
-        return sums
-
-    def model_state(self) -> dict[str, torch.Tensor]:
-        return self.model.state_dict()
-
-    def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
-        return optim.state_of(self.optimizer, self.model)

@@ -18,22 +18,21 @@ from lockstep.comm.world import World
 from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
 from lockstep.parallel import Objective
+from lockstep.parallel.replicated import Replicated
 
 
-class DataParallelByTorch:
+class DataParallelByTorch(Replicated):
     """DistributedDataParallel, with a hook that takes the time of its all-reduces."""
 
     def __init__(self, run: Run, model: nn.Module, objective: Objective, world: World) -> None:
-        self.run, self.objective = run, objective
-        self.shards: Sequence[int] = block(world.rank, world.size, run.shards)
-        self.optimizer = optim.make_optimizer(run, model)
-        self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
-        self.communication = 0.0
-        self.model.register_comm_hook(None, self._all_reduce)
+        super().__init__(run, model, objective, block(world.rank, world.size, run.shards))
+        self.rank = world.rank
+        self.shared = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        self.shared.register_comm_hook(None, self._all_reduce)
 
     def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
-        self.model.zero_grad()
-        loss, sums = self.objective(self.model, micro_batches)
+        self.shared.zero_grad()
+        loss, sums = self.objective(self.shared, micro_batches)
         loss.backward()
         optim.update(self.optimizer, lr, self.run.clip)
         return sums
@@ -42,11 +41,12 @@ class DataParallelByTorch:
         dist.all_reduce(sums)
         return sums
 
-    def model_state(self) -> dict[str, torch.Tensor]:
-        return self.model.module.state_dict()
+    def share_of(self, sums: torch.Tensor) -> torch.Tensor:
+        return sums[self.rank]
 
-    def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
-        return optim.state_of(self.optimizer, self.model.module)
+    def alike(self) -> dict[str, torch.Tensor]:
+        # Buffers are rank 0's from the next forward pass on.
+        return {name: p.detach() for name, p in self.model.named_parameters()}
 
     def _all_reduce(self, _: None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         # Buckets that are sent while backward goes on count as communication too.

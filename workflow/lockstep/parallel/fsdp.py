@@ -26,6 +26,7 @@ from lockstep.errors import UserError
 from lockstep.parallel import Objective
 from lockstep.parallel.flat import Flat
 from lockstep.parallel.parts import Part, whole
+from lockstep.parallel.replicated import mean_of_shards
 from lockstep.parallel.split import blocks_of
 
 
@@ -52,22 +53,11 @@ class FullySharded:
         self.communication = 0.0
 
     def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
-        flat, tree = self.flat, self.tree
-        stack: list[Node] = []
-        before = [b.clone() for b in self.model.buffers()]
-        statistics = [b for b in before if b.is_floating_point()]
-        for micro_batch in micro_batches:
-            for buffer, value in zip(self.model.buffers(), before, strict=True):
-                buffer.copy_(value)
-            self.model.zero_grad()
-            loss, sums = self.objective(self.model, [micro_batch])
-            loss.backward()
-            term = tree.take().zero_()
-            flat.put_changes(term, statistics)
-            flat.sums_of(term).copy_(sums)
-            tree.add(stack, micro_batch.shard, term)
+        mean, sums, seconds = mean_of_shards(
+            self.model, self._zeroed, micro_batches, self.flat, self.tree
+        )
+        self.tree.free(mean)
         started = time.perf_counter()
-        total = tree.all_reduce(stack)
         for part in self.parts.values():
             part.load()
         if self.run.clip is not None:
@@ -77,24 +67,30 @@ class FullySharded:
                 self.run.clip,
                 torch.linalg.vector_norm(norms),
             )
-        self.communication += time.perf_counter() - started
-        self.communication += sum(sums.take_seconds() for sums in self.sums)
-        sums = flat.sums_of(total).clone()
-        total /= self.run.shards
-        flat.take_changes(total, statistics)
-        tree.free(total)
+        self.communication += seconds + time.perf_counter() - started
+        self.communication += sum(parts.take_seconds() for parts in self.sums)
         optim.update(self.optimizer, lr, None)
         for part in self.parts.values():
             part.store()
         return sums
 
+    def _zeroed(
+        self, model: nn.Module, micro_batches: Sequence[MicroBatch]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # A shard's gradients go where they are added: none is to meet the shard before.
+        model.zero_grad()
+        return self.objective(model, micro_batches)
+
     def totals(self, sums: torch.Tensor) -> torch.Tensor:
         return sums
+
+    def share_of(self, sums: torch.Tensor) -> torch.Tensor:
+        return sums[0]
 
     def model_state(self) -> dict[str, torch.Tensor]:
         return {name: whole(value) for name, value in self.model.state_dict().items()}
 
-    def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
+    def optimizer_state(self) -> optim.State:
         return {
             name: {
                 key: part.whole_of(value) if value.ndim else value
@@ -104,6 +100,20 @@ class FullySharded:
             for name, part in self.parts.items()
             if part.values in self.optimizer.state
         }
+
+    def own_state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load(self, optimizer: optim.State, own: dict[str, torch.Tensor]) -> None:
+        for name, part in self.parts.items():
+            if name in optimizer:
+                self.optimizer.state[part.values] = {
+                    key: part.part_of(value) if value.ndim else value.to(self.flat.device)
+                    for key, value in optimizer[name].items()
+                }
+
+    def alike(self) -> dict[str, torch.Tensor]:
+        return dict(self.model.named_buffers())  # of the rest, each rank has a part
 
 
 def _shard(model: nn.Module, device: torch.device, shards: int) -> list["PartSum"]:

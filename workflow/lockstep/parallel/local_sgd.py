@@ -76,6 +76,9 @@ class LocalSGD:
         dist.all_gather_single(everyones, sums)
         return everyones.sum(dim=0)  # in the shards' order, whichever rank they came from
 
+    def share_of(self, sums: torch.Tensor) -> torch.Tensor:
+        return sums.flatten(0, 1)[list(self.shards)]
+
     def _average(self) -> None:
         """Set all replicas to their mean."""
         mean = self._mean([replica.flat for replica in self.replicas])
@@ -113,13 +116,46 @@ class LocalSGD:
         layout.take_changes(mean, self.common)
         return model.state_dict()
 
-    def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
+    def optimizer_state(self) -> optim.State:
         """Return the state of all replicas' optimizers: each tensor is S x the parameter's."""
         states = [optim.state_of(one.optimizer, one.model) for one in self.replicas]
         return {
             name: {key: self._gather([some[name][key] for some in states]) for key in state}
             for name, state in states[0].items()
         }
+
+    def own_state(self) -> dict[str, torch.Tensor]:
+        """Return the replicas where they differ (each tensor is S x the model's), and the buffers
+        that they had in common last."""
+        if self.equal:
+            return {}
+        states = [replica.model.state_dict() for replica in self.replicas]
+        common = {f"common.{place}": buffer for place, buffer in enumerate(self.common)}
+        replicas = {
+            f"replica.{name}": self._gather([state[name] for state in states]) for name in states[0]
+        }
+        return {**common, **replicas}
+
+    def load(self, optimizer: optim.State, own: dict[str, torch.Tensor]) -> None:
+        replicas = {
+            name.removeprefix("replica."): value
+            for name, value in own.items()
+            if name.startswith("replica.")
+        }
+        for shard, replica in zip(self.shards, self.replicas, strict=True):
+            if replicas:
+                replica.model.load_state_dict({name: v[shard] for name, v in replicas.items()})
+            mine = {
+                name: {key: value[shard] for key, value in state.items()}
+                for name, state in optimizer.items()
+            }
+            optim.load_state(replica.optimizer, replica.model, mine)
+        if replicas:
+            self.common = [own[f"common.{i}"].clone() for i in range(len(self.common))]
+        self.equal = not replicas
+
+    def alike(self) -> dict[str, torch.Tensor]:
+        return self.replicas[0].model.state_dict() if self.equal else {}
 
     def _gather(self, values: list[torch.Tensor]) -> torch.Tensor:
         mine = torch.stack(values).contiguous()

@@ -26,7 +26,9 @@ class Part:
         shape, rank, ranks = parameter.shape, dist.get_rank(), dist.get_world_size()
         row = parameter.numel() // shape[0]
         rows = -(-shape[0] // ranks)  # of each rank; the last ones have fewer or none
-        first, local = min(rank * rows, shape[0]) * row, self._local(parameter)
+        local = self._local(parameter)
+        self.rows = slice(min(rank * rows, shape[0]), min(rank * rows, shape[0]) + len(local))
+        first = self.rows.start * row
         end = first + local.numel()
         self.front = first % COMPANY
         length = self.front + local.numel() + min(-end % COMPANY, parameter.numel() - end)
@@ -61,6 +63,12 @@ class Part:
             device=self.values.device,
         ).copy_(whole(self.parameter.grad))
         return torch._foreach_norm([gradient])[0]
+
+    def part_of(self, whole: torch.Tensor) -> torch.Tensor:
+        """Return what `whole_of` made a whole of, laid out as the values are."""
+        values = torch.zeros_like(self.values.detach(), dtype=whole.dtype)
+        self._view(values).copy_(whole[self.rows])
+        return values
 
     def whole_of(self, values: torch.Tensor) -> torch.Tensor:
         """Return the whole of what an optimizer keeps for each element of `values`."""

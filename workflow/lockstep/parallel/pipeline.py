@@ -111,15 +111,32 @@ class Pipeline:
         dist.all_reduce(sums)  # one rank's are not zero: the last stage's in the first pipeline
         return sums
 
-    def model_state(self) -> dict[str, torch.Tensor]:
-        mine = {id(t) for t in tensors_of(self.chain)}
-        whole = self.model.state_dict(keep_vars=True)
-        return self._gather({name: t.detach() for name, t in whole.items() if id(t) in mine}, whole)
+    def share_of(self, sums: torch.Tensor) -> torch.Tensor:
+        # The one rank whose sums are not zero may be another now; `totals` does not mind which.
+        return sums.sum(dim=0) if dist.get_rank() == 0 else torch.zeros_like(sums[0])
 
-    def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
+    def model_state(self) -> dict[str, torch.Tensor]:
+        return self._gather(self._mine(), self.model.state_dict())
+
+    def optimizer_state(self) -> optim.State:
         return self._gather(
             optim.state_of(self.optimizer, self.model), dict(self.model.named_parameters())
         )
+
+    def own_state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load(self, optimizer: optim.State, own: dict[str, torch.Tensor]) -> None:
+        optim.load_state(self.optimizer, self.model, optimizer)
+
+    def alike(self) -> dict[str, torch.Tensor]:
+        return self._mine()
+
+    def _mine(self) -> dict[str, torch.Tensor]:
+        """Return what this stage has of the model's state_dict."""
+        mine = {id(t) for t in tensors_of(self.chain)}
+        whole = self.model.state_dict(keep_vars=True)
+        return {name: t.detach() for name, t in whole.items() if id(t) in mine}
 
     def _gather(self, mine: dict[str, Any], order: dict[str, Any]) -> dict[str, Any]:
         """Return on rank 0 what the first pipeline's stages have by name, in the model's order."""

@@ -15,76 +15,45 @@ import torch.distributed as dist
 from torch import nn
 
 from lockstep import optim
-from lockstep.comm.tree import Node, TreeReduce, block
+from lockstep.comm.tree import TreeReduce, block
 from lockstep.comm.world import World
 from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
 from lockstep.parallel import Objective
 from lockstep.parallel.flat import Flat
+from lockstep.parallel.replicated import Replicated, mean_of_shards
 
 
-class TreeReduction:
+class TreeReduction(Replicated):
     """Gradients by shard, summed along the fixed tree; with one rank, the strategy `single`."""
 
     def __init__(self, run: Run, model: nn.Module, objective: Objective, world: World) -> None:
-        self.run, self.model, self.objective = run, model, objective
-        self.shards: Sequence[int] = block(world.rank, world.size, run.shards)
-        self.optimizer = optim.make_optimizer(run, model)
+        super().__init__(run, model, objective, block(world.rank, world.size, run.shards))
         self.flat = Flat(model)
         self.tree = TreeReduce(
             self.flat.length, run.shards, world.rank, world.size, self.flat.dtype, self.flat.device
         )
-        self.communication = 0.0
 
     def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
-        flat, tree = self.flat, self.tree
-        stack: list[Node] = []
-        # Every shard starts from the buffers that the step's first one found. Those that are no
-        # numbers to average (BatchNorm's count of batches) change alike in all of them.
-        before = [b.clone() for b in self.model.buffers()]
-        statistics = [b for b in before if b.is_floating_point()]
-        for micro_batch in micro_batches:
-            for buffer, value in zip(self.model.buffers(), before, strict=True):
-                buffer.copy_(value)
-            term = tree.take().zero_()
-            flat.attach(term)
-            loss, sums = self.objective(self.model, [micro_batch])
-            loss.backward()
-            flat.put_changes(term, statistics)
-            flat.sums_of(term).copy_(sums)
-            tree.add(stack, micro_batch.shard, term)
-        started = time.perf_counter()
-        total = tree.all_reduce(stack)
-        self.communication += time.perf_counter() - started
-        sums = flat.sums_of(total).clone()
-        total /= self.run.shards
-        flat.take_changes(total, statistics)
-        flat.attach(total)
+        mean, sums, seconds = mean_of_shards(
+            self.model, self.objective, micro_batches, self.flat, self.tree
+        )
+        self.communication += seconds
+        self.flat.attach(mean)
         optim.update(self.optimizer, lr, self.run.clip)
-        tree.free(total)
+        self.tree.free(mean)
         return sums
 
-    def totals(self, sums: torch.Tensor) -> torch.Tensor:
-        return sums
 
-    def model_state(self) -> dict[str, torch.Tensor]:
-        return self.model.state_dict()
-
-    def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
-        return optim.state_of(self.optimizer, self.model)
-
-
-class FastReduction:
+class FastReduction(Replicated):
     """A rank's shards as one batch, ranks summed by one all_reduce of the backend's choice."""
 
     def __init__(self, run: Run, model: nn.Module, objective: Objective, world: World) -> None:
-        self.run, self.model, self.objective, self.ranks = run, model, objective, world.size
-        self.shards: Sequence[int] = block(world.rank, world.size, run.shards)
-        self.optimizer = optim.make_optimizer(run, model)
+        super().__init__(run, model, objective, block(world.rank, world.size, run.shards))
+        self.ranks = world.size
         self.flat = Flat(model)
         self.total = torch.zeros(self.flat.length, dtype=self.flat.dtype, device=self.flat.device)
         self.flat.attach(self.total)
-        self.communication = 0.0
 
     def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
         flat, total = self.flat, self.total.zero_()
@@ -101,12 +70,3 @@ class FastReduction:
         flat.take_changes(total, before)
         optim.update(self.optimizer, lr, self.run.clip)
         return sums
-
-    def totals(self, sums: torch.Tensor) -> torch.Tensor:
-        return sums
-
-    def model_state(self) -> dict[str, torch.Tensor]:
-        return self.model.state_dict()
-
-    def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
-        return optim.state_of(self.optimizer, self.model)

@@ -1,0 +1,88 @@
+"""What strategies have in common: a whole model on each rank, and a step shard by shard."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from lockstep import optim
+from lockstep.comm.tree import Node, TreeReduce
+from lockstep.config import Run
+from lockstep.data.batches import MicroBatch
+from lockstep.parallel import Objective
+from lockstep.parallel.flat import Flat
+
+
+class Replicated:
+    """A model and its optimizer, on this rank as on every other; a step is the strategy's own.
+
+    Args:
+        shards: those whose micro-batches this rank wants.
+    """
+
+    def __init__(
+        self, run: Run, model: nn.Module, objective: Objective, shards: Sequence[int]
+    ) -> None:
+        self.run, self.model, self.objective, self.shards = run, model, objective, shards
+        self.optimizer = optim.make_optimizer(run, model)
+        self.communication = 0.0
+
+    def totals(self, sums: torch.Tensor) -> torch.Tensor:
+        return sums
+
+    def share_of(self, sums: torch.Tensor) -> torch.Tensor:
+        return sums[0]
+
+    def model_state(self) -> dict[str, torch.Tensor]:
+        return self.model.state_dict()
+
+    def optimizer_state(self) -> optim.State:
+        return optim.state_of(self.optimizer, self.model)
+
+    def own_state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load(self, optimizer: optim.State, own: dict[str, torch.Tensor]) -> None:
+        optim.load_state(self.optimizer, self.model, optimizer)
+
+    def alike(self) -> dict[str, torch.Tensor]:
+        return self.model.state_dict()
+
+
+def mean_of_shards(
+    model: nn.Module,
+    objective: Callable[[nn.Module, Sequence[MicroBatch]], tuple[torch.Tensor, torch.Tensor]],
+    micro_batches: Sequence[MicroBatch],
+    flat: Flat,
+    tree: TreeReduce,
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Do the forward and backward passes of this rank's shards, and average over all of them.
+
+    Returns:
+        The mean of what `flat` says lies in it (a buffer of the tree's), [sum of losses, right
+        answers] (float32, 2) over the global batch, and the seconds of communication. The model's
+        buffers are the mean ones.
+    """
+    stack: list[Node] = []
+    # Every shard starts from the buffers that the step's first one found. Those that are no
+    # numbers to average (BatchNorm's count of batches) change alike in all of them.
+    before = [b.clone() for b in model.buffers()]
+    statistics = [b for b in before if b.is_floating_point()]
+    for micro_batch in micro_batches:
+        for buffer, value in zip(model.buffers(), before, strict=True):
+            buffer.copy_(value)
+        term = tree.take().zero_()
+        flat.attach(term)
+        loss, sums = objective(model, [micro_batch])
+        loss.backward()
+        flat.put_changes(term, statistics)
+        flat.sums_of(term).copy_(sums)
+        tree.add(stack, micro_batch.shard, term)
+    started = time.perf_counter()
+    mean = tree.all_reduce(stack)
+    seconds = time.perf_counter() - started
+    sums = flat.sums_of(mean).clone()
+    mean /= tree.shards
+    flat.take_changes(mean, statistics)
+    return mean, sums, seconds
