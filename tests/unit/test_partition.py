@@ -117,7 +117,7 @@ def test_the_tables_agree_with_each_other_and_the_labels(tmp_path, write_part, s
         members = table[(table["shard"] == row.shard) & (table["label"] == row.label)]
         assert len(members) == row.samples
     assert returned["samples"].tolist() == counts["samples"].tolist()
-    for number, ids in enumerate(read_members(tmp_path / "out" / "shards.csv", 103, 4)):
+    for number, ids in enumerate(read_members(tmp_path / "out" / "shards.csv", labels, 4)):
         assert ids.tolist() == table.loc[table["shard"] == number, "sample"].tolist()
 
 
@@ -128,6 +128,7 @@ def test_more_shards_than_samples_are_refused(tmp_path, write_part, refused):
     assert not (tmp_path / "out").exists()
 
 
+FIVES = np.full(4, 5)
 GOOD = "sample,label,shard\n0,5,0\n1,5,1\n2,5,0\n3,5,1\n"
 
 
@@ -135,7 +136,7 @@ def test_members_come_in_ascending_order_from_any_table(tmp_path):
     path = tmp_path / "shards.csv"
     lines = GOOD.splitlines(keepends=True)
     path.write_text(lines[0] + "".join(reversed(lines[1:])))
-    assert [ids.tolist() for ids in read_members(path, 4, 2)] == [[0, 2], [1, 3]]
+    assert [ids.tolist() for ids in read_members(path, FIVES, 2)] == [[0, 2], [1, 3]]
 
 
 @pytest.mark.parametrize(
@@ -164,4 +165,11 @@ def test_a_damaged_table_is_refused(tmp_path, refused, text):
     if text is not None:
         path.write_bytes(text.encode("latin-1"))
     with refused(path):
-        read_members(path, 4, 2)
+        read_members(path, FIVES, 2)
+
+
+def test_a_table_of_other_labels_is_refused(tmp_path, refused):
+    path = tmp_path / "shards.csv"
+    path.write_text(GOOD)
+    with refused(path, "labels", "partition again"):
+        read_members(path, np.array([5, 5, 4, 5]), 2)

@@ -61,7 +61,7 @@ def test_comments_docstrings_and_layout_do_not_count(digest, tmp_path):
         ("optim.py", "math.pi", "3.14"),  # what it imports
         ("comm/tree.py", "node.index // 2", "node.index >> 1"),  # what that imports
         ("data/streams.py", '"stable"', '"quicksort"'),
-        ("parallel/ddp.py", "self.model.zero_grad()", "pass"),  # what is imported late
+        ("parallel/ddp.py", "self.shared.zero_grad()", "pass"),  # what is imported late
         ("__init__.py", "__version__ = ", "__version__ = 'x' + "),  # the package of all
         ("comm/__init__.py", '"""Communication', 'x = 1\n"""Communication'),
     ],

@@ -107,7 +107,7 @@ def test_other_data_are_refused(trained, tmp_path, refused):
     images = np.load(tmp_path / "data" / "train" / "images.npy")
     images[0, 0, 0, 0] ^= 1
     np.save(tmp_path / "data" / "train" / "images.npy", images)
-    with refused("data:", "train/images.npy", "SHA-256", "train.json"):
+    with refused("train/images.npy", "SHA-256", "prepare"):
         again(trained / "run", data=tmp_path / "data")
 
 

@@ -5,6 +5,7 @@ torch, and no process touches MPI that need not.
 """
 
 import argparse
+import faulthandler
 import math
 import os
 import sys
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 
 from lockstep import __version__
 from lockstep.config import Config, Dataset, Defaults, Run, Strict, parse
-from lockstep.errors import UserError
+from lockstep.errors import Interrupted, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,12 +33,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a stage. Exit status 2 and one line mean that the user can mend what is wrong."""
     args = vars(make_parser().parse_args(argv))
     stage, run, names = args.pop("stage"), args.pop("go"), args.pop("fields", ())
+    rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMIX_RANK")
+    who = f"lockstep {stage}" + (f", rank {rank}" if rank else "")
     try:
         parse(Defaults, {name: args[name] for name in names}, "flags")
         run(args)
     except (UserError, OSError) as error:
-        rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMIX_RANK")
-        who = f"lockstep {stage}" + (f", rank {rank}" if rank else "")
         if isinstance(error, OSError) and error.filename is not None:
             what = f"{error.filename}: {error.strerror}"  # a full disk, a folder that is read-only
         else:
@@ -47,9 +48,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{who}: {what}", file=sys.stderr, flush=True)
         if error.__cause__ is not None:  # the user's own code: where in it
             traceback.print_exception(error.__cause__)
-        sys.exit(2)
+        _end(2)
+    except Interrupted as interrupted:
+        if rank in (None, "0"):
+            print(f"{who}: {interrupted}", file=sys.stderr, flush=True)
+        _end(75)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _end(status: int) -> NoReturn:
+    """Exit, and see to it that the other ranks do: they may be waiting for this one."""
+    if "mpi4py.MPI" in sys.modules:
+        from mpi4py import MPI
+
+        if MPI.COMM_WORLD.size > 1:
+            MPI.COMM_WORLD.Abort(status)
+    sys.exit(status)
 
 
 def make_parser() -> Parser:
@@ -230,6 +245,7 @@ def _check(args: dict[str, Any]) -> None:
 def _train(args: dict[str, Any]) -> None:
     run = _take(args, Run)
     _limit_threads(run.threads)
+    faulthandler.enable()  # a file that is cut short under a rank's map kills it: say where
     from lockstep.train import train
 
     train(run, **args)

@@ -214,6 +214,29 @@ class Defaults(Strict):
     snapshots: int = Field(default=3, ge=1)
     """The number of last epochs whose weights are kept, and averaged by `average`."""
 
+    checkpoint_every: str = Field(
+        default="1 min",
+        pattern=r"^([0-9]+(\.[0-9]+)? ?(s|min|h)|[1-9][0-9]* (step|steps|epoch|epochs))$",
+    )
+    """How often the run is saved, to go on after an interruption: `30 s`, `10 min`, `1 h`,
+    `500 steps`, `1 epoch`."""
+
+    checkpoint_keep: int = Field(default=2, ge=1)
+    """How many checkpoints are kept: if the last is damaged, the one before is used."""
+
+    timeout: float = Field(default=600.0, gt=0)
+    """Seconds that ranks wait for one another in a communication before the job is ended."""
+
+
+# What says where and how a run is computed, and nothing about its result, where its strategy keeps
+# the promise.
+PLACE = {
+    *("ranks", "oversubscribe", "device", "backend", "init_method", "stages", "pipeline_schedule"),
+    *("checkpoint_every", "checkpoint_keep", "timeout"),
+}
+# Of these, what may change without anything being trained again.
+UPKEEP = {"checkpoint_every", "checkpoint_keep", "timeout"}
+
 
 class Run(Defaults):
     """One training run. Its results follow from these values, the data and the machine's kind."""
@@ -261,6 +284,16 @@ class Run(Defaults):
                 f"pipeline_schedule: 1f1b wants as many shards for a pipeline as it has stages, "
                 f"{stages}, not {shards}; take more shards, or gpipe"
             )
+
+    @property
+    def checkpoint_period(self) -> tuple[float, str]:
+        """`checkpoint_every` as a number of "seconds", "steps" or "epochs"."""
+        found = re.fullmatch(r"([0-9.]+) ?([a-z]+)", self.checkpoint_every)
+        assert found is not None  # the field's pattern has seen to it
+        amount, unit = float(found[1]), found[2].rstrip("s")
+        if unit in ("step", "epoch"):
+            return amount, unit + "s"
+        return amount * {"": 1, "min": 60, "h": 3600}[unit], "seconds"
 
     @property
     def one_shot(self) -> bool:

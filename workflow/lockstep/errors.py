@@ -1,4 +1,10 @@
-"""The one exception that a user is meant to read, and what is quoted of others."""
+"""What a person is meant to read: the one exception, what is quoted of others, and lines.
+
+All of it goes to stderr.
+"""
+
+import signal
+import sys
 
 
 class UserError(Exception):
@@ -9,6 +15,21 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return " ".join(super().__str__().split())  # what a library said may be of several lines
+
+
+class Interrupted(Exception):  # noqa: N818
+    """A run was told to stop, and is saved; the command line exits with status 75 (EX_TEMPFAIL)."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(
+            f"interrupted by {signal.Signals(number).name} after step {step}; it is saved, and the "
+            f"same command goes on from there"
+        )
+
+
+def say(text: str) -> None:
+    """Print a line for a person, at once."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def first_line(error: BaseException) -> str:

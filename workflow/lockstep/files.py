@@ -26,13 +26,22 @@ def atomic(path: Path) -> Iterator[Path]:
             error.filename = error.filename or str(path)  # a full disk does not say where
             raise
         draft.chmod(0o666 & ~_umask())  # some libraries leave files to their owner alone
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(draft)
         draft.replace(path)
+        sync(path.parent)
     finally:
         for left in folder.iterdir():
             left.unlink()
         folder.rmdir()
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file, or a folder's list of names, to disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

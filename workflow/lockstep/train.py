@@ -1,10 +1,12 @@
-"""train: the loop over epochs and steps.
+"""train: set a run up, take it on from where it was, and write down what came of it.
 
 Every rank runs this. What a step does is the strategy's affair; what is here is the same for all:
-the order of the batches, the learning rate, and what is written down.
+the order of the batches, the learning rate, and what is kept.
 """
 
+import contextlib
 import datetime
+import itertools
 import shutil
 import sys
 import time
@@ -16,19 +18,24 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from lockstep import optim, parallel, provenance, runtime, state
+from lockstep import faults, optim, parallel, provenance, runtime, state
+from lockstep.checkpoint import Checkpoint, Keeper, Progress, spread
 from lockstep.comm import rendezvous
+from lockstep.comm.alike import check_alike
+from lockstep.comm.interrupt import Interrupt, name_of
 from lockstep.comm.meter import Meter
 from lockstep.comm.world import World, discover
-from lockstep.config import Run
+from lockstep.config import PLACE, Run
 from lockstep.data.arrays import open_part
 from lockstep.data.batches import Batches
-from lockstep.data.manifest import read_manifest
+from lockstep.data.manifest import Manifest, check_files, read_manifest
 from lockstep.data.shards import read_members
+from lockstep.errors import say
 from lockstep.files import atomic, sha256, write_json
 from lockstep.models import build
 from lockstep.objective import CrossEntropy, Normalize, check_bfloat16
 from lockstep.parallel.local_sgd import LocalSGD
+from lockstep.store import Store
 
 # Seconds between two lines about an epoch that goes on, where there is no terminal.
 LINE_EVERY = 30.0
@@ -39,6 +46,8 @@ RESULTS = ["epoch", "lr", "loss", "accuracy"]
 
 def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any] | None:
     """Train a model and write it, with how it came about, to `output`.
+
+    The run is saved to `output`/checkpoints as it goes; called again, it goes on from there.
 
     Args:
         run: the run's configuration.
@@ -51,9 +60,23 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
         What train.json holds, on rank 0.
 
     Raises:
-        UserError: something that the user can mend is wrong; nothing is written.
+        UserError: something that the user can mend is wrong; there is no train.json.
+        Interrupted: the run was told to stop by SIGUSR1 or SIGTERM, and is saved.
     """
     world = discover(run.ranks)
+    with Interrupt(name_of(world)) as interrupt, contextlib.ExitStack() as stack:
+        return _train(run, data, partition, output, world, interrupt, stack)
+
+
+def _train(
+    run: Run,
+    data: Path,
+    partition: Path,
+    output: Path,
+    world: World,
+    interrupt: Interrupt,
+    stack: contextlib.ExitStack,
+) -> dict[str, Any] | None:
     device = runtime.choose_device(world, run.device)
     if not run.oversubscribe:
         runtime.check_cores(world, run.threads)
@@ -62,7 +85,9 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
 
     manifest = read_manifest(data)
     part = open_part(data / "train")
-    members = read_members(partition, len(part), run.shards)
+    if world.rank == 0:
+        check_files(data, manifest, "train")
+    members = read_members(partition, part.labels, run.shards)
     batches = Batches(part, members, run.batch, run.seed, run.shift, run.flip)
     model = build(run.model, manifest.shape, manifest.classes, run.seed)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -75,113 +100,201 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
         exact = CrossEntropy(run.model_copy(update={"precision": "float32"}), normalize, device)
         bfloat16_distance = check_bfloat16(model, objective, exact, batches.get(0, 0, 0))
 
-    backend = rendezvous.start(world, device, run.backend, run.init_method)
+    backend = rendezvous.start(world, device, run.backend, run.init_method, run.timeout)
     places: list[Any] = [None] * world.size
     dist.all_gather_object(places, runtime.describe(world, device))
     if world.rank == 0 and (kinds := runtime.unlike(places)):
         say(f"ranks compute in {kinds}: the bits depend on which rank is where")
-    strategy = parallel.make(run, model, objective, world, manifest.shape)
-    meter = Meter()
+
+    about = _about(run, manifest, partition, device, backend)
+    store = None
     if world.rank == 0:
+        store = Store(output / "checkpoints", about, run.checkpoint_keep)
+        stack.callback(store.close)
         (output / "train.json").unlink(missing_ok=True)  # it must not speak of another model
         shutil.rmtree(output / "snapshots", ignore_errors=True)
-        (output / "snapshots").mkdir(parents=True)
+        (output / "snapshots").mkdir()
+    found = spread(_find(store) if store else None)
+    if found:
+        model.load_state_dict(found.model)
+    strategy = parallel.make(run, model, objective, world, manifest.shape)
+    progress, sums = Progress(), None
+    if found:
+        strategy.load(found.optimizer, found.strategy)
+        progress = found.progress
+        if progress.step % batches.steps_per_epoch:
+            sums = strategy.share_of(found.strategy["sums"]).to(device)
+    progress.segments.append(
+        {
+            "first_step": progress.step,
+            "last_step": progress.step,
+            "started": started.isoformat(timespec="seconds"),
+            "launcher": world.launcher,
+            "backend": backend,
+            "hosts": [place["host"] for place in places],
+            "processors": sorted({place["processor"] for place in places}),
+            "bytes_sent": [0] * world.size,
+        }
+    )
+    keeper = Keeper(run, world, strategy, interrupt, store, trained, batches.steps_per_epoch)
+    del found  # or its memory stays taken
+    _run_epochs(run, batches, strategy, keeper, progress, sums, world, device)
 
-    history = []
-    sent = 0
-    for epoch in range(run.epochs):
-        before = meter.sent
-        history.append(_epoch(epoch, run, batches, strategy, world, device))
-        sent += round(meter.sent - before)
-        if world.rank == 0:
-            say(_line(history[-1], run.epochs))
-        if epoch >= run.epochs - run.snapshots and not run.one_shot:
-            weights = strategy.model_state()
-            if world.rank == 0:
-                state.save(weights, output / "snapshots" / f"epoch-{epoch + 1:04}.safetensors")
-
+    if store:
+        store.link_snapshots(output / "snapshots")
     if run.one_shot and isinstance(strategy, LocalSGD):
         for shard, weights in strategy.states():
             state.save(weights, output / "snapshots" / f"replica-{shard:04}.safetensors")
     weights, optimizer_state = strategy.model_state(), strategy.optimizer_state()
-    everyones_sent = [0] * world.size
-    dist.all_gather_object(everyones_sent, sent)
     rendezvous.stop()  # every rank got here: only now does the result count
     if world.rank:
         return None
     state.save(weights, output / "model.safetensors")
-    table = pd.DataFrame(history)
+    table = pd.DataFrame(progress.history)
     with atomic(output / "history.csv") as draft:
         table.to_csv(draft, index=False)
-    seconds = sum(row["seconds"] for row in history)
+    seconds = sum(row["seconds"] for row in progress.history)
     record = {
         "configuration": run.model_dump(),
         "dataset": manifest.name,
         "data_sha256": manifest.sha256,
         "data": str(data),
-        "partition_sha256": sha256(partition),
+        "partition_sha256": about["partition"],
         "partition": str(partition),
         "model_sha256": sha256(output / "model.safetensors"),
         **_hashes(weights, trained, optimizer_state, table, output / "snapshots"),
         "parameters": parameters,
-        "steps": run.epochs * batches.steps_per_epoch,
-        "images_per_second": run.epochs * batches.steps_per_epoch * run.batch / seconds,
+        "steps": progress.step,
+        "images_per_second": progress.step * run.batch / seconds,
         "seconds": seconds,
-        "bytes_sent": everyones_sent,
+        "bytes_sent": _by_rank([part["bytes_sent"] for part in progress.segments]),
         "bfloat16_distance": bfloat16_distance,
-        "started": started.isoformat(timespec="seconds"),
+        "started": progress.segments[0]["started"],
+        "segments": progress.segments,
+        "checkpoint_pauses": keeper.pauses,
         "launcher": world.launcher,
         "backend": backend,
         "ranks": places,
         "arithmetic": runtime.arithmetic(),
         "versions": provenance.versions(),
-        "code": provenance.code_digest("lockstep.train", run.model),
+        "code": about["code"],
         "git": provenance.git_state(),
     }
     write_json(output / "train.json", record)
     return record
 
 
-def _epoch(
-    epoch: int,
+def _about(
+    run: Run, manifest: Manifest, partition: Path, device: torch.device, backend: str
+) -> dict[str, Any]:
+    """Return all that the run's bits follow from, and nothing that they do not depend on."""
+    configuration = run.model_dump(exclude=PLACE)
+    if not parallel.keeps_bits(run):
+        configuration |= {"ranks": run.ranks, "backend": backend}
+    return {
+        "configuration": configuration,
+        "data": manifest.sha256,
+        "partition": sha256(partition),
+        "code": provenance.code_digest("lockstep.train", run.model),
+        "device": device.type,
+        "libraries": runtime.arithmetic()["libraries"],
+    }
+
+
+def _find(store: Store) -> Checkpoint | None:
+    """Return the checkpoint to go on from, and say what there is."""
+    for line in store.others():
+        say(line)
+    found = store.newest()
+    if found:
+        say(f"going on after step {found.progress.step}, from {store.folder}")
+    return found
+
+
+def _run_epochs(
     run: Run,
     batches: Batches,
     strategy: parallel.Strategy,
+    keeper: Keeper,
+    progress: Progress,
+    sums: torch.Tensor | None,
     world: World,
     device: torch.device,
-) -> dict[str, float]:
-    """Train for one epoch; return its row of history.csv."""
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
-    communicated = strategy.communication
-    waited = 0.0
-    started = said = time.perf_counter()
+) -> None:
+    """Train from where `progress` is to the end, and keep it up to date.
+
+    Args:
+        sums: [sum of losses, right answers] (float64) of the epoch that goes on, if one does.
+    """
     steps = batches.steps_per_epoch
-    for index in (bar := _bar(epoch, run, steps, world)):
-        step = epoch * steps + index
-        before = time.perf_counter()
-        micro_batches = [batches.get(epoch, index, shard) for shard in strategy.shards]
-        waited += time.perf_counter() - before
-        lr = optim.learning_rate(run, step, steps)
-        sums = sums + strategy.step(micro_batches, lr)
-        if world.rank == 0 and bar.disable and time.perf_counter() - said > LINE_EVERY:
-            said = time.perf_counter()
-            rate = (index + 1) * run.batch / (said - started)
-            say(f"epoch {epoch + 1}/{run.epochs}  step {index + 1}/{steps}  {rate:,.0f} images/s")
-    loss, right = strategy.totals(sums).tolist()
-    seconds = time.perf_counter() - started
-    communicated = strategy.communication - communicated
-    images = steps * run.batch
+    meter = Meter()
+    for epoch in range(progress.step // steps, run.epochs):
+        done = progress.step % steps
+        if not done:
+            sums = torch.zeros(2, dtype=torch.float64, device=device)
+            progress.seconds = {"seconds": 0.0, "input_seconds": 0.0, "communication_seconds": 0.0}
+        assert sums is not None  # where an epoch goes on, its sums were saved
+        last = said = time.perf_counter()
+        for index in (bar := _bar(epoch, run, done, steps, world)):
+            step = progress.step
+            faults.point("step", step)
+            before, sent, communicated = time.perf_counter(), meter.sent, strategy.communication
+            micro_batches = [batches.get(epoch, index, shard) for shard in strategy.shards]
+            waited = time.perf_counter() - before
+            lr = optim.learning_rate(run, step, steps)
+            sums = sums + strategy.step(micro_batches, lr)
+            progress.step += 1
+            if index + 1 == steps:
+                loss, right = strategy.totals(sums).tolist()
+            now = time.perf_counter()
+            spent = now - last, waited, strategy.communication - communicated
+            for name, seconds in zip(progress.seconds, spent, strict=True):
+                progress.seconds[name] += seconds
+            last = now
+            keeper.sent += meter.sent - sent
+            if world.rank == 0 and bar.disable and now - said > LINE_EVERY:
+                said = now
+                rate = (index + 1) * run.batch / progress.seconds["seconds"]
+                say(
+                    f"epoch {epoch + 1}/{run.epochs}  step {index + 1}/{steps}  "
+                    f"{rate:,.0f} images/s"
+                )
+            if index + 1 < steps:
+                keeper.after_step(progress, sums)
+        check_alike(strategy.alike(), progress.step)
+        images = steps * run.batch
+        row = _row(epoch, lr, loss / images, right / images, images, progress.seconds)
+        progress.history.append(row)
+        if world.rank == 0:
+            say(_line(row, run.epochs))
+        if epoch >= run.epochs - run.snapshots and not run.one_shot:
+            keeper.snapshot(f"epoch-{epoch + 1:04}.safetensors")
+        if epoch + 1 < run.epochs:
+            keeper.after_step(progress, torch.zeros_like(sums))
+    keeper.save(progress, torch.zeros(2, dtype=torch.float64, device=device), wait=True)
+
+
+def _row(
+    epoch: int, lr: float, loss: float, accuracy: float, images: int, spent: dict[str, float]
+) -> dict[str, float]:
+    """Return an epoch's row of history.csv."""
+    computed = spent["seconds"] - spent["input_seconds"] - spent["communication_seconds"]
     return {
         "epoch": epoch + 1,
         "lr": lr,
-        "loss": loss / images,
-        "accuracy": right / images,
-        "images_per_second": images / seconds,
-        "seconds": seconds,
-        "input_seconds": waited,
-        "compute_seconds": max(0.0, seconds - waited - communicated),
-        "communication_seconds": communicated,
+        "loss": loss,
+        "accuracy": accuracy,
+        "images_per_second": images / spent["seconds"],
+        "seconds": spent["seconds"],
+        "input_seconds": spent["input_seconds"],
+        "compute_seconds": max(0.0, computed),
+        "communication_seconds": spent["communication_seconds"],
     }
+
+
+def _by_rank(parts: list[list[int]]) -> list[int]:
+    """Return what each rank has sent, over the parts of a run, in all of which it need not be."""
+    return [sum(of_rank) for of_rank in itertools.zip_longest(*parts, fillvalue=0)]
 
 
 def _hashes(
@@ -203,10 +316,12 @@ def _hashes(
     }
 
 
-def _bar(epoch: int, run: Run, steps: int, world: World) -> tqdm:
+def _bar(epoch: int, run: Run, done: int, steps: int, world: World) -> tqdm:
     shown = world.rank == 0 and sys.stderr.isatty()
     return tqdm(
-        range(steps),
+        range(done, steps),
+        initial=done,
+        total=steps,
         desc=f"epoch {epoch + 1}/{run.epochs}",
         unit_scale=run.batch,
         unit=" images",
@@ -220,8 +335,3 @@ def _line(row: dict[str, float], epochs: int) -> str:
         f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  "
         f"{row['images_per_second']:,.0f} images/s"
     )
-
-
-def say(text: str) -> None:
-    """Print a line for a person, at once."""
-    print(text, file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ os.environ.update(
     PYTHONPATH=os.pathsep.join(filter(None, [str(PACKAGE), os.getenv("PYTHONPATH")])),
 )
 
-from lockstep.config import load
+from lockstep.config import UPKEEP, load
 from lockstep.data.sources import SOURCES
 from lockstep.errors import UserError
 from lockstep.provenance import caps, code_digest
@@ -64,7 +64,13 @@ def flags(model, *names):
 
 
 def run_flags(wildcards):
-    return flags(RUNS[wildcards.run])
+    run = RUNS[wildcards.run]
+    return flags(run, *(name for name in type(run).model_fields if name not in UPKEEP))
+
+
+def run_upkeep(wildcards, input):
+    # Taking `input` makes the param one that is not recorded: these change nothing of a result.
+    return flags(RUNS[wildcards.run], *sorted(UPKEEP))
 
 
 def threads_flag(wildcards):

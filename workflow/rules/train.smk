@@ -20,13 +20,14 @@ rule train_run:
         mpi=MPIRUN,
     params:
         flags=run_flags,
+        upkeep=run_upkeep,
         code=run_code,
         launch=run_launch,
         data=subpath(input.manifest, parent=True),
         folder=subpath(output.record, parent=True),
     shell:
         "{params.launch} -m lockstep train --data {params.data:q} --partition {input.shards:q}"
-        " {params.flags} --output {params.folder:q} > {log:q} 2>&1"
+        " {params.flags} {params.upkeep} --output {params.folder:q} > {log:q} 2>&1"
 
 
 rule train:

@@ -24,7 +24,11 @@ TIMEOUT = timedelta(minutes=10)
 
 
 def start(
-    world: World, device: torch.device, backend: str = "auto", init_method: str = "auto"
+    world: World,
+    device: torch.device,
+    backend: str = "auto",
+    init_method: str = "auto",
+    timeout: float = TIMEOUT.total_seconds(),
 ) -> str:
     """Start torch.distributed's default group.
 
@@ -36,6 +40,7 @@ def start(
         init_method: how the ranks find each other: an address that torch.distributed knows
             (`mpi://`, `env://`, `file:///path`, `tcp://host:port`), or `auto`: by MPI where it has
             started the ranks, else by the variables that torchrun sets.
+        timeout: how many seconds a collective may take before it is an error.
 
     Returns:
         The name of the backend that carries this device's tensors.
@@ -60,7 +65,10 @@ def start(
     meeting = _meeting(world, init_method)
     try:
         dist.init_process_group(
-            devices, timeout=TIMEOUT, device_id=device if chosen == "nccl" else None, **meeting
+            devices,
+            timeout=timedelta(seconds=timeout),
+            device_id=device if chosen == "nccl" else None,
+            **meeting,
         )
     except (RuntimeError, ValueError) as error:
         if "init_method" not in meeting:

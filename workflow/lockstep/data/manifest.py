@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lockstep.errors import UserError
+from lockstep.files import sha256
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,17 @@ def read_manifest(data: Path) -> Manifest:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a manifest ({error}); run `prepare` again") from None
+
+
+def check_files(data: Path, manifest: Manifest, part: str) -> None:
+    """Read the arrays of a part ("train" or "test") once, and compare them with the manifest.
+
+    Raises:
+        UserError: one is not what `prepare` wrote.
+    """
+    for file, expected in manifest.sha256.items():
+        if file.startswith(f"{part}/") and (found := sha256(data / file)) != expected:
+            raise UserError(
+                f"{data / file}: has SHA-256 {found[:12]}, and had {expected[:12]} when it was "
+                f"prepared; run `prepare` again, and what follows"
+            )

@@ -55,19 +55,22 @@ def _dirichlet(labels: np.ndarray, shards: int, seed: int, alpha: float) -> np.n
     return shard
 
 
-def read_members(table: Path, samples: int, shards: int) -> list[np.ndarray]:
+def read_members(table: Path, labels: np.ndarray, shards: int) -> list[np.ndarray]:
     """Read a partition: the sample ids (int64, ascending) of each shard.
 
     Raises:
-        UserError: the table is not a partition of `samples` samples into `shards` shards.
+        UserError: the table is not a partition of samples with these labels into `shards` shards.
     """
+    samples = len(labels)
     try:
-        frame = pd.read_csv(table, usecols=["sample", "shard"], dtype=np.int64)
+        frame = pd.read_csv(table, usecols=["sample", "label", "shard"], dtype=np.int64)
     except (OSError, ValueError) as error:
-        raise UserError(f"{table}: not a table of sample and shard ({error})") from None
+        raise UserError(f"{table}: not a table of sample, label and shard ({error})") from None
     ids = frame["sample"].to_numpy()
     if not np.array_equal(np.sort(ids), np.arange(samples)):
         raise UserError(f"{table}: does not name each of {samples} samples once; partition again")
+    if not np.array_equal(frame["label"].to_numpy(), labels[ids]):
+        raise UserError(f"{table}: its labels are not those of the data; partition again")
     shard = frame["shard"].to_numpy()
     members = [np.sort(ids[shard == number]) for number in range(shards)]
     if sum(map(len, members)) != samples or not all(map(len, members)):

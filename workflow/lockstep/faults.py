@@ -1,0 +1,50 @@
+"""Faults on demand, for tests: LOCKSTEP_FAULT=point:number:rank:action.
+
+    LOCKSTEP_FAULT=step:7:1:kill       rank 1 is killed before the 8th step
+    LOCKSTEP_FAULT=renamed:12:0:kill   rank 0 is, just after the checkpoint of step 12 has its name
+
+Without the variable a point is a look at an empty string. The points are `step` (so many steps are
+done), and `written`, `synced`, `renamed` (inside the writing of the checkpoint of a step).
+"""
+
+import os
+import signal
+import time
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_launcher() -> None:
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(3600)
+
+
+def _fail() -> None:
+    raise RuntimeError("a fault on demand")
+
+
+def _be_interrupted() -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+ACTIONS = {
+    "kill": _kill,
+    "kill-launcher": _kill_launcher,
+    "raise": _fail,
+    "exit": lambda: os._exit(0),
+    "hang": lambda: time.sleep(3600),
+    "usr1": _be_interrupted,
+}
+
+
+WANTED = os.environ.get("LOCKSTEP_FAULT", "")
+
+
+def point(name: str, number: int) -> None:
+    """Have the fault that is asked for at this place, on this rank."""
+    if WANTED:
+        place, action = WANTED.rsplit(":", 1)
+        if place == f"{name}:{number}:{os.environ.get('RANK', '0')}":
+            ACTIONS[action]()
