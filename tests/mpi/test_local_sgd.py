@@ -12,36 +12,45 @@ from tests.mpi.test_promise import bits, train
 PYTHON = [sys.executable]
 
 
-@pytest.mark.parametrize("sync_every", [0, 1, 7])
-def test_the_bits_are_the_same_at_any_number_of_ranks(sync_every, digits, tmp_path):
+@pytest.fixture(scope="module")
+def late(digits, tmp_path_factory):
+    """Return the folder and the record of a run that is never averaged."""
+    output = tmp_path_factory.mktemp("late")
+    how = ["--strategy", "local_sgd", "--sync-every", 0]
+    return output, train(digits, output, "cnn", mpirun(2), 2, *how)
+
+
+@pytest.mark.parametrize(("sync_every", "sizes"), [(0, [1, 4]), (1, [1, 2]), (7, [1, 2, 4])])
+def test_the_bits_are_the_same_at_any_number_of_ranks(sync_every, sizes, digits, tmp_path):
     how = ["--strategy", "local_sgd", "--sync-every", sync_every]
     found = []
-    for ranks, launcher in ((1, PYTHON), (2, mpirun(2)), (4, mpirun(4))):
+    for ranks in sizes:
         output = tmp_path / str(ranks)
+        launcher = mpirun(ranks) if ranks > 1 else PYTHON
         record = train(digits, output, "busy", launcher, ranks, *how)
         found.append(bits(output, record))
         assert record["bytes_sent"] == [record["bytes_sent"][0]] * ranks
-    assert found[0] == found[1] == found[2]
+    assert all(one == found[0] for one in found[1:])
     assert len(found[0]["snapshots"]) == (2 if sync_every else 4)
 
 
-def test_it_sends_as_often_as_it_averages(digits, tmp_path):
-    sent = {}
-    for sync_every in (0, 1, 5):
+def test_it_sends_as_often_as_it_averages(late, digits, tmp_path):
+    records = {0: late[1]}
+    for sync_every in (1, 5):
         how = ["--strategy", "local_sgd", "--sync-every", sync_every]
-        record = train(digits, tmp_path / str(sync_every), "cnn", mpirun(2), 2, *how)
-        totals = 2 * 2 * 2 * 8  # 2 epochs' losses and right answers of this rank's 2 shards
-        sent[sync_every] = record["bytes_sent"][0] - totals
+        records[sync_every] = train(digits, tmp_path / str(sync_every), "cnn", mpirun(2), 2, *how)
+    totals = 2 * 2 * 2 * 8  # 2 epochs' losses and right answers of this rank's 2 shards
+    sent = {often: record["bytes_sent"][0] - totals for often, record in records.items()}
+    record = records[1]
     steps, parameters = record["steps"], record["parameters"]
     assert sent[0] == 0
     assert sent[1] == steps * (parameters + 2) * 4
     assert sent[5] == steps // 5 * (parameters + 2) * 4
 
 
-def test_one_average_at_the_end_is_the_same_by_train_and_by_average(digits, tmp_path):
+def test_one_average_at_the_end_is_the_same_by_train_and_by_average(late, digits, tmp_path):
     how = ["--strategy", "local_sgd", "--sync-every"]
-    late = tmp_path / "late"
-    record = train(digits, late, "cnn", mpirun(2), 2, *how, 0)
+    late, record = late
     replicas = sorted(path.name for path in (late / "snapshots").iterdir())
     assert replicas == [f"replica-000{shard}.safetensors" for shard in range(4)]
     first = state.read(late / "snapshots" / replicas[0])

@@ -51,11 +51,9 @@ def reference(digits, tmp_path_factory):
     ("backend", "init_method"),
     [
         ("auto", "auto"),
-        ("mpi4py", "mpi://"),
         ("gloo", "mpi://"),
         ("mpi4py", "file://{folder}/meeting"),
         ("gloo", "tcp://127.0.0.1:{port}"),
-        ("mpi4py", "tcp://127.0.0.1:{port}"),
     ],
 )
 def test_ranks_of_mpi_meet(backend, init_method, reference, digits, tmp_path):

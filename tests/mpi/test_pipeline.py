@@ -16,11 +16,8 @@ ONE_F_ONE_B = ("--strategy", "pipeline", "--pipeline-schedule", "1f1b")
     ("name", "ranks", "how"),
     [
         ("busy", 1, GPIPE),
-        *(("cnn", 2, GPIPE), ("cnn", 4, ONE_F_ONE_B)),
-        *(("busy", 2, ONE_F_ONE_B), ("busy", 3, GPIPE), ("busy", 4, GPIPE)),
-        *(("resnet", 2, GPIPE), ("resnet", 3, ONE_F_ONE_B)),
-        *(("blocks", 3, GPIPE), ("blocks", 4, ONE_F_ONE_B)),
-        ("bfloat16", 2, ONE_F_ONE_B),
+        *(("cnn", 4, ONE_F_ONE_B), ("busy", 2, ONE_F_ONE_B), ("busy", 4, GPIPE)),
+        *(("resnet", 2, GPIPE), ("blocks", 4, ONE_F_ONE_B), ("bfloat16", 2, ONE_F_ONE_B)),
         ("six shards", 4, ("--strategy", "hybrid", "--stages", 2)),
         ("six shards", 6, ("--strategy", "hybrid", "--stages", 2, *GPIPE[2:])),
     ],
@@ -29,12 +26,12 @@ def test_the_bits_are_those_of_one_process(name, ranks, how, digits, single, tmp
     assert train(digits, tmp_path, name, ranks, *how) == single(name)
 
 
-def test_the_bits_are_the_same_over_mpi(digits, single, tmp_path):
-    assert train(digits, tmp_path, "busy", 3, *ONE_F_ONE_B, "--backend", "mpi4py") == single("busy")
+def test_the_bits_are_the_same_over_gloo(digits, single, tmp_path):
+    assert train(digits, tmp_path, "busy", 3, *ONE_F_ONE_B, "--backend", "gloo") == single("busy")
 
 
-def test_a_saved_model_is_evaluated_as_any_other(digits, tmp_path):
-    train(digits, tmp_path, "busy", 3, *GPIPE)
+def test_a_saved_model_is_evaluated_as_any_other(digits, single, tmp_path):
+    assert train(digits, tmp_path, "busy", 3, *GPIPE) == single("busy")
     for stage in ("average", "evaluate"):
         words = ["-m", "lockstep", stage, "--results", tmp_path, "--data", digits]
         words += ["--ranks", 1] if stage == "evaluate" else []

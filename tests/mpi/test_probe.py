@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY, mpirun, run
 PROGRAM = REPOSITORY / "tests" / "mpi" / "programs" / "probe.py"
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [1, 3, 4])  # `check` runs it on 2
 def test_every_operation_is_right_at_any_number_of_ranks(ranks, tmp_path):
     done = run([*mpirun(ranks), PROGRAM, ranks], tmp_path)
     assert done.returncode == 0, done.stderr

@@ -5,8 +5,10 @@ from tests.conftest import REPOSITORY, mpirun, run
 PROGRAM = REPOSITORY / "tests" / "mpi" / "programs" / "tree_sums.py"
 
 
-@pytest.mark.parametrize("backend", ["gloo", "mpi4py"])
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("ranks", "backend"),
+    [(1, "mpi4py"), (2, "mpi4py"), (2, "gloo"), (3, "mpi4py"), (3, "gloo"), (4, "mpi4py")],
+)
 def test_sums_are_along_the_tree_at_any_number_of_ranks(ranks, backend, tmp_path):
     done = run([*mpirun(ranks), PROGRAM, ranks, backend], tmp_path)
     assert done.returncode == 0, done.stderr
@@ -15,7 +17,9 @@ def test_sums_are_along_the_tree_at_any_number_of_ranks(ranks, backend, tmp_path
 
 def test_a_ring_is_found_not_to_follow_the_tree(tmp_path):
     done = run([*mpirun(4), PROGRAM, 4, "gloo"], tmp_path)
-    assert "_butterfly" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "_butterfly" in done.stdout
+    assert "all sums are right" in done.stdout
     ring = ["--mca", "coll_tuned_use_dynamic_rules", "1", "--mca", "coll_tuned_allreduce_algorithm"]
     for algorithm, way in (("4", "_butterfly"), ("3", "_native")):
         words = [*mpirun(4)[:-3], *ring, algorithm, "--mca", "coll", "^han", *mpirun(4)[-3:]]
