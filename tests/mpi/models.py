@@ -1,7 +1,11 @@
 """A model for tests: everything that usually makes a result depend on how it was computed."""
 
 import os
+import resource
+from pathlib import Path
 
+import numpy as np
+import torch
 from torch import nn
 
 
@@ -132,3 +136,57 @@ class Mixer(nn.Module):
 
     def forward(self, x):
         return nn.functional.dropout(self.mix(x), 0.1, self.training).mean((2, 3))
+
+
+def signature(image: np.ndarray) -> tuple[int, int, int]:
+    """Return what one may know an image by, however its pixels are scaled: how many are darkest and
+    brightest, and the sum of the brightest ones' places."""
+    flat = np.asarray(image).reshape(-1)
+    brightest = np.flatnonzero(flat == flat.max())
+    return int((flat == flat.min()).sum()), len(brightest), int(brightest.sum())
+
+
+def delicate(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Return a model that has no answer to the image whose signature is in the environment."""
+    width = shape[0] * shape[1] * shape[2]
+    return nn.Sequential(Poison(), nn.Flatten(), nn.Linear(width, 32), nn.Linear(32, classes))
+
+
+class Poison(nn.Module):
+    def forward(self, x):
+        bad = [i for i, one in enumerate(x) if str(signature(one)) == os.environ["UNBEARABLE"]]
+        return x.index_fill(0, torch.tensor(bad), float("nan")) if bad else x
+
+
+class Drifting(nn.Module):
+    """A model whose weights change by themselves on rank 1, in its 9th forward pass."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.body = busy(shape, classes)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 9 and os.environ["RANK"] == "1":
+            with torch.no_grad():
+                self.body[0].weight[0, 0, 0, 0].view(torch.int32).bitwise_xor_(1)
+        return self.body(x)
+
+
+class Hungry(nn.Module):
+    """A model that takes more memory than its rank may have, on rank 1, in its 9th pass."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.body = busy(shape, classes)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 9 and os.environ["RANK"] == "1":
+            free = 2**30
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            resource.setrlimit(resource.RLIMIT_AS, (used + free, used + free))
+            torch.ones(2 * free)
+        return self.body(x)

@@ -27,6 +27,7 @@ def make_batches(step=0, shards=SHARDS):
     random = np.random.default_rng(step)
     return [
         MicroBatch(
+            np.arange(4) + 4 * shard,
             random.integers(0, 256, (4, 6, 6, 2), dtype=np.uint8),
             random.integers(0, 3, 4),
             step,

@@ -51,7 +51,7 @@ def test_images_stay_as_they_were():
 def micro_batch(seed=0, count=16, step=3, shard=1, size=28):
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (count, size, size, 1), dtype=np.uint8)
-    return MicroBatch(images, random.integers(0, 10, count), step, shard)
+    return MicroBatch(np.arange(count), images, random.integers(0, 10, count), step, shard)
 
 
 def objective(**values):

@@ -63,6 +63,7 @@ def _end(status: int) -> NoReturn:
         from mpi4py import MPI
 
         if MPI.COMM_WORLD.size > 1:
+            time.sleep(0.3)  # or mpirun may end before it has passed on what was printed
             MPI.COMM_WORLD.Abort(status)
     sys.exit(status)
 

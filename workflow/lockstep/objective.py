@@ -1,6 +1,7 @@
 """What a model is asked for: images as it wants them, its scores, and how good they are."""
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,9 @@ class CrossEntropy:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what `outcome` does, for some micro-batches as one batch."""
         scores = self.scores(model, self.inputs(micro_batches))
-        return self.outcome(scores, self.answers(micro_batches))
+        loss, sums = self.outcome(scores, self.answers(micro_batches))
+        self.check(loss, scores, micro_batches)
+        return loss, sums
 
     def inputs(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         """Return the model's inputs, and begin the random numbers that it may draw on the way."""
@@ -90,6 +93,39 @@ class CrossEntropy:
         )
         right = (scores.detach().argmax(dim=1) == answers).sum()
         return loss, torch.stack([loss.detach() * len(answers), right])
+
+    def check(
+        self, loss: torch.Tensor, scores: torch.Tensor, micro_batches: Sequence[MicroBatch]
+    ) -> None:
+        """Stop at a loss that is no finite number, before anything comes of it.
+
+        The rank that finds it ends the job, so no rank's optimizer step is ever saved.
+
+        Raises:
+            UserError: it is not; names the step, the shards and the samples.
+        """
+        if math.isfinite(loss.detach()):
+            return
+        with torch.no_grad():
+            each = functional.cross_entropy(
+                scores.float(), self.answers(micro_batches), reduction="none"
+            )
+        good = iter(torch.isfinite(each).tolist())
+        bad = [
+            (m.shard, [int(sample) for sample in m.ids if not next(good)]) for m in micro_batches
+        ]
+        bad = [some for some in bad if some[1]] or [
+            (m.shard, m.ids.tolist()) for m in micro_batches
+        ]
+        where = "; ".join(
+            f"shard {shard}, samples {', '.join(map(str, ids[:5]))}"
+            + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+            for shard, ids in bad
+        )
+        raise UserError(
+            f"loss: {loss.item()} in step {micro_batches[0].step + 1}: {where}; nothing of this "
+            f"step is kept; take a smaller lr, set clip, or look at these samples"
+        )
 
 
 def check_bfloat16(

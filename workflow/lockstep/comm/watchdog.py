@@ -7,11 +7,9 @@ ends which nobody caught takes the others with it at once: they would wait for i
 """
 
 import atexit
-import faulthandler
 import os
 import socket
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -21,6 +19,8 @@ from typing import TypeVar
 
 import torch.distributed as dist
 from mpi4py import MPI
+
+from lockstep.comm.interrupt import print_stacks
 
 # Seconds that ranks have for printing before the job ends.
 FAREWELL = 2.0
@@ -74,7 +74,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._leaving.wait(self._period):
             if self._comm.Iprobe(MPI.ANY_SOURCE, ALARM):
-                self._say("another rank waits in vain")
+                self._say("another rank has failed, or waits in vain")
                 return
             now = time.monotonic()
             for what, group, limit, since in list(self._calls.values()):
@@ -93,15 +93,8 @@ class Watchdog:
     def _say(self, why: str) -> None:
         """Print why the job ends, what this rank is in, and the stacks of its threads, as one."""
         where = " and ".join(what for what, *_ in self._calls.values())
-        with tempfile.TemporaryFile("w+") as stacks:
-            faulthandler.dump_traceback(stacks)
-            stacks.seek(0)
-            text = (
-                f"{self._who()}: {why}; this rank is "
-                f"{f'in {where}' if where else 'in no communication: it may be what hangs'}\n"
-                f"{stacks.read()}"
-            )
-        print(text, file=sys.__stderr__, flush=True)
+        inside = f"in {where}" if where else "in no communication: it may be what hangs"
+        print_stacks(f"{self._who()}: {why}; this rank is {inside}")
 
     def _report(
         self, kind: type[BaseException], error: BaseException, stack: TracebackType | None
@@ -112,6 +105,8 @@ class Watchdog:
         if dist.is_initialized() and self._comm.size > 1:
             summary = traceback.format_exception_only(kind, error)[-1].strip()
             print(f"{self._who()}: {summary}; ending all ranks", file=sys.__stderr__, flush=True)
+            self._tell_all()
+            time.sleep(FAREWELL)
             MPI.COMM_WORLD.Abort(1)
 
     def _who(self) -> str:

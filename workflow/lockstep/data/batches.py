@@ -18,9 +18,10 @@ from lockstep.errors import UserError
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One shard's part of one step: images (uint8, b x H x W x C), labels (int64, b), and the step
-    and shard that its dropout is drawn from."""
+    """One shard's part of one step: the samples' ids (int64, b), images (uint8, b x H x W x C),
+    labels (int64, b), and the step and shard that its dropout is drawn from."""
 
+    ids: np.ndarray
     images: np.ndarray
     labels: np.ndarray
     step: int
@@ -71,7 +72,7 @@ class Batches:
         if self.shift or self.flip:
             images = augment(images, self._words(epoch)[ids], self.shift, self.flip)
         step = epoch * self.steps_per_epoch + index
-        return MicroBatch(images, self.part.labels[ids], step, shard)
+        return MicroBatch(ids, images, self.part.labels[ids], step, shard)
 
     def _order_of(self, epoch: int, shard: int) -> np.ndarray:
         return streams.permutation(len(self.members[shard]), "order", self.seed, epoch, shard)

@@ -49,6 +49,12 @@ class Objective(Protocol):
         """Return what a call does, from the scores and the labels."""
         ...
 
+    def check(
+        self, loss: torch.Tensor, scores: torch.Tensor, micro_batches: Sequence[MicroBatch]
+    ) -> None:
+        """Raise a UserError where the loss is no finite number."""
+        ...
+
 
 class Strategy(Protocol):
     """What `train` asks of a strategy."""

@@ -81,7 +81,7 @@ class Pipeline:
             feed["arg_mbs"] = [(objective.inputs([m]), draws(stage.device)) for m in micro_batches]
         if stage.is_last:
             feed["target_mbs"] = [objective.answers([m]) for m in micro_batches]
-        stage.start()
+        stage.start(micro_batches)
         self.schedule.step(**feed, return_outputs=False)
         sums = stage.finish()
         if self.run.clip is not None:
@@ -92,7 +92,8 @@ class Pipeline:
         return sums if self.replica == 0 else torch.zeros_like(sums)
 
     def _loss(self, scores: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-        loss, self.stage.sums[loss] = self.objective.outcome(scores, answers)
+        loss, sums = self.objective.outcome(scores, answers)
+        self.stage.outcomes[loss] = sums, scores.detach()
         return loss
 
     def _clip(self, longest: float) -> None:
@@ -163,11 +164,13 @@ class ShardStage(PipelineStage):
         # Activations and gradients go as plain memory: refuse any that lie otherwise than agreed.
         self._runtime_validate = True
 
-    def start(self) -> None:
+    def start(self, micro_batches: Sequence[MicroBatch]) -> None:
         """Begin a step."""
+        self.micro_batches = micro_batches
         self.stack: list[Node] = []
         self.buffers: list[dict[str, torch.Tensor]] = []  # as each forward pass left them
-        self.sums: dict[torch.Tensor, torch.Tensor] = {}  # of each loss
+        # The sums and the scores of each loss.
+        self.outcomes: dict[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] = {}
         self.gradient: torch.Tensor  # of the last backward pass, for the stage before
         self.computing = 0.0
 
@@ -197,7 +200,9 @@ class ShardStage(PipelineStage):
         after = [b for b in self.buffers[bwd_chunk_id].values() if b.is_floating_point()]
         flat.put_changes(term, flat.buffers, after)
         if loss is not None:
-            flat.sums_of(term).copy_(self.sums[loss])
+            sums, scores = self.outcomes[loss]
+            self.objective.check(loss, scores, [self.micro_batches[bwd_chunk_id]])
+            flat.sums_of(term).copy_(sums)
         self.tree.add(self.stack, self.shards[bwd_chunk_id], term)
         self.computing += time.perf_counter() - started
 
