@@ -10,7 +10,7 @@ TORCH  := $(shell sed -n 's/^\(torch\(vision\)\{0,1\}==[0-9.]*\).*/\1/p' envs/re
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run test test-quick hosts-test promise torch-suite bench lint lock schemas clean
+.PHONY: help setup run test test-quick hosts-test slurm-test promise torch-suite bench lint lock schemas clean
 
 # Install those of Debian's packages that are missing.
 packages = dpkg --status $(1) > /dev/null 2>&1 || \
@@ -35,6 +35,10 @@ test-quick: setup  ## run the tests that take seconds
 hosts-test: setup  ## run on three hosts, in network namespaces: as root, with Debian's packages
 	$(call packages,openssh-server openssh-client iproute2)
 	pytest tests/hosts
+
+slurm-test: setup  ## run on a SLURM cluster on this machine: as root, with Debian's packages
+	$(call packages,slurmctld slurmd slurm-client munge libpmix2 iproute2)
+	pytest tests/slurm
 
 promise: setup  ## train the promise's whole matrix, and write docs/promise-matrix.md
 	python -m tests.mpi.matrix

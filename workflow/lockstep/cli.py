@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a stage. Exit status 2 and one line mean that the user can mend what is wrong."""
     args = vars(make_parser().parse_args(argv))
     stage, run, names = args.pop("stage"), args.pop("go"), args.pop("fields", ())
-    rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMIX_RANK")
+    signs = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
+    rank = next((os.environ[sign] for sign in signs if sign in os.environ), None)
     who = f"lockstep {stage}" + (f", rank {rank}" if rank else "")
     try:
         parse(Defaults, {name: args[name] for name in names}, "flags")

@@ -13,7 +13,7 @@ rule average_run:
         "<benchmarks>/average/{run}.tsv"
     conda:
         "../../envs/environment.yaml"
-    threads: run_threads
+    threads: threads
     params:
         flags=threads_flag,
         code=code_digest("lockstep.average"),

@@ -11,15 +11,20 @@ rule check_world:
         "<benchmarks>/check/{world}.tsv"
     # Before anything that takes long: a launch that cannot work is known at once.
     priority: 10
+    # It says no for a reason that will be there the next time.
+    retries: 0
     conda:
         "../../envs/environment.yaml"
-    threads: check_cores
+    threads: cores
     resources:
         mpi=MPIRUN,
+        tasks=tasks,
+        tasks_per_node=tasks_per_node,
+        cpus_per_task=threads,
     params:
         flags=check_flags,
         code=code_digest("lockstep.check"),
-        launch=check_launch,
+        launch=launch,
     shell:
         "{params.launch} -m lockstep check {params.flags} --output {output.record:q} > {log:q} 2>&1"
 

@@ -77,10 +77,6 @@ def threads_flag(wildcards):
     return flags(RUNS[wildcards.run], "threads")
 
 
-def run_threads(wildcards):
-    return RUNS[wildcards.run].threads
-
-
 def run_world(wildcards):
     return flags(RUNS[wildcards.run], "ranks", "threads")
 
@@ -161,30 +157,65 @@ def summary_folders(wildcards, input):
     return [os.path.dirname(path) for path in input.records]
 
 
-def launch(ranks, resources):
-    """Return the words that start `python` on so many ranks."""
+def launched(wildcards):
+    """Return the run that ranks are started for, or one of those that a check stands for."""
+    return RUNS[wildcards.run] if "run" in wildcards.keys() else WORLDS[wildcards.world]
+
+
+def cores(wildcards):
+    return launched(wildcards).ranks * launched(wildcards).threads
+
+
+def threads(wildcards):
+    return launched(wildcards).threads
+
+
+def nodes(ranks, rulename):
+    """Return on how many nodes a profile has the ranks of a rule; a single one needs no second."""
+    profile = workflow.resource_settings.overwrite_resources.get(rulename, {})
+    return profile["nodes"].value if "nodes" in profile and ranks > 1 else 1
+
+
+for name, run in RUNS.items():
+    if run.ranks % (count := nodes(run.ranks, "train_run")):
+        print(
+            f"nodes: the profile asks for {count}, and the {run.ranks} ranks of the run {name} "
+            f"cannot share them evenly; take a number that divides the ranks of every run",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+# SLURM has to know how many ranks a node gets, or it may put four on two nodes as 3 and 1. Its
+# plugin wants more than one task in each of these, and takes a single one as text.
+def tasks_per_node(wildcards, rulename):
+    ranks = launched(wildcards).ranks
+    each = ranks // nodes(ranks, rulename)
+    return each if each > 1 else 0
+
+
+def tasks(wildcards, rulename):
+    return 0 if tasks_per_node(wildcards, rulename) else str(launched(wildcards).ranks)
+
+
+def launch(wildcards, resources):
+    """Return the words that start `python` on the ranks of a run."""
+    ranks = launched(wildcards).ranks
+    words = shlex.split(resources.mpi)
+    programs = {Path(word).name for word in words}
+    python = ["python", "-m", "mpi4py"] if ranks > 1 else ["python"]
+    if "srun" in programs:
+        # Each number by name: what the job was given with is not always known in it.
+        count = resources.get("nodes", 1) if ranks > 1 else 1
+        words += ["--kill-on-bad-exit=1", f"--nodes={count}", f"--ntasks={ranks}"]
+        words.append(f"--ntasks-per-node={ranks // count}")
+        words.append(f"--cpus-per-task={launched(wildcards).threads}")
+        return shlex.join(words + ([] if ranks > 1 else ["--mpi=none"]) + python)
     if ranks == 1:
         return "python"
-    words = shlex.split(resources.mpi)
-    if any(Path(word).name == "mpirun" for word in words) and os.geteuid() == 0:
+    if "mpirun" in programs and os.geteuid() == 0:
         words.append("--allow-run-as-root")  # in a container there is often nobody else
-    return shlex.join([*words, "-n", str(ranks), "python", "-m", "mpi4py"])
-
-
-def run_launch(wildcards, resources):
-    return launch(RUNS[wildcards.run].ranks, resources)
-
-
-def check_launch(wildcards, resources):
-    return launch(WORLDS[wildcards.world].ranks, resources)
-
-
-def run_cores(wildcards):
-    return RUNS[wildcards.run].ranks * RUNS[wildcards.run].threads
-
-
-def check_cores(wildcards):
-    return WORLDS[wildcards.world].ranks * WORLDS[wildcards.world].threads
+    return shlex.join([*words, "-n", str(ranks), *python])
 
 
 # The launcher of local ranks; a profile sets another. Cores are not bound, since two jobs of one

@@ -16,13 +16,16 @@ rule evaluate_run:
         "<benchmarks>/evaluate/{run}.tsv"
     conda:
         "../../envs/environment.yaml"
-    threads: run_cores
+    threads: cores
     resources:
         mpi=MPIRUN,
+        tasks=tasks,
+        tasks_per_node=tasks_per_node,
+        cpus_per_task=threads,
     params:
         flags=run_world,
         code=code_digest("lockstep.evaluate"),
-        launch=run_launch,
+        launch=launch,
         data=subpath(input.manifest, parent=True),
         folder=subpath(output.metrics, parent=True),
     shell:

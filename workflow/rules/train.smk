@@ -15,14 +15,17 @@ rule train_run:
         "<benchmarks>/train/{run}.tsv"
     conda:
         "../../envs/environment.yaml"
-    threads: run_cores
+    threads: cores
     resources:
         mpi=MPIRUN,
+        tasks=tasks,
+        tasks_per_node=tasks_per_node,
+        cpus_per_task=threads,
     params:
         flags=run_flags,
         upkeep=run_upkeep,
         code=run_code,
-        launch=run_launch,
+        launch=launch,
         data=subpath(input.manifest, parent=True),
         folder=subpath(output.record, parent=True),
     shell:

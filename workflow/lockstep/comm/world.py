@@ -66,7 +66,7 @@ def _discover() -> World:
         rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
         local = env.get("LOCAL_RANK", rank), env.get("LOCAL_WORLD_SIZE", size)
         return World(rank, size, int(local[0]), int(local[1]), "environment")
-    return World(0, 1, 0, 1, "python")
+    return World(0, 1, 0, 1, "srun" if "SLURM_STEP_ID" in env else "python")
 
 
 def from_mpi() -> World:
