@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -115,6 +116,29 @@ def test_a_run_that_is_told_to_stop_saves_exits_with_75_and_goes_on(digits, tmp_
     found = re.search(r"interrupted by SIGUSR1 after step (\d+)", log.read())
     assert steps(tmp_path)[-1] == int(found[1])
     assert not (tmp_path / "train.json").exists()
+
+
+def test_no_rank_leaves_before_the_run_is_saved(digits, tmp_path):
+    # Rank 0's disk is slow with the checkpoint of step 10, and the one at the signal comes after.
+    command = ["env", "LOCKSTEP_FAULT=written:10:0:slow", *words(digits, tmp_path, 2)]
+    command = [str(word) for word in (*command, "--epochs", 2000, "--checkpoint-every", "10 steps")]
+    job = subprocess.Popen(command, cwd=REPOSITORY, env=environment())
+    while not list(tmp_path.glob("checkpoints/*/.step-00000010/manifest.json")):
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(60) == 75
+    assert steps(tmp_path)[-1] > 10
+
+
+@pytest.mark.parametrize("launcher", [[], ["-m", "torch.distributed.run", "--standalone"]])
+def test_a_run_without_mpi_exits_with_75_as_well(digits, tmp_path, launcher):
+    program = words(digits, tmp_path, 1)[len(mpirun(1)) :]
+    command = ["env", "LOCKSTEP_FAULT=step:3:0:usr1", sys.executable, *launcher, *program]
+    done = run(command, REPOSITORY)
+    found = "exitcode  : 75" in done.stderr if launcher else done.returncode == 75
+    assert found, done.stderr
+    assert steps(tmp_path)
 
 
 def test_data_that_have_changed_are_refused(digits, tmp_path):

@@ -161,8 +161,10 @@ class Keeper:
                 self.store.put(state)
             self.saved, self.last = progress.step, time.monotonic()
         self.pauses.append(time.monotonic() - started)
-        if self.store and wait:
-            self.store.wait()
+        if wait:
+            if self.store:
+                self.store.wait()
+            dist.barrier()  # a rank that left now would take rank 0 with it, in the middle of it
 
     def snapshot(self, name: str) -> None:
         """Have the weights kept as they are now; all ranks call it."""

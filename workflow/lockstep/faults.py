@@ -35,6 +35,7 @@ ACTIONS = {
     "raise": _fail,
     "exit": lambda: os._exit(0),
     "hang": lambda: time.sleep(3600),
+    "slow": lambda: time.sleep(3),
     "usr1": _be_interrupted,
 }
 

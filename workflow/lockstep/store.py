@@ -63,7 +63,7 @@ class Store:
         self._snapshots: dict[str, str] = {}  # their SHA-256
         self._unwritten: dict[str, dict[str, torch.Tensor]] = {}
         self._lock = self._open()
-        self._jobs: queue.Queue[Callable[[], None]] = queue.Queue()
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._error: Exception | None = None
         threading.Thread(target=self._work, name="writer", daemon=True).start()
 
@@ -91,7 +91,9 @@ class Store:
         return lock
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Write what is still to be written, and give the lock back."""
+        self._jobs.join()
+        self._jobs.put(None)
         self._lock.close()
 
     def others(self) -> list[str]:
@@ -165,6 +167,7 @@ class Store:
 
     def link_snapshots(self, target: Path) -> None:
         """Put the snapshots into the folder `target` as well, without another copy of them."""
+        target.mkdir(parents=True, exist_ok=True)
         for name in self._snapshots:
             path = self.folder / name
             try:
@@ -173,12 +176,13 @@ class Store:
                 shutil.copyfile(path, target / path.name)
 
     def _work(self) -> None:
-        while True:
-            job = self._jobs.get()
+        while (job := self._jobs.get()) is not None:
             try:
                 job()
                 self._error = None
             except Exception as error:
+                if isinstance(error, OSError):  # a full disk does not say where
+                    error.filename = error.filename or str(self.folder)
                 self._error = error
                 say(f"checkpoint: {_line(error)}; the training goes on, and it is tried again")
             del job
@@ -192,15 +196,16 @@ class Store:
             del self._unwritten[name]
 
     def _write(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, and then drop the oldest beyond those that are kept.
+        """Write a checkpoint, and then drop what is older than those that are kept, and later ones.
 
         Raises:
             OSError, UserError: it cannot be written; those that are there stay.
         """
         if not self._is_mine():
             say(f"{self.folder}: was removed while the run used it; it is made again")
+            lock = self._open()
             self._lock.close()
-            self._lock = self._open()
+            self._lock = lock
         self._write_snapshots()
         step = checkpoint.progress.step
         final = self.folder / f"step-{step:08}"
@@ -224,8 +229,11 @@ class Store:
             sync(self.folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
-            self._drop(old)
+        # Later ones are damaged, or the run would not be here: they must not count.
+        found = sorted(self.folder.glob("step-*"))
+        place = found.index(final) + 1
+        for folder in (*found[: max(0, place - self.keep)], *found[place:]):
+            self._drop(folder)
 
     def _is_mine(self) -> bool:
         """Return whether the folder is still the one that was locked."""

@@ -101,6 +101,8 @@ def _train(
         bfloat16_distance = check_bfloat16(model, objective, exact, batches.get(0, 0, 0))
 
     backend = rendezvous.start(world, device, run.backend, run.init_method, run.timeout)
+    if world.comm is None or world.size == 1:  # else MPI ends a job that does not get to `stop`
+        stack.callback(rendezvous.leave)
     places: list[Any] = [None] * world.size
     dist.all_gather_object(places, runtime.describe(world, device))
     if world.rank == 0 and (kinds := runtime.unlike(places)):
@@ -137,7 +139,9 @@ def _train(
         }
     )
     keeper = Keeper(run, world, strategy, interrupt, store, trained, batches.steps_per_epoch)
-    del found  # or its memory stays taken
+    if found:
+        keeper.saved = progress.step  # whole as it is: not to be written over
+        del found  # or its memory stays taken
     _run_epochs(run, batches, strategy, keeper, progress, sums, world, device)
 
     if store:

@@ -128,6 +128,15 @@ def stop() -> None:
     dist.destroy_process_group()
 
 
+def leave() -> None:
+    """Leave the process group, if it is still there, without the others.
+
+    A process that ends with Gloo's threads running may crash, and lose its exit status.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def _store(world: World) -> dist.Store:
     address = choose_address(world)
     store = None

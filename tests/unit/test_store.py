@@ -1,0 +1,391 @@
+"""Checkpoints in files: whole or not there, never garbage, and never another run's."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lockstep.checkpoint import Checkpoint, Progress
+from lockstep.errors import UserError
+from lockstep.store import PARTS, Store, differences, fingerprint
+from tests.damage import cut_short, flipped, removed
+
+ABOUT = {"configuration": {"lr": 0.1, "model": "cnn"}, "data": {"train": "0" * 64}, "code": "1"}
+
+
+def make_checkpoint(step):
+    """Return a checkpoint that has every kind of tensor, other ones at each step."""
+    draw = torch.Generator().manual_seed(step)
+    weight = torch.randn(3, 4, generator=draw)
+    model = {
+        "part.weight": weight,
+        "tied/weight": weight.clone(),
+        "norm.num_batches_tracked": torch.tensor(step),
+        "half": weight.bfloat16(),
+        "double": weight.double() / 3,
+        "mask": weight > 0,
+        "bytes": (weight * 9).to(torch.uint8),
+        "nothing": torch.empty(0, 3),
+        "odd numbers": torch.tensor([float("nan"), -0.0, 1e-45, float("inf")]),
+    }
+    optimizer = {
+        name: {"step": torch.tensor(float(step)), "exp_avg": torch.randn(3, 4, generator=draw)}
+        for name in ("part.weight", "tied/weight")
+    }
+    progress = Progress(
+        step,
+        [{"epoch": 1, "lr": 0.1 / 3, "loss": 2 / 7}],
+        {"seconds": 1 / 3},
+        [{"first_step": 0, "last_step": step, "hosts": ["a", "b"]}],
+    )
+    return Checkpoint(progress, model, optimizer, {"sums": torch.rand(2, 2, generator=draw)})
+
+
+def bits(value):
+    """Return a value that is equal only where all bits of a checkpoint are."""
+    if isinstance(value, torch.Tensor):
+        raw = value.contiguous().view(-1).view(torch.uint8).tolist()
+        return value.dtype, tuple(value.shape), raw
+    if isinstance(value, dict):
+        return {key: bits(some) for key, some in value.items()}
+    if isinstance(value, Checkpoint):
+        return {key: bits(some) for key, some in vars(value).items()}
+    return dataclasses.asdict(value) if isinstance(value, Progress) else value
+
+
+@contextlib.contextmanager
+def opened(root, about=ABOUT, keep=2):
+    store = Store(root, about, keep)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def steps(store):
+    return [int(path.name[5:]) for path in sorted(store.folder.glob("step-*"))]
+
+
+def fill(store, *numbers):
+    for number in numbers:
+        store.put(make_checkpoint(number))
+    store.wait()
+
+
+# A checkpoint and its folder.
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, litter):
+    with opened(tmp_path) as store:
+        assert store.newest() is None
+        fill(store, 7)
+    with opened(tmp_path) as store:
+        assert bits(store.newest()) == bits(make_checkpoint(7))
+        names = sorted(["about.json", "lock", *(f"step-00000007/{name}" for name in PARTS)])
+        assert litter(store.folder) == sorted([*names, "step-00000007/manifest.json"])
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_last_ones_are_kept(keep, tmp_path):
+    with opened(tmp_path, keep=keep) as store:
+        fill(store, 1, 2, 3, 4, 5)
+        assert steps(store) == [1, 2, 3, 4, 5][-keep:]
+        assert bits(store.newest()) == bits(make_checkpoint(5))
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_ones_leave_room_for_those_of_a_run_that_begins_again(keep, tmp_path, capsys):
+    with opened(tmp_path, keep=keep) as store:
+        fill(store, 10, 20)
+        for path in store.folder.glob("step-*/model.safetensors"):
+            path.write_bytes(b"")
+    with opened(tmp_path, keep=keep) as store:
+        assert store.newest() is None
+        fill(store, 5)
+        assert bits(store.newest()) == bits(make_checkpoint(5))
+        fill(store, 10)
+        assert bits(store.newest()) == bits(make_checkpoint(10))
+        assert capsys.readouterr().err.count("damaged, and not used") == keep
+
+
+def test_what_a_kill_has_left_is_cleaned_up(tmp_path, litter):
+    with opened(tmp_path) as store:
+        fill(store, 3)
+        before = litter(store.folder)
+        for name in (".step-00000004", ".step-00000002-old"):
+            shutil.copytree(store.folder / "step-00000003", store.folder / name)
+    with opened(tmp_path) as store:
+        assert litter(store.folder) == before
+        assert bits(store.newest()) == bits(make_checkpoint(3))
+
+
+def test_nothing_outside_the_folder_is_read(tmp_path, capsys):
+    (tmp_path / "elsewhere").write_text("secret")
+    with opened(tmp_path / "checkpoints") as store:
+        fill(store, 3)
+        path = store.folder / "step-00000003" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        outside = ("../../elsewhere", str(tmp_path / "elsewhere"), "snapshots/../../../elsewhere")
+        for name in (*outside, "step-00000002/model.safetensors", "snapshots/.."):
+            path.write_text(json.dumps(manifest | {name: "0" * 64}))
+            assert store.newest() is None
+            said = capsys.readouterr().err
+            assert "step-00000003: damaged" in said
+            if name in outside:
+                assert f"manifest.json lists {name}, which is no part of it" in said
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '"x"', "\xff", '{"a": 1}'])
+def test_a_manifest_that_is_none_is_damage(text, tmp_path, capsys):
+    with opened(tmp_path) as store:
+        fill(store, 3)
+        (store.folder / "step-00000003" / "manifest.json").write_text(text, encoding="latin-1")
+        assert store.newest() is None
+        assert "step-00000003: damaged, and not used" in capsys.readouterr().err
+
+
+def test_a_folder_by_another_name_is_not_taken(tmp_path, capsys):
+    with opened(tmp_path) as store:
+        fill(store, 3)
+        shutil.copytree(store.folder / "step-00000003", store.folder / "step-00000009")
+        assert bits(store.newest()) == bits(make_checkpoint(3))
+        assert "step-00000009: damaged" in capsys.readouterr().err
+
+
+# Torn writes and flipped bits.
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A store with two checkpoints; the second one's manifest has one snapshot more."""
+    with opened(tmp_path_factory.mktemp("two")) as store:
+        for step in (1, 2):
+            store.put_snapshot(f"epoch-000{step}.safetensors", make_checkpoint(step).model)
+            fill(store, step)
+        yield store
+
+
+# What each file is part of, and what is left without it.
+FILES = {
+    **{f"step-00000002/{name}": (["step-00000002"], 1) for name in (*PARTS, "manifest.json")},
+    **{f"step-00000001/{name}": ([], 2) for name in (*PARTS, "manifest.json")},
+    "snapshots/epoch-0002.safetensors": (["step-00000002"], 1),
+    "snapshots/epoch-0001.safetensors": (["step-00000002", "step-00000001"], None),
+}
+
+
+def expect(store, capsys, damaged, left):
+    found = store.newest()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [f"{store.folder / name}" for name in damaged]
+    assert all("damaged, and not used: " in line for line in lines)
+    assert bits(found) == (None if left is None else bits(make_checkpoint(left)))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_damaged_is_named_and_the_one_before_is_used(name, two, capsys):
+    path = two.folder / name
+    size = path.stat().st_size
+    for length in (0, 1, size // 2, size - 2):
+        with cut_short(path, length):
+            expect(two, capsys, *FILES[name])
+    with removed(path):
+        expect(two, capsys, *FILES[name])
+    if path.name != "manifest.json":  # of which some bytes are only blanks
+        for place in (0, 8, size // 2, size - 1):
+            with flipped(path, place):
+                expect(two, capsys, *FILES[name])
+    expect(two, capsys, [], 2)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_no_damage_is_ever_loaded(two, data):
+    path = two.folder / data.draw(st.sampled_from(sorted(FILES)))
+    place = data.draw(st.integers(0, path.stat().st_size - 1))
+    bit = data.draw(st.sampled_from([None, *(1 << n for n in range(8))]))
+    with cut_short(path, place) if bit is None else flipped(path, place, bit):
+        found = two.newest()
+    if path.name != "manifest.json":
+        left = FILES[f"{path.parent.name}/{path.name}"][1]
+        assert bits(found) == (None if left is None else bits(make_checkpoint(left)))
+    else:
+        assert bits(found) in [bits(make_checkpoint(step)) for step in (1, 2)]
+
+
+# Whose a checkpoint is.
+
+
+def test_fingerprints_are_equal_only_where_everything_is():
+    again = json.loads(json.dumps(ABOUT))
+    assert fingerprint(again) == fingerprint(dict(reversed(again.items())))
+    others = [
+        ABOUT | {"code": "2"},
+        ABOUT | {"data": {"train": "1" * 64}},
+        ABOUT | {"configuration": {"lr": 0.2, "model": "cnn"}},
+        {**ABOUT, "more": None},
+    ]
+    assert len({fingerprint(about) for about in (ABOUT, *others)}) == 5
+
+
+def test_others_checkpoints_are_named_with_what_differs_and_not_used(tmp_path):
+    other = ABOUT | {"configuration": {"lr": 0.2, "model": "cnn"}, "code": "2"}
+    with opened(tmp_path, other) as store:
+        fill(store, 4)
+        folder = store.folder
+    with opened(tmp_path, ABOUT | {"more": 1}):  # it has none
+        pass
+    with opened(tmp_path) as store:
+        assert store.newest() is None
+        why = "code was 2, is 1, lr was 0.2, is 0.1"
+        assert store.others() == [f"{folder}: checkpoints of another run, not used: {why}"]
+        for damage in ("", "[]", "{"):
+            (folder / "about.json").write_text(damage)
+            (line,) = store.others()
+            assert line.endswith("about.json cannot be read")
+    assert differences(ABOUT, ABOUT) == []
+
+
+# The lock.
+
+HOLD = """
+import sys
+from pathlib import Path
+from lockstep.store import Store
+store = Store(Path(sys.argv[1]), {}, 2)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def another_process(root):
+    """Have another process hold the store while the context lasts."""
+    words = [sys.executable, "-c", HOLD, str(root)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        try:
+            yield other
+        finally:
+            other.kill()
+
+
+def test_what_a_live_process_holds_is_refused_until_it_is_dead(tmp_path, refused):
+    with another_process(tmp_path) as other:
+        with refused(f"process {other.pid} on {socket.gethostname()}", "wait for it"):
+            Store(tmp_path, {}, 2)
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        with opened(tmp_path, {}) as store:
+            fill(store, 1)
+            with refused(f"process {os.getpid()} on"):
+                Store(tmp_path, {}, 2)
+    with opened(tmp_path, {}) as store:
+        assert bits(store.newest()) == bits(make_checkpoint(1))
+
+
+def test_other_runs_do_not_hinder_one_another(tmp_path):
+    with another_process(tmp_path), opened(tmp_path, ABOUT) as store:
+        fill(store, 1)
+
+
+# Disks that fail.
+
+
+@contextlib.contextmanager
+def mounted(folder, *words):
+    """Mount something on a folder while the context lasts, which root alone can do."""
+    try:
+        subprocess.run(["mount", *words, folder], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"cannot mount here, which wants root: {error}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fails(store, capsys, *words):
+    """See that saving fails in one line, and leaves nothing."""
+    before = sorted(path for path in store.folder.rglob("*") if "step-" in str(path))
+    store.put(make_checkpoint(2))
+    with pytest.raises((OSError, UserError)):
+        store.wait()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("checkpoint: ")
+    assert line.endswith("the training goes on, and it is tried again")
+    for word in words:
+        assert word in line
+    assert sorted(path for path in store.folder.rglob("*") if "step-" in str(path)) == before
+
+
+def test_a_full_disk_loses_nothing_and_is_used_again_when_it_has_room(tmp_path, capsys):
+    large = torch.zeros(8192)  # 32 kB
+    with mounted(tmp_path, "-t", "tmpfs", "-o", "size=256k", "tmpfs"), opened(tmp_path) as store:
+        store.put_snapshot("epoch-0001.safetensors", make_checkpoint(1).model)
+        fill(store, 1)
+        filler = tmp_path / "filler"
+        for keep in (0, 4, 8, 12, 16):  # kB that are free: it fails at one file or another
+            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(b"0" * 4096)
+            os.truncate(filler, filler.stat().st_size - keep * 1024)
+            fails(store, capsys, str(tmp_path))
+            assert bits(store.newest()) == bits(make_checkpoint(1))
+            capsys.readouterr()
+        os.truncate(filler, filler.stat().st_size - 4 * 1024)
+        store.put_snapshot("epoch-0002.safetensors", make_checkpoint(2).model | {"large": large})
+        with pytest.raises((OSError, UserError)):
+            store.wait()
+        assert "epoch-0002.safetensors" in capsys.readouterr().err
+        filler.unlink()
+        fill(store, 3)
+        assert bits(store.newest()) == bits(make_checkpoint(3))
+        store.link_snapshots(tmp_path / "linked")
+        linked = sorted(path.name for path in (tmp_path / "linked").iterdir())
+        assert linked == ["epoch-0001.safetensors", "epoch-0002.safetensors"]
+
+
+def test_a_disk_that_becomes_read_only_loses_nothing(tmp_path, capsys):
+    with opened(tmp_path) as store:
+        fill(store, 1)
+        with mounted(tmp_path, "--bind", tmp_path):
+            subprocess.run(["mount", "-o", "remount,bind,ro", tmp_path], check=True)
+            fails(store, capsys, str(store.folder), "Read-only file system")
+            assert bits(store.newest()) == bits(make_checkpoint(1))
+        fill(store, 3)
+        assert bits(store.newest()) == bits(make_checkpoint(3))
+
+
+def test_a_folder_that_is_removed_is_made_and_locked_again(tmp_path, capsys, refused):
+    with opened(tmp_path / "checkpoints") as store:
+        fill(store, 1)
+        shutil.rmtree(tmp_path / "checkpoints")
+        (tmp_path / "checkpoints").write_text("in the way")
+        store.put(make_checkpoint(2))
+        with pytest.raises(OSError):
+            store.wait()
+        (tmp_path / "checkpoints").unlink()
+        fill(store, 3)
+        assert f"{store.folder}: was removed while the run used it" in capsys.readouterr().err
+        assert bits(store.newest()) == bits(make_checkpoint(3))
+        with refused(f"process {os.getpid()}"):
+            Store(tmp_path / "checkpoints", ABOUT, 2)
+
+
+def test_what_is_still_to_be_written_is_written_before_the_lock_is_given_back(tmp_path):
+    with opened(tmp_path) as store:
+        for step in range(9):
+            store.put(make_checkpoint(step))
+    with opened(tmp_path) as store:
+        assert bits(store.newest()) == bits(make_checkpoint(8))
