@@ -10,11 +10,15 @@ What the hosts share is the machine's disk, as the hosts of a cluster do, but fo
 
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
 from tests.conftest import environment
+from tests.hosts import wire
 
 # Debian's packages, by a program of each.
 PACKAGES = {"ip": "iproute2", "ssh": "openssh-client", "/usr/sbin/sshd": "openssh-server"}
@@ -138,26 +142,45 @@ class Host:
         done = self.run(["ip", *words])
         assert done.returncode == 0, done.stderr
 
-    def processes(self) -> list[psutil.Process]:
-        """Return what runs on this host, but for its own sshd."""
+    def processes(self, *names: str) -> list[psutil.Process]:
+        """Return the processes on this host that have one of these names."""
+        if self.process.poll() is not None:
+            return []  # it has crashed
         space = Path(f"/proc/{self.first.pid}/ns/pid").readlink()
         found = []
         for process in psutil.process_iter():
             try:
                 if Path(f"/proc/{process.pid}/ns/pid").readlink() == space:
-                    found.append(process)
-            except OSError:  # it has just ended
+                    found += [process] if process.name() in names else []
+            except (OSError, psutil.NoSuchProcess):  # it has just ended
                 continue
-        return [process for process in found if process != self.first]
+        return found
 
-    def link(self, state: str) -> None:
-        """Set the host's card "up" or "down"."""
-        self.ip("link", "set", "eth0", state)
+    @contextmanager
+    def link_down(self) -> Iterator[None]:
+        """Switch the host's network card off, and on again."""
+        self.ip("link", "set", "eth0", "down")
+        try:
+            yield
+        finally:
+            self.ip("link", "set", "eth0", "up")
 
-    def lose(self, everything: bool) -> None:
-        """Let all packets vanish at the switch, or none; the host sees nothing of it."""
-        to = ["nomaster"] if everything else ["master", "switch"]
-        self.network.ip("link", "set", self.port, *to)
+    @contextmanager
+    def bad_cable(self, delay: float = 0.0, loss: float = 0.0) -> Iterator[None]:
+        """Plug the host in by a cable that keeps frames for `delay` seconds and loses some."""
+        plug, socket, ip = f"plug{self.number}", f"socket{self.number}", self.network.ip
+        ip("link", "add", plug, "up", "type", "veth", "peer", "name", socket)
+        ip("link", "set", socket, "master", "switch", "up")
+        ip("link", "set", self.port, "nomaster")
+        words = [sys.executable, wire.__file__, self.port, plug, str(delay), str(loss)]
+        cable = _begin("nsenter", "-t", str(self.network.switch.pid), "-n", *words)
+        try:
+            yield
+        finally:
+            cable.kill()
+            cable.wait()
+            ip("link", "delete", plug)
+            ip("link", "set", self.port, "master", "switch")
 
 
 class Network:
@@ -186,7 +209,8 @@ class Network:
 
     def __exit__(self, *_: object) -> None:
         for host in self.hosts:
-            host.crash()
+            if host.process.poll() is None:
+                host.crash()
         self.switch.kill()
         self.switch.wait()
 

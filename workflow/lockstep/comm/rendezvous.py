@@ -21,6 +21,9 @@ from lockstep.errors import UserError, first_line
 # How long a collective may take before it is an error. A rank that is still reading its data is no
 # reason to stop; one that is gone is noticed by the launcher long before.
 TIMEOUT = timedelta(minutes=10)
+# Between hosts it has at least this long. By then mpirun has noticed by itself that a host is lost,
+# and ended the job. If ranks ask it to before, it waits for that host, and maybe for very long.
+BETWEEN_HOSTS = 20.0
 
 
 def start(
@@ -40,7 +43,8 @@ def start(
         init_method: how the ranks find each other: an address that torch.distributed knows
             (`mpi://`, `env://`, `file:///path`, `tcp://host:port`), or `auto`: by MPI where it has
             started the ranks, else by the variables that torchrun sets.
-        timeout: how many seconds a collective may take before it is an error.
+        timeout: how many seconds a collective may take before it is an error; between hosts at
+            least BETWEEN_HOSTS.
 
     Returns:
         The name of the backend that carries this device's tensors.
@@ -63,10 +67,11 @@ def start(
 
         mpi.register()
     meeting = _meeting(world, init_method)
+    limit = timeout if world.one_host else max(timeout, BETWEEN_HOSTS)
     try:
         dist.init_process_group(
             devices,
-            timeout=timedelta(seconds=timeout),
+            timeout=timedelta(seconds=limit),
             device_id=device if chosen == "nccl" else None,
             **meeting,
         )

@@ -1,0 +1,81 @@
+"""Links that break and hosts that are lost in the middle of a run: it ends, and goes on later."""
+
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from tests.hosts.hosts import Host
+from tests.hosts.runs import EPOCHS, Job, flags, hashes, launch, record
+
+
+def packets_lost(host):
+    return host.bad_cable(loss=1)
+
+
+@contextmanager
+def crash(host):
+    host.crash()
+    try:
+        yield
+    finally:
+        host.boot()
+
+
+@contextmanager
+def daemon_killed(host):
+    for daemon in host.processes("prted"):
+        daemon.kill()
+    yield
+
+
+def words(data, folder, *more):
+    """Return the words that train on a rank on each host, from `folder`, and into it."""
+    (folder / "hostfile").write_text("node1 slots=1\nnode2 slots=1\nnode3 slots=1\n")
+    return [*launch(3), *flags(data, folder, 3, *more)]
+
+
+def wait_for_the_end(network):
+    """Return when no rank and no mpirun is left on any host."""
+    deadline = time.monotonic() + 20
+    while left := [p for host in network.hosts for p in host.processes("python", "prterun")]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+# A timeout of 600 s is the default; one of 3 s would be over before mpirun notices anything.
+@pytest.mark.parametrize(
+    ("fault", "backend", "timeout"),
+    [
+        (Host.link_down, "mpi4py", 600),
+        (Host.link_down, "gloo", 3),
+        (packets_lost, "mpi4py", 3),
+        (crash, "mpi4py", 600),
+        (daemon_killed, "gloo", 600),
+    ],
+)
+def test_a_run_that_loses_a_host_ends_by_its_name_and_goes_on_when_it_is_back(
+    fault, backend, timeout, network, digits, reference, tmp_path
+):
+    command = words(digits, tmp_path, "--backend", backend, "--timeout", timeout)
+    job = Job(network.hosts[0], command, tmp_path)
+    job.wait_for("epoch 2/")
+    with fault(network.hosts[2]):
+        job.process.wait(timeout=60)
+        wait_for_the_end(network)
+        assert "node3" in job.said()
+        assert not (tmp_path / "train.json").exists()
+    done = network.hosts[0].run(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = record(tmp_path)["segments"]
+    assert first["last_step"] == second["first_step"] > 0
+    assert hashes(tmp_path) == reference
+
+
+@pytest.mark.parametrize("backend", ["mpi4py", "gloo"])
+def test_a_bad_link_changes_nothing(backend, network, digits, reference, tmp_path):
+    job = Job(network.hosts[0], words(digits, tmp_path, "--backend", backend), tmp_path)
+    job.wait_for(f"epoch {EPOCHS - 2}/")
+    with network.hosts[2].bad_cable(delay=0.02, loss=0.01):
+        assert job.process.wait(timeout=60) == 0, job.said()
+    assert hashes(tmp_path) == reference
