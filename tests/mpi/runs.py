@@ -1,11 +1,11 @@
 """Runs whose bits must not depend on the strategy, nor on the number of ranks."""
 
-import json
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
-import pandas as pd
-
-from tests.conftest import REPOSITORY, mpirun, run
+from tests.conftest import mpirun
+from tests.mpi.matrix import launch
 
 SGD = ("--optimizer", "sgd", "--lr", 0.05, "--clip", 1.0)
 ADAMW = ("--optimizer", "adamw", "--weight-decay", 0.01, "--clip", 0.5, "--flip")
@@ -20,17 +20,24 @@ RUNS = {
     "bfloat16": ("--shards", 4, "--batch", 128, "--precision", "bfloat16"),
     "six shards": ("--model", "tests.mpi.models:busy", "--shards", 6, "--batch", 96, *SGD),
 }
+Case = tuple[str, int, tuple[object, ...]]
+"""A run's name, the number of ranks, and further flags."""
 
 
-def train(data, output, name, ranks, *flags):
-    """Train; return all of the result that must not depend on how it was computed."""
+def train_all(cases: Iterable[Case], data: Path, folder: Path) -> dict[Case, dict[str, str | None]]:
+    """Train and evaluate cases, all of one number of ranks by one launch; return their hashes."""
+    found = {}
+    cases = list(dict.fromkeys(cases))
+    for ranks in sorted({ranks for _, ranks, _ in cases}):
+        alike = {f"{ranks}-{i}": case for i, case in enumerate(cases) if case[1] == ranks}
+        flags = {name: [str(word) for word in _flags(case, data)] for name, case in alike.items()}
+        launcher = mpirun(ranks) if ranks > 1 else [sys.executable]
+        found |= dict(zip(alike.values(), launch(launcher, flags, data, folder), strict=True))
+    return found
+
+
+def _flags(case: Case, data: Path) -> list[object]:
+    name, ranks, how = case
     shards = RUNS[name][RUNS[name].index("--shards") + 1]
-    words = ["train", "--data", data, "--partition", data / str(shards) / "shards.csv"]
-    words += ["--output", output, "--epochs", 2, "--snapshots", 1, "--oversubscribe"]
-    launcher = mpirun(ranks) if ranks > 1 else [sys.executable]
-    words += [*RUNS[name], "--ranks", ranks, *flags]
-    done = run([*launcher, "-m", "lockstep", *words], REPOSITORY)
-    assert done.returncode == 0, done.stderr
-    record = json.loads((output / "train.json").read_text())
-    history = pd.read_csv(output / "history.csv")[["epoch", "lr", "loss", "accuracy"]]
-    return record["model_sha256"], record["optimizer_sha256"], history.to_csv()
+    flags = ["--partition", data / str(shards) / "shards.csv", "--ranks", ranks, "--oversubscribe"]
+    return [*flags, "--epochs", 2, "--snapshots", 1, *RUNS[name], *how]

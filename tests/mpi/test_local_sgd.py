@@ -7,9 +7,12 @@ import pytest
 
 from lockstep import state
 from tests.conftest import REPOSITORY, mpirun, run
-from tests.mpi.test_promise import bits, train
+from tests.mpi.matrix import launch
+from tests.mpi.test_promise import RUNS, bits, train
 
 PYTHON = [sys.executable]
+# Steps between two averages, and the numbers of ranks to try it on.
+SIZES = {0: [1, 4], 1: [1, 2], 7: [1, 2, 4]}
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +23,31 @@ def late(digits, tmp_path_factory):
     return output, train(digits, output, "cnn", mpirun(2), 2, *how)
 
 
-@pytest.mark.parametrize(("sync_every", "sizes"), [(0, [1, 4]), (1, [1, 2]), (7, [1, 2, 4])])
-def test_the_bits_are_the_same_at_any_number_of_ranks(sync_every, sizes, digits, tmp_path):
-    how = ["--strategy", "local_sgd", "--sync-every", sync_every]
+@pytest.fixture(scope="module")
+def everywhere(digits, tmp_path_factory):
+    """Return the folder with the results of each number of steps between averages and of ranks."""
+    folder = tmp_path_factory.mktemp("everywhere")
+    for ranks in (1, 2, 4):
+        flags = {
+            f"{sync_every}-{ranks}": [
+                *("--partition", str(digits / "4" / "shards.csv"), "--epochs", "2"),
+                *("--snapshots", "2", "--ranks", str(ranks), "--oversubscribe"),
+                *("--strategy", "local_sgd", "--sync-every", str(sync_every)),
+                *map(str, RUNS["busy"]),
+            ]
+            for sync_every, sizes in SIZES.items()
+            if ranks in sizes
+        }
+        launch(mpirun(ranks) if ranks > 1 else PYTHON, flags, digits, folder)
+    return folder
+
+
+@pytest.mark.parametrize("sync_every", SIZES)
+def test_the_bits_are_the_same_at_any_number_of_ranks(sync_every, everywhere):
     found = []
-    for ranks in sizes:
-        output = tmp_path / str(ranks)
-        launcher = mpirun(ranks) if ranks > 1 else PYTHON
-        record = train(digits, output, "busy", launcher, ranks, *how)
+    for ranks in SIZES[sync_every]:
+        output = everywhere / f"{sync_every}-{ranks}"
+        record = json.loads((output / "train.json").read_text())
         found.append(bits(output, record))
         assert record["bytes_sent"] == [record["bytes_sent"][0]] * ranks
     assert all(one == found[0] for one in found[1:])

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import pytest
 
-from lockstep.files import atomic, sha256, write_json
+from lockstep.files import atomic, sha256, sweep, write_json
 
 
 def test_content_appears_only_at_the_end(tmp_path):
@@ -55,3 +57,23 @@ def test_json_and_sums_are_those_of_the_common_tools(tmp_path):
     assert json.loads(text) == {"b": [1, 2.5, None], "a": "ü"}
     assert text.endswith("}\n")
     assert sha256(tmp_path / "a.json") == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("whole")
+    program = """
+import os, sys
+from pathlib import Path
+from lockstep.files import atomic
+with atomic(Path(sys.argv[1])) as draft:
+    draft.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", program, path]).returncode == -9
+    other = tmp_path / ".other-abcdefgh"
+    other.mkdir()
+    assert len(list(tmp_path.iterdir())) == 3
+    sweep(path)
+    assert sorted(tmp_path.iterdir()) == [other, path]
+    assert path.read_text() == "whole"

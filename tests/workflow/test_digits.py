@@ -165,6 +165,11 @@ def test_a_mirror_reruns_nothing(restored):
     assert workspace.jobs() == {}
 
 
+def test_another_rhythm_of_checkpoints_reruns_nothing(restored):
+    workspace = restored("config/config.yaml", "checkpoint_every: 1 min", "checkpoint_every: 1 h")
+    assert workspace.jobs() == {}
+
+
 def test_another_run_leaves_the_first_alone(restored):
     workspace = restored("config/runs.tsv", "digits\t2\t1\n", "digits\t2\t1\none\t2\t0\n")
     jobs = workspace.jobs("evaluate")

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,12 @@ def atomic(path: Path) -> Iterator[Path]:
         for left in folder.iterdir():
             left.unlink()
         folder.rmdir()
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed processes have left of writing `path`, when nobody is writing it."""
+    for draft in path.parent.glob(f".{path.name}-*"):
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -270,7 +270,7 @@ def _line(error: Exception) -> str:
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     try:
-        save_file(tensors, path)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:  # that of a full disk is not an OSError
         raise UserError(f"{path}: cannot be written ({error})") from None
 

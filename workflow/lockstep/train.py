@@ -31,7 +31,7 @@ from lockstep.data.batches import Batches
 from lockstep.data.manifest import Manifest, check_files, read_manifest
 from lockstep.data.shards import read_members
 from lockstep.errors import say
-from lockstep.files import atomic, sha256, write_json
+from lockstep.files import atomic, sha256, sweep, write_json
 from lockstep.models import build
 from lockstep.objective import CrossEntropy, Normalize, check_bfloat16
 from lockstep.parallel.local_sgd import LocalSGD
@@ -113,6 +113,8 @@ def _train(
     if world.rank == 0:
         store = Store(output / "checkpoints", about, run.checkpoint_keep)
         stack.callback(store.close)
+        for name in ("model.safetensors", "history.csv", "train.json"):
+            sweep(output / name)
         (output / "train.json").unlink(missing_ok=True)  # it must not speak of another model
         shutil.rmtree(output / "snapshots", ignore_errors=True)
         (output / "snapshots").mkdir()
