@@ -1,9 +1,11 @@
 """One cluster for all tests, and Snakemake on it with the profile, as its users edit it."""
 
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,11 @@ from tests.slurm.cluster import Cluster, why_not
 from tests.workflow.conftest import Workspace
 
 RUNS = "run\tranks\nfour\t4\none\t1\n"
-CONFIG = "runs: config/slurm.tsv\ncheck_seconds: 1\ndefaults: {epochs: 3, oversubscribe: true}\n"
+CONFIG = """\
+runs: config/slurm.tsv
+check_seconds: 1
+defaults: {model: "patient:net", epochs: 30, checkpoint_every: 4 steps, oversubscribe: true}
+"""
 
 
 class Login(Workspace):
@@ -24,6 +30,7 @@ class Login(Workspace):
         self.cluster = cluster
         self.write("config/slurm.tsv", RUNS)
         self.write("config/slurm.yaml", CONFIG)
+        shutil.copy(Path(__file__).parent / "patient.py", folder)
         self.edit(r" *slurm_account: .*\n", "")
 
     def edit(self, pattern: str, text: str) -> None:
@@ -37,8 +44,8 @@ class Login(Workspace):
         """Return the command that submits what these words of Snakemake's ask for."""
         command = [sys.executable, "-m", "snakemake", "--profile", "workflow/profiles/slurm"]
         command += ["--configfile", "config/slurm.yaml"]
-        # The jobs are short: asked about after 5, 20 and 45 seconds.
-        command += ["--slurm-init-seconds-before-status-checks", "5"]
+        # Snakemake asks about jobs after 1, 12, 33, 64 … seconds, and after one has ended anew.
+        command += ["--slurm-init-seconds-before-status-checks", "1"]
         return self.cluster.command(*command, *words)
 
     def snakemake(self, *words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -46,15 +53,44 @@ class Login(Workspace):
         return run(list(self.words(*words)), self.folder, timeout)
 
     def start(self, *words: object) -> subprocess.Popen[str]:
-        """Submit, and return at once."""
-        return subprocess.Popen(
-            self.words(*words),
-            cwd=self.folder,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        """Submit, and go on; what Snakemake says is in the file `said`."""
+        with (self.folder / "said").open("w") as said:
+            return subprocess.Popen(
+                self.words(*words),
+                cwd=self.folder,
+                env=environment(),
+                stdout=said,
+                stderr=said,
+                text=True,
+            )
+
+    def training(self, after: str = "") -> tuple[str, list[str]]:
+        """Wait until a training job, another one than `after`, has saved steps of its own.
+
+        Returns:
+            Its id, and its nodes; the first one runs Snakemake as well, and starts the ranks.
+        """
+        self._wait_until(lambda: self._running(after))
+        job, nodes = self._running(after)
+        before = self.step()
+        self._wait_until(lambda: self.step() > before + 4)
+        return job, self.cluster.call("scontrol", "show", "hostnames", nodes).split()
+
+    def _running(self, after: str) -> list[str]:
+        lines = self.cluster.call("squeue", "--states=running", "--format=%i %N %k").splitlines()
+        jobs = [line.split() for line in lines if "rule_train_run" in line]
+        return next(([job, nodes] for job, nodes, _ in jobs if job != after), [])
+
+    def step(self) -> int:
+        """Return the step of the newest checkpoint."""
+        found = self.folder.glob("results/four/checkpoints/*/step-*")
+        return max((int(path.name.removeprefix("step-")) for path in found), default=0)
+
+    def _wait_until(self, happened: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 240
+        while not happened():
+            assert time.monotonic() < deadline, (self.folder / "said").read_text()
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="session")

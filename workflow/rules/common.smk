@@ -200,22 +200,31 @@ def tasks(wildcards, rulename):
 
 def launch(wildcards, resources):
     """Return the words that start `python` on the ranks of a run."""
-    ranks = launched(wildcards).ranks
+    run = launched(wildcards)
     words = shlex.split(resources.mpi)
-    programs = {Path(word).name for word in words}
-    python = ["python", "-m", "mpi4py"] if ranks > 1 else ["python"]
+    programs = [Path(word).name for word in words]
+    python = ["python", "-m", "mpi4py"] if run.ranks > 1 else ["python"]
     if "srun" in programs:
-        # Each number by name: what the job was given with is not always known in it.
-        count = resources.get("nodes", 1) if ranks > 1 else 1
-        words += ["--kill-on-bad-exit=1", f"--nodes={count}", f"--ntasks={ranks}"]
-        words.append(f"--ntasks-per-node={ranks // count}")
-        words.append(f"--cpus-per-task={launched(wildcards).threads}")
-        return shlex.join(words + ([] if ranks > 1 else ["--mpi=none"]) + python)
-    if ranks == 1:
+        after = programs.index("srun") + 1
+        numbers = srun_numbers(run, resources.get("nodes", 1))
+        if run.ranks == 1:
+            words = [word for word in words if not word.startswith("--mpi=")]
+        return shlex.join(words[:after] + numbers + words[after:] + python)
+    if run.ranks == 1:
         return "python"
     if "mpirun" in programs and os.geteuid() == 0:
         words.append("--allow-run-as-root")  # in a container there is often nobody else
-    return shlex.join([*words, "-n", str(ranks), *python])
+    return shlex.join([*words, "-n", str(run.ranks), *python])
+
+
+def srun_numbers(run, nodes):
+    """Return a launch's numbers for srun, which does not always know those that the job has."""
+    count = nodes if run.ranks > 1 else 1
+    return [
+        *("--kill-on-bad-exit=1", f"--nodes={count}", f"--ntasks={run.ranks}"),
+        *(f"--ntasks-per-node={run.ranks // count}", f"--cpus-per-task={run.threads}"),
+        *([] if run.ranks > 1 else ["--mpi=none"]),
+    ]
 
 
 # The launcher of local ranks; a profile sets another. Cores are not bound, since two jobs of one
