@@ -46,10 +46,11 @@ promise: setup  ## train the promise's whole matrix, and write docs/promise-matr
 torch-suite: setup  ## run PyTorch's tests of torch.distributed over MPI and over Gloo
 	python -m tests.mpi.torch_suite
 
-bench: setup  ## measure what the fixed order of sums costs, MPI against Gloo, and a checkpoint's pause
+bench: setup  ## measure what the fixed order of sums costs, MPI against Gloo, a checkpoint's pause, the end of a failed job
 	python -m benchmarks.tree_cost
 	python -m benchmarks.all_reduce
 	python -m benchmarks.checkpoint
+	python -m benchmarks.faults
 
 lint: setup  ## check style, types and rules
 	ruff format --check .

@@ -11,6 +11,8 @@ import os
 import signal
 import time
 
+from lockstep.errors import say
+
 
 def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -48,4 +50,5 @@ def point(name: str, number: int) -> None:
     if WANTED:
         place, action = WANTED.rsplit(":", 1)
         if place == f"{name}:{number}:{os.environ.get('RANK', '0')}":
+            say(f"fault: {WANTED}")
             ACTIONS[action]()
