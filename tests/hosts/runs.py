@@ -17,8 +17,8 @@ MPIRUN = [
     *("mpirun", "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "--mca", "btl", "^ofi"),
     *("-x", "PATH", "-x", "PYTHONPATH"),
     *("--prtemca", "plm_ssh_args", "-x -o ServerAliveInterval=3 -o ServerAliveCountMax=2"),
-    *("--prtemca", "oob_tcp_keepalive_time", "8", "--prtemca", "oob_tcp_keepalive_intvl", "1"),
-    *("--prtemca", "oob_tcp_keepalive_probes", "4", "--hostfile", "hostfile"),
+    *("--prtemca", "oob_tcp_keepalive_time", "5", "--prtemca", "oob_tcp_keepalive_intvl", "2"),
+    *("--prtemca", "oob_tcp_keepalive_probes", "5", "--hostfile", "hostfile"),
     "--allow-run-as-root",
 ]
 

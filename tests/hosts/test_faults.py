@@ -37,7 +37,7 @@ def words(data, folder, *more):
 
 def wait_for_the_end(network):
     """Return when no rank and no mpirun is left on any host."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 30
     while left := [p for host in network.hosts for p in host.processes("python", "prterun")]:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
@@ -50,6 +50,7 @@ def wait_for_the_end(network):
         (Host.link_down, "mpi4py", 600),
         (Host.link_down, "gloo", 3),
         (packets_lost, "mpi4py", 3),
+        (packets_lost, "gloo", 600),
         (crash, "mpi4py", 600),
         (daemon_killed, "gloo", 600),
     ],

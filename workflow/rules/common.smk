@@ -230,15 +230,15 @@ def srun_numbers(run, nodes):
 # The launcher of local ranks; a profile sets another. Cores are not bound, since two jobs of one
 # machine would be bound to the same ones; the stages see to it that there are enough. Without
 # libfabric, which one host has no use for, ranks start a second sooner. Ranks on other hosts get the
-# environment that decides their bits, and what a user says about the network. A host that is lost without a word is given up after 3 x 3 s
-# by ssh, which ends mpirun with an error; where there is no ssh, after 8 + 4 x 1 s by mpirun, which
-# else waits for eight minutes, or longer if it has sent something there.
+# environment that decides their bits, and what a user says about the network. A host that answers no
+# more is given up by ssh after 9 s, which ends mpirun with an error, and by mpirun itself and on the
+# host that is cut off after 15 s, and not after eight minutes.
 MPIRUN = " ".join(
     [
         "mpirun --map-by :OVERSUBSCRIBE --bind-to none --mca btl ^ofi -x PATH -x PYTHONPATH",
         "--prtemca plm_ssh_args '-x -o ServerAliveInterval=3 -o ServerAliveCountMax=2'",
-        "--prtemca oob_tcp_keepalive_time 8 --prtemca oob_tcp_keepalive_intvl 1",
-        "--prtemca oob_tcp_keepalive_probes 4",
+        "--prtemca oob_tcp_keepalive_time 5 --prtemca oob_tcp_keepalive_intvl 2",
+        "--prtemca oob_tcp_keepalive_probes 5",
         *(f"-x {name}" for name in caps()),
         *(f"-x {name}" for name in os.environ if name.startswith(("GLOO_", "NCCL_"))),
         *(["--hostfile hostfile"] if Path("hostfile").exists() else []),

@@ -5,8 +5,11 @@ inherits that. mpi4py is imported only where a launcher of MPI's has started thi
 the import alone can abort.
 """
 
+import ctypes
 import os
+import signal
 import socket
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +17,8 @@ from lockstep.errors import UserError
 
 # Set by the launchers of Open MPI, of any MPI over PMIx, and of MPICH and Intel MPI.
 _MPI_SIGNS = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "MPI_LOCALRANKID")
+
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,23 @@ def _discover() -> World:
         rank, size, local_rank, local_size = (int(env[name]) for name in names)
         return World(rank, size, local_rank, local_size, "torchrun")
     if any(sign in env for sign in _MPI_SIGNS):
+        _end_with_launcher()
         return from_mpi()
     if "RANK" in env and "WORLD_SIZE" in env:  # started by hand, or by a script of the user's
         rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
         local = env.get("LOCAL_RANK", rank), env.get("LOCAL_WORLD_SIZE", size)
         return World(rank, size, int(local[0]), int(local[1]), "environment")
     return World(0, 1, 0, 1, "srun" if "SLURM_STEP_ID" in env else "python")
+
+
+def _end_with_launcher() -> None:
+    """Have the kernel kill this rank when its launcher ends: nobody else would.
+
+    A launcher that has lost a host ends without its ranks; those may wait for that host's in a call
+    that looks at nothing else. Linux alone has this.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def from_mpi() -> World:
