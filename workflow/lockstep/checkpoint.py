@@ -148,6 +148,8 @@ class Keeper:
         started = time.monotonic()
         if progress.step != self.saved:
             check_alike(self.strategy.alike(), progress.step)
+            if self.store:
+                self.store.finish()  # two of them at once might be more than memory holds
             state = collect(self.strategy, progress, sums, self.sent, self.world)
             if self.store and state:
                 for name in self.trained:

@@ -92,7 +92,7 @@ class Store:
 
     def close(self) -> None:
         """Write what is still to be written, and give the lock back."""
-        self._jobs.join()
+        self.finish()
         self._jobs.put(None)
         self._lock.close()
 
@@ -155,13 +155,17 @@ class Store:
         """Whether something is still to be written."""
         return self._jobs.unfinished_tasks > 0
 
+    def finish(self) -> None:
+        """Wait until nothing is to be written any more, be it written or not."""
+        self._jobs.join()
+
     def wait(self) -> None:
         """Wait until all is written.
 
         Raises:
             OSError, UserError: the last thing could not be.
         """
-        self._jobs.join()
+        self.finish()
         if self._error is not None:
             raise self._error
 

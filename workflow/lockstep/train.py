@@ -6,14 +6,11 @@ the order of the batches, the learning rate, and what is kept.
 
 import contextlib
 import datetime
-import itertools
-import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
@@ -31,17 +28,15 @@ from lockstep.data.batches import Batches
 from lockstep.data.manifest import Manifest, check_files, read_manifest
 from lockstep.data.shards import read_members
 from lockstep.errors import say
-from lockstep.files import atomic, sha256, sweep, write_json
+from lockstep.files import sha256
 from lockstep.models import build
 from lockstep.objective import CrossEntropy, Normalize, check_bfloat16
 from lockstep.parallel.local_sgd import LocalSGD
+from lockstep.results import clear_results, make_row, write_results
 from lockstep.store import Store
 
 # Seconds between two lines about an epoch that goes on, where there is no terminal.
 LINE_EVERY = 30.0
-
-# The columns of history.csv that are results; the others are times.
-RESULTS = ["epoch", "lr", "loss", "accuracy"]
 
 
 def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any] | None:
@@ -113,11 +108,7 @@ def _train(
     if world.rank == 0:
         store = Store(output / "checkpoints", about, run.checkpoint_keep)
         stack.callback(store.close)
-        for name in ("model.safetensors", "history.csv", "train.json"):
-            sweep(output / name)
-        (output / "train.json").unlink(missing_ok=True)  # it must not speak of another model
-        shutil.rmtree(output / "snapshots", ignore_errors=True)
-        (output / "snapshots").mkdir()
+        clear_results(output)
     found = spread(_find(store) if store else None)
     if found:
         model.load_state_dict(found.model)
@@ -155,28 +146,15 @@ def _train(
     rendezvous.stop()  # every rank got here: only now does the result count
     if world.rank:
         return None
-    state.save(weights, output / "model.safetensors")
-    table = pd.DataFrame(progress.history)
-    with atomic(output / "history.csv") as draft:
-        table.to_csv(draft, index=False)
-    seconds = sum(row["seconds"] for row in progress.history)
-    record = {
+    origin = {
         "configuration": run.model_dump(),
         "dataset": manifest.name,
         "data_sha256": manifest.sha256,
         "data": str(data),
         "partition_sha256": about["partition"],
         "partition": str(partition),
-        "model_sha256": sha256(output / "model.safetensors"),
-        **_hashes(weights, trained, optimizer_state, table, output / "snapshots"),
         "parameters": parameters,
-        "steps": progress.step,
-        "images_per_second": progress.step * run.batch / seconds,
-        "seconds": seconds,
-        "bytes_sent": _by_rank([part["bytes_sent"] for part in progress.segments]),
         "bfloat16_distance": bfloat16_distance,
-        "started": progress.segments[0]["started"],
-        "segments": progress.segments,
         "checkpoint_pauses": keeper.pauses,
         "launcher": world.launcher,
         "backend": backend,
@@ -186,8 +164,7 @@ def _train(
         "code": about["code"],
         "git": provenance.git_state(),
     }
-    write_json(output / "train.json", record)
-    return record
+    return write_results(output, run, progress, weights, trained, optimizer_state, origin)
 
 
 def _about(
@@ -269,7 +246,7 @@ def _run_epochs(
                 keeper.after_step(progress, sums)
         check_alike(strategy.alike(), progress.step)
         images = steps * run.batch
-        row = _row(epoch, lr, loss / images, right / images, images, progress.seconds)
+        row = make_row(epoch, lr, loss / images, right / images, images, progress.seconds)
         progress.history.append(row)
         if world.rank == 0:
             say(_line(row, run.epochs))
@@ -278,48 +255,6 @@ def _run_epochs(
         if epoch + 1 < run.epochs:
             keeper.after_step(progress, torch.zeros_like(sums))
     keeper.save(progress, torch.zeros(2, dtype=torch.float64, device=device), wait=True)
-
-
-def _row(
-    epoch: int, lr: float, loss: float, accuracy: float, images: int, spent: dict[str, float]
-) -> dict[str, float]:
-    """Return an epoch's row of history.csv."""
-    computed = spent["seconds"] - spent["input_seconds"] - spent["communication_seconds"]
-    return {
-        "epoch": epoch + 1,
-        "lr": lr,
-        "loss": loss,
-        "accuracy": accuracy,
-        "images_per_second": images / spent["seconds"],
-        "seconds": spent["seconds"],
-        "input_seconds": spent["input_seconds"],
-        "compute_seconds": max(0.0, computed),
-        "communication_seconds": spent["communication_seconds"],
-    }
-
-
-def _by_rank(parts: list[list[int]]) -> list[int]:
-    """Return what each rank has sent, over the parts of a run, in all of which it need not be."""
-    return [sum(of_rank) for of_rank in itertools.zip_longest(*parts, fillvalue=0)]
-
-
-def _hashes(
-    weights: dict[str, torch.Tensor],
-    trained: set[str],
-    optimizer_state: dict[str, dict[str, torch.Tensor]],
-    history: pd.DataFrame,
-    snapshots: Path,
-) -> dict[str, str | None]:
-    """Return the SHA-256 of each kind of result; None for buffers where the model has none."""
-    parameters = {name: value for name, value in weights.items() if name in trained}
-    buffers = {name: value for name, value in weights.items() if name not in trained}
-    return {
-        "parameters_sha256": state.digest(parameters),
-        "buffers_sha256": state.digest(buffers) if buffers else None,
-        "optimizer_sha256": state.digest(optimizer_state),
-        "history_sha256": state.digest(history[RESULTS].to_csv(index=False)),
-        "snapshots_sha256": state.digest({path.name: sha256(path) for path in snapshots.iterdir()}),
-    }
 
 
 def _bar(epoch: int, run: Run, done: int, steps: int, world: World) -> tqdm:
