@@ -10,7 +10,7 @@ TORCH  := $(shell sed -n 's/^\(torch\(vision\)\{0,1\}==[0-9.]*\).*/\1/p' envs/re
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run test test-quick hosts-test slurm-test promise torch-suite bench lint lock schemas clean
+.PHONY: help setup run test test-quick hosts-test slurm-test promise kills torch-suite bench lint lock schemas clean
 
 # Install those of Debian's packages that are missing.
 packages = dpkg --status $(1) > /dev/null 2>&1 || \
@@ -42,6 +42,9 @@ slurm-test: setup  ## run on a SLURM cluster on this machine: as root, with Debi
 
 promise: setup  ## train the promise's whole matrix, and write docs/promise-matrix.md
 	python -m tests.mpi.matrix
+
+kills: setup  ## kill runs at every place, go on, compare, and write docs/kill-matrix.md
+	python -m tests.mpi.kill_matrix
 
 torch-suite: setup  ## run PyTorch's tests of torch.distributed over MPI and over Gloo
 	python -m tests.mpi.torch_suite

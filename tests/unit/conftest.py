@@ -49,6 +49,18 @@ def digits(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def arithmetic_as_it_was():
+    """What a run sets for its own process must not stay for other tests."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="session")
 def write_part():
     """A function that writes one part of a prepared dataset, with empty images of 1 x 1 x 1."""

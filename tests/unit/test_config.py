@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lockstep.config
-from lockstep.config import RESERVED, Config, Dataset, Run, RunRow, divisors, load
+from lockstep.config import RESERVED, Config, Dataset, Run, RunRow, divisors, load, parse
 
 # Of these a run differs from the defaults in each value.
 OTHER = {
@@ -350,3 +350,29 @@ def test_a_run_survives_json():
     run = Run(scheme="dirichlet", alpha=0.1 + 0.2, clip=None, seed=2**63 - 1)
     assert Run(**json.loads(json.dumps(run.model_dump()))) == run
     assert "run" in RunRow.model_fields
+
+
+@pytest.mark.parametrize(
+    ("every", "period"),
+    [
+        ("30 s", (30, "seconds")),
+        ("30s", (30, "seconds")),
+        ("0.5 s", (0.5, "seconds")),
+        ("10 min", (600, "seconds")),
+        ("1.5 h", (5400, "seconds")),
+        ("1 step", (1, "steps")),
+        ("500 steps", (500, "steps")),
+        ("1 epoch", (1, "epochs")),
+        ("12 epochs", (12, "epochs")),
+    ],
+)
+def test_checkpoints_are_due_by_the_clock_or_by_steps_or_epochs(every, period):
+    assert Run(checkpoint_every=every).checkpoint_period == period
+
+
+@pytest.mark.parametrize(
+    "every", ["", "5", "five steps", "0 steps", "1.5 epochs", "-1 s", "1 day", "5 steps ", "1e3 s"]
+)
+def test_other_periods_are_refused(every, refused):
+    with refused("run: checkpoint_every", f"not '{every}'"):
+        parse(Run, {"checkpoint_every": every}, "run")

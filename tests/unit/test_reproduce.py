@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 
 from lockstep import reproduce
 from lockstep.comm.world import World
@@ -15,18 +14,10 @@ from lockstep.partition import partition
 from lockstep.provenance import CAPS, code_digest
 from lockstep.train import train
 
+pytestmark = pytest.mark.usefixtures("arithmetic_as_it_was")
+
 # Two epochs of a linear model: a second.
 RUN = Run(model="linear", ranks=1, epochs=2, snapshots=1, shift=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _arithmetic_as_it_was():
-    """What a run sets for its own process must not stay for other tests."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")

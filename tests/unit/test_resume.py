@@ -1,0 +1,249 @@
+"""A run that stops and goes on, in this one process: the bits, and what it goes on from."""
+
+import functools
+import itertools
+import shutil
+import types
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lockstep import faults, provenance
+from lockstep.comm import interrupt
+from lockstep.comm.interrupt import LOOK_EVERY, Agreement
+from lockstep.comm.world import World
+from lockstep.config import Run
+from lockstep.data.manifest import read_manifest
+from lockstep.errors import Interrupted
+from lockstep.partition import partition
+from lockstep.store import fingerprint
+from lockstep.train import _about, train
+from tests.damage import flipped
+
+pytestmark = pytest.mark.usefixtures("arithmetic_as_it_was")
+
+# Two epochs of 11 steps: half a second.
+RUN = Run(
+    model="linear",
+    ranks=1,
+    strategy="single",
+    epochs=2,
+    snapshots=2,
+    oversubscribe=True,
+    checkpoint_every="3 steps",
+)
+HASHES = [f"{part}_sha256" for part in ("parameters", "buffers", "optimizer", "history")]
+HASHES += ["snapshots_sha256", "model_sha256"]
+
+
+@pytest.fixture(scope="module")
+def go(digits, tmp_path_factory):
+    """A function that trains a run in a folder, up to a fault; it returns the hashes, or None."""
+    shards = tmp_path_factory.mktemp("shards")
+    partition(digits, RUN.scheme, RUN.shards, RUN.seed, RUN.alpha, shards)
+
+    def train_on(output, run=RUN, fault=""):
+        faults.WANTED = fault
+        try:
+            record = train(run, digits, shards / "shards.csv", output)
+        except (Interrupted, RuntimeError) as stopped:
+            assert isinstance(stopped, Interrupted) or str(stopped) == "a fault on demand"
+            return None
+        finally:
+            faults.WANTED = ""
+            assert not dist.is_initialized()
+        return {name: record[name] for name in HASHES}
+
+    return train_on
+
+
+@pytest.fixture(scope="module")
+def whole(go, tmp_path_factory):
+    """The hashes of the run that never stopped."""
+    return go(tmp_path_factory.mktemp("whole"))
+
+
+def checkpoints(output):
+    return sorted(output.glob("checkpoints/*/step-*"))
+
+
+@settings(max_examples=5)
+@given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from(["usr1", "raise"])), max_size=10))
+def test_a_walk_of_stops_ends_with_the_same_bits(go, whole, tmp_path_factory, stops):
+    output = tmp_path_factory.mktemp("walk")
+    for ahead, action in stops:
+        newest = max((int(path.name[5:]) for path in checkpoints(output)), default=0)
+        found = go(output, fault=f"step:{newest + ahead}:0:{action}")
+        if found is not None:  # it was over
+            assert found == whole
+    assert go(output) == whole
+    shutil.rmtree(output)
+
+
+def test_a_run_that_is_over_is_the_same_once_more(go, whole, tmp_path, capsys):
+    go(tmp_path)
+    before = {path: path.stat().st_ino for path in checkpoints(tmp_path)}
+    assert go(tmp_path) == whole
+    assert "going on after step 22" in capsys.readouterr().err
+    assert {path: path.stat().st_ino for path in checkpoints(tmp_path)} == before
+
+
+def test_weights_that_are_tied_or_frozen_or_of_no_dimension_go_on(
+    go, tmp_path, repository, monkeypatch
+):
+    monkeypatch.chdir(repository)
+    run = RUN.model_copy(update={"model": "tests.unit.little:Tied", "clip": 0.5})
+    expected = go(tmp_path / "whole", run)
+    assert go(tmp_path / "part", run, "step:14:0:raise") is None
+    assert go(tmp_path / "part", run) == expected
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_checkpoint_is_named_and_costs_time_alone(damaged, go, whole, tmp_path, capsys):
+    assert go(tmp_path, fault="step:14:0:raise") is None
+    found = checkpoints(tmp_path)
+    assert [path.name for path in found] == ["step-00000009", "step-00000012"]
+    for path in found[-damaged:]:
+        with flipped(path / "optimizer.safetensors", -1):
+            content = (path / "optimizer.safetensors").read_bytes()
+        (path / "optimizer.safetensors").write_bytes(content)
+    capsys.readouterr()
+    assert go(tmp_path) == whole
+    said = capsys.readouterr().err
+    for path in found[-damaged:]:
+        assert f"{path}: damaged, and not used: " in said
+    assert ("going on after step 9" in said) == (damaged == 1)
+    assert ("going on" in said) == (damaged == 1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000021", "step-00000022"]
+
+
+def test_a_folder_that_is_removed_under_the_run_costs_that_alone(go, tmp_path):
+    # It goes while the run may write to it, by a fault of the test's own.
+    def remove():
+        (tmp_path / "run").rename(tmp_path / "gone")
+
+    faults.ACTIONS["remove"] = remove
+    try:
+        run = RUN.model_copy(update={"snapshots": 1})
+        expected = go(tmp_path / "whole", run)
+        assert go(tmp_path / "run", run, "step:8:0:remove") == expected
+    finally:
+        del faults.ACTIONS["remove"]
+
+
+# Whose a checkpoint is.
+
+
+@pytest.fixture(scope="module")
+def name_of(digits, tmp_path_factory):
+    """A function that returns the fingerprint of a run's checkpoints, with other values."""
+    table = tmp_path_factory.mktemp("table") / "shards.csv"
+    manifest = read_manifest(digits)
+
+    digest = functools.cache(provenance.code_digest)
+
+    def of(backend="gloo", rows="", sums=None, **values):
+        table.write_text(f"sample,label,shard\n{rows}")
+        some = types.SimpleNamespace(sha256=sums or manifest.sha256)
+        run = Run(**RUN.model_dump() | {"strategy": "sync_sgd"} | values)
+        return fingerprint(_about(run, some, table, torch.device("cpu"), backend))
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(provenance, "code_digest", digest)  # once for a model is enough
+        yield of
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [{}, {"strategy": "local_sgd"}, {"strategy": "pipeline"}, {"strategy": "fsdp"}],
+    ids=str,
+)
+def test_where_and_how_it_runs_makes_no_other_run(strategy, name_of):
+    others = [
+        {"ranks": 2},
+        {"ranks": 4, "backend": "mpi4py"},
+        {"oversubscribe": False, "init_method": "env://"},
+        {"checkpoint_every": "1 h", "checkpoint_keep": 7, "timeout": 5.0},
+        {"pipeline_schedule": "gpipe"},
+    ]
+    assert len({name_of(**strategy, **other) for other in ({}, *others)}) == 1
+
+
+@pytest.mark.parametrize("strategy", [{"strategy": "ddp"}, {"reduction": "fast"}], ids=str)
+def test_where_the_bits_depend_on_the_ranks_so_does_the_run(strategy, name_of):
+    others = [{}, {"ranks": 2}, {"backend": "mpi4py"}]
+    assert len({name_of(**strategy, **other) for other in others}) == 3
+    same = [{}, {"oversubscribe": False}, {"checkpoint_every": "1 h"}]
+    assert len({name_of(**strategy, **other) for other in same}) == 1
+
+
+def test_what_changes_the_bits_makes_another_run(name_of, monkeypatch):
+    others = [
+        {},
+        {"seed": 1},
+        {"lr": 0.02},
+        {"epochs": 3},
+        {"threads": 2},
+        {"reduction": "fast"},
+        {"strategy": "local_sgd"},
+        {"strategy": "local_sgd", "sync_every": 0},
+        {"model": "cnn"},
+        {"rows": "0,0,0\n"},
+        {"sums": {"train/images.npy": "0" * 64}},
+    ]
+    names = {name_of(**other) for other in others}
+    assert len(names) == len(others)
+    monkeypatch.setattr(provenance, "code_digest", lambda *_: "other code")
+    assert name_of() not in names
+
+
+# When the ranks look whether they are to stop. One rank, by a clock that is told.
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+def looks(monkeypatch, seconds, told=None):
+    """Take steps of so many seconds; return after which ones there was a look, and which one said
+    that there was a signal, which came in step `told`."""
+    clock, signalled, found, said = Clock(), types.SimpleNamespace(signal=0), [], []
+    monkeypatch.setattr(interrupt, "time", clock)
+    agreement = Agreement(
+        World(0, 1, 0, 1, "python"), signalled, lambda: found.append(step) is not None
+    )
+    for step, duration in enumerate(seconds, start=1):
+        clock.now += duration
+        signalled.signal = 10 if told is not None and step >= told else 0
+        if agreement.after(step)[0]:
+            said.append(step)
+    return found, said
+
+
+DURATIONS = st.lists(st.floats(1e-5, 2.0), min_size=1, max_size=300)
+
+
+@given(DURATIONS, st.integers(1, 300))
+def test_ranks_look_at_once_and_then_never_four_times_later_than_before(durations, told):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        found, said = looks(monkeypatch, durations, told)
+    assert found[0] == 1
+    gaps = [later - sooner for sooner, later in itertools.pairwise(found)]
+    assert all(1 <= gap <= 4 * before for before, gap in zip([1, *gaps], gaps, strict=False))
+    assert said == [step for step in found if step >= told]
+
+
+@settings(max_examples=25)
+@given(st.floats(1e-3, 3.0))
+def test_ranks_look_about_as_often_as_they_should(duration):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        found, _ = looks(monkeypatch, [duration] * 3000)
+    gap = found[-1] - found[-2]
+    assert gap == pytest.approx(max(1, LOOK_EVERY / duration), rel=0.01, abs=0.5 + 1e-6)
