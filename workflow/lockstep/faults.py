@@ -1,4 +1,4 @@
-"""Faults on demand, for tests: LOCKSTEP_FAULT=point:number:rank:action.
+"""Faults on demand, for tests: LOCKSTEP_FAULT=point:number:rank:action,...
 
     LOCKSTEP_FAULT=step:7:1:kill       rank 1 is killed before the 8th step
     LOCKSTEP_FAULT=renamed:12:0:kill   rank 0 is, just after the checkpoint of step 12 has its name
@@ -46,9 +46,10 @@ WANTED = os.environ.get("LOCKSTEP_FAULT", "")
 
 
 def point(name: str, number: int) -> None:
-    """Have the fault that is asked for at this place, on this rank."""
+    """Have the faults that are asked for at this place, on this rank."""
     if WANTED:
-        place, action = WANTED.rsplit(":", 1)
-        if place == f"{name}:{number}:{os.environ.get('RANK', '0')}":
-            say(f"fault: {WANTED}")
-            ACTIONS[action]()
+        here = f"{name}:{number}:{os.environ.get('RANK', '0')}:"
+        for fault in WANTED.split(","):
+            if fault.startswith(here):
+                say(f"fault: {fault}")
+                ACTIONS[fault.removeprefix(here)]()
