@@ -339,6 +339,10 @@ def test_a_full_disk_loses_nothing_and_is_used_again_when_it_has_room(tmp_path, 
             with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
                 while True:
                     file.write(b"0" * 4096)
+            if not keep:
+                with pytest.raises(OSError) as caught:
+                    Store(tmp_path / "another", ABOUT, 2)
+                assert str(tmp_path / "another") in str(caught.value)
             os.truncate(filler, filler.stat().st_size - keep * 1024)
             fails(store, capsys, str(tmp_path))
             assert bits(store.newest()) == bits(make_checkpoint(1))
@@ -381,6 +385,20 @@ def test_a_folder_that_is_removed_is_made_and_locked_again(tmp_path, capsys, ref
         assert bits(store.newest()) == bits(make_checkpoint(3))
         with refused(f"process {os.getpid()}"):
             Store(tmp_path / "checkpoints", ABOUT, 2)
+
+
+def test_snapshots_that_are_removed_are_missed(tmp_path, capsys):
+    with opened(tmp_path / "checkpoints") as store:
+        store.put_snapshot("epoch-0001.safetensors", make_checkpoint(1).model)
+        fill(store, 1)
+        shutil.rmtree(tmp_path / "checkpoints")
+        fill(store, 2)
+        with pytest.raises(FileNotFoundError) as caught:
+            store.link_snapshots(tmp_path / "linked")
+        assert "epoch-0001.safetensors" in caught.value.filename
+    with opened(tmp_path / "checkpoints") as store:
+        assert store.newest() is None  # without them it is not whole
+        assert "epoch-0001.safetensors" in capsys.readouterr().err
 
 
 def test_what_is_still_to_be_written_is_written_before_the_lock_is_given_back(tmp_path):

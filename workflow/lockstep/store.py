@@ -13,6 +13,7 @@ Nothing in here runs when it is read: no pickle. Rank 0 alone reads and writes, 
 writes one thing after another while the training goes on.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -22,7 +23,7 @@ import queue
 import shutil
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,7 +63,8 @@ class Store:
         self.folder, self.about, self.keep = root / fingerprint(about), about, keep
         self._snapshots: dict[str, str] = {}  # their SHA-256
         self._unwritten: dict[str, dict[str, torch.Tensor]] = {}
-        self._lock = self._open()
+        with _named(self.folder):
+            self._lock = self._open()
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._error: Exception | None = None
         threading.Thread(target=self._work, name="writer", daemon=True).start()
@@ -182,11 +184,10 @@ class Store:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             try:
-                job()
+                with _named(self.folder):
+                    job()
                 self._error = None
             except Exception as error:
-                if isinstance(error, OSError):  # a full disk does not say where
-                    error.filename = error.filename or str(self.folder)
                 self._error = error
                 say(f"checkpoint: {_line(error)}; the training goes on, and it is tried again")
             del job
@@ -252,6 +253,16 @@ class Store:
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Have an error name a folder where it says no file: that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(folder)
+        raise
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
