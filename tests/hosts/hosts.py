@@ -125,7 +125,7 @@ class Host:
         return [*enter, "env", "-C", str(cwd), "TMPDIR=/var/tmp", *map(str, words)]
 
     def run(
-        self, words: list[object], cwd: Path = Path("/"), timeout: float = 120
+        self, words: list[object], cwd: Path = Path("/"), timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on this host to its end; its output and errors are kept as text."""
         return subprocess.run(

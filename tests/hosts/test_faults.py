@@ -43,14 +43,13 @@ def wait_for_the_end(network):
         time.sleep(0.1)
 
 
-# A timeout of 600 s is the default; one of 3 s would be over before mpirun notices anything.
+# A timeout of 3 s would be over before mpirun notices anything; one of 600 s is the default.
 @pytest.mark.parametrize(
     ("fault", "backend", "timeout"),
     [
-        (Host.link_down, "mpi4py", 600),
-        (Host.link_down, "gloo", 3),
-        (packets_lost, "mpi4py", 3),
-        (packets_lost, "gloo", 600),
+        (Host.link_down, "mpi4py", 3),
+        (Host.link_down, "gloo", 600),
+        (packets_lost, "mpi4py", 600),
         (crash, "mpi4py", 600),
         (daemon_killed, "gloo", 600),
     ],
@@ -78,5 +77,5 @@ def test_a_bad_link_changes_nothing(backend, network, digits, reference, tmp_pat
     job = Job(network.hosts[0], words(digits, tmp_path, "--backend", backend), tmp_path)
     job.wait_for(f"epoch {EPOCHS - 2}/")
     with network.hosts[2].bad_cable(delay=0.02, loss=0.01):
-        assert job.process.wait(timeout=60) == 0, job.said()
+        assert job.process.wait(timeout=300) == 0, job.said()
     assert hashes(tmp_path) == reference
