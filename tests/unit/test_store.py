@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, litter):
         fill(store, 7)
     with opened(tmp_path) as store:
         assert bits(store.newest()) == bits(make_checkpoint(7))
-        names = sorted(["about.json", "lock", *(f"step-00000007/{name}" for name in PARTS)])
+        names = sorted(["about.json", *(f"step-00000007/{name}" for name in PARTS)])
         assert litter(store.folder) == sorted([*names, "step-00000007/manifest.json"])
 
 
@@ -124,6 +125,9 @@ def test_what_a_kill_has_left_is_cleaned_up(tmp_path, litter):
         before = litter(store.folder)
         for name in (".step-00000004", ".step-00000002-old"):
             shutil.copytree(store.folder / "step-00000003", store.folder / name)
+        draft = store.folder / "snapshots" / ".epoch-0001.safetensors-x1y2"
+        draft.mkdir()
+        (draft / "epoch-0001.safetensors").write_text("half")
     with opened(tmp_path) as store:
         assert litter(store.folder) == before
         assert bits(store.newest()) == bits(make_checkpoint(3))
@@ -294,9 +298,14 @@ def test_what_a_live_process_holds_is_refused_until_it_is_dead(tmp_path, refused
         assert bits(store.newest()) == bits(make_checkpoint(1))
 
 
-def test_other_runs_do_not_hinder_one_another(tmp_path):
-    with another_process(tmp_path), opened(tmp_path, ABOUT) as store:
-        fill(store, 1)
+def test_another_configuration_is_refused_as_well_since_its_results_have_the_same_place(
+    tmp_path, refused
+):
+    with another_process(tmp_path / "a") as other:
+        with refused(f"process {other.pid}", "is training this very run"):
+            Store(tmp_path / "a", ABOUT, 2)
+        with opened(tmp_path / "b", ABOUT) as store:
+            fill(store, 1)
 
 
 # Disks that fail.
@@ -358,6 +367,34 @@ def test_a_full_disk_loses_nothing_and_is_used_again_when_it_has_room(tmp_path, 
         store.link_snapshots(tmp_path / "linked")
         linked = sorted(path.name for path in (tmp_path / "linked").iterdir())
         assert linked == ["epoch-0001.safetensors", "epoch-0002.safetensors"]
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    log = full.open("w")
+    with opened(tmp_path / "checkpoints") as store:
+        monkeypatch.setattr(sys, "stderr", log)
+        shutil.rmtree(tmp_path / "checkpoints")
+        (tmp_path / "checkpoints").write_text("in the way")
+        store.put(make_checkpoint(1))
+        with pytest.raises(OSError):
+            store.wait()
+        (tmp_path / "checkpoints").unlink()
+        fill(store, 2)
+        assert bits(store.newest()) == bits(make_checkpoint(2))
+    with pytest.raises(OSError):
+        log.close()
+
+
+def test_a_folder_of_one_configuration_that_is_removed_is_made_again(tmp_path, capsys):
+    with opened(tmp_path) as store:
+        fill(store, 1)
+        shutil.rmtree(store.folder)
+        fill(store, 2)
+        assert f"{store.folder}: was removed while the run used it" in capsys.readouterr().err
+        assert bits(store.newest()) == bits(make_checkpoint(2))
 
 
 def test_a_disk_that_becomes_read_only_loses_nothing(tmp_path, capsys):

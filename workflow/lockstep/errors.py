@@ -3,6 +3,7 @@
 All of it goes to stderr.
 """
 
+import contextlib
 import signal
 import sys
 
@@ -28,8 +29,9 @@ class Interrupted(Exception):  # noqa: N818
 
 
 def say(text: str) -> None:
-    """Print a line for a person, at once."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line for a person, at once; a log on a full disk is no reason to stop."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def first_line(error: BaseException) -> str:

@@ -12,6 +12,16 @@ from typing import Any
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError that does not say where, as that of a full disk, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` to write to; on success it is synced to disk and becomes `path`.
 
@@ -21,11 +31,8 @@ def atomic(path: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         draft = folder / path.name
-        try:
+        with naming(path):
             yield draft
-        except OSError as error:
-            error.filename = error.filename or str(path)  # a full disk does not say where
-            raise
         draft.chmod(0o666 & ~_umask())  # some libraries leave files to their owner alone
         sync(draft)
         draft.replace(path)

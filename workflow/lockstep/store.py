@@ -1,8 +1,8 @@
 """Checkpoints in files, so that one is whole or not there, and never taken for another run's.
 
+    R/checkpoints/lock                  held by rank 0 of the run that writes to R
     R/checkpoints/<fingerprint>/        a folder for each configuration, data and code
         about.json                      what the fingerprint was made of
-        lock                            held by rank 0 of the run that writes here
         snapshots/epoch-0028.safetensors
         step-00000120/                  written aside, synced, renamed
             model.safetensors  optimizer.safetensors  strategy.safetensors
@@ -13,7 +13,6 @@ Nothing in here runs when it is read: no pickle. Rank 0 alone reads and writes, 
 writes one thing after another while the training goes on.
 """
 
-import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -23,7 +22,7 @@ import queue
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +33,7 @@ from safetensors.torch import save_file
 from lockstep import faults, state
 from lockstep.checkpoint import Checkpoint, Progress
 from lockstep.errors import UserError, first_line, say
-from lockstep.files import sha256, sync
+from lockstep.files import naming, sha256, sync
 from lockstep.optim import State
 
 TENSORS = ("model.safetensors", "optimizer.safetensors", "strategy.safetensors")
@@ -47,7 +46,9 @@ def fingerprint(about: dict[str, Any]) -> str:
 
 
 class Store:
-    """The checkpoints of one configuration of a run, locked for this process.
+    """The checkpoints of one configuration of a run, which is locked for this process.
+
+    The lock is on all configurations: their results have one place.
 
     Args:
         root: the run's folder of checkpoints.
@@ -55,24 +56,26 @@ class Store:
         keep: how many checkpoints stay.
 
     Raises:
-        UserError: a run that is alive holds it.
+        UserError: a run that is alive holds them.
         OSError: the folder cannot be made or written to.
     """
 
     def __init__(self, root: Path, about: dict[str, Any], keep: int) -> None:
-        self.folder, self.about, self.keep = root / fingerprint(about), about, keep
+        self.root, self.folder = root, root / fingerprint(about)
+        self.about, self.keep = about, keep
         self._snapshots: dict[str, str] = {}  # their SHA-256
         self._unwritten: dict[str, dict[str, torch.Tensor]] = {}
-        with _named(self.folder):
-            self._lock = self._open()
+        with naming(self.folder):
+            self._lock = self._hold()
+            self._make()
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._error: Exception | None = None
         threading.Thread(target=self._work, name="writer", daemon=True).start()
 
-    def _open(self) -> IO[str]:
-        """Make the folder and lock it: the system takes the lock back when the process ends."""
-        (self.folder / "snapshots").mkdir(parents=True, exist_ok=True)
-        lock = (self.folder / "lock").open("a+", encoding="utf-8")
+    def _hold(self) -> IO[str]:
+        """Lock the run: the system takes the lock back when the process ends."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = (self.root / "lock").open("a+", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -80,17 +83,21 @@ class Store:
             who = lock.read().strip() or "another process"
             lock.close()
             raise UserError(
-                f"{self.folder}: {who} is training this very run; wait for it, or end that process"
+                f"{self.root}: {who} is training this very run; wait for it, or end that process"
             ) from None
         except OSError as error:
-            say(f"{self.folder}: {error.strerror}: cannot be locked; let one run at a time use it")
+            say(f"{self.root}: {error.strerror}: cannot be locked; let one run at a time use it")
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
-        for draft in self.folder.glob(".step-*"):  # of a run that was killed while it wrote
+        return lock
+
+    def _make(self) -> None:
+        """Make the folder, without what a run has left that was killed while it wrote."""
+        (self.folder / "snapshots").mkdir(parents=True, exist_ok=True)
+        for draft in (*self.folder.glob(".step-*"), *self.folder.glob("snapshots/.*")):
             shutil.rmtree(draft, ignore_errors=True)
         _write_json(self.folder / "about.json", self.about)
-        return lock
 
     def close(self) -> None:
         """Write what is still to be written, and give the lock back."""
@@ -184,7 +191,7 @@ class Store:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             try:
-                with _named(self.folder):
+                with naming(self.folder):
                     job()
                 self._error = None
             except Exception as error:
@@ -207,10 +214,12 @@ class Store:
             OSError, UserError: it cannot be written; those that are there stay.
         """
         if not self._is_mine():
-            say(f"{self.folder}: was removed while the run used it; it is made again")
-            lock = self._open()
+            lock = self._hold()
             self._lock.close()
             self._lock = lock
+        if not (self.folder / "about.json").exists():
+            say(f"{self.folder}: was removed while the run used it; it is made again")
+            self._make()
         self._write_snapshots()
         step = checkpoint.progress.step
         final = self.folder / f"step-{step:08}"
@@ -241,9 +250,9 @@ class Store:
             self._drop(folder)
 
     def _is_mine(self) -> bool:
-        """Return whether the folder is still the one that was locked."""
+        """Return whether the lock is still the one that was taken."""
         try:
-            return (self.folder / "lock").stat().st_ino == os.fstat(self._lock.fileno()).st_ino
+            return (self.root / "lock").stat().st_ino == os.fstat(self._lock.fileno()).st_ino
         except FileNotFoundError:
             return False
 
@@ -253,16 +262,6 @@ class Store:
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _named(folder: Path) -> Iterator[None]:
-    """Have an error name a folder where it says no file: that of a full disk does not."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(folder)
-        raise
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
