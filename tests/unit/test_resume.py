@@ -196,6 +196,9 @@ def test_what_changes_the_bits_makes_another_run(name_of, monkeypatch):
     ]
     names = {name_of(**other) for other in others}
     assert len(names) == len(others)
+    with monkeypatch.context() as user:
+        user.setenv(provenance.CAPS[0], "default")
+        assert name_of() not in names
     monkeypatch.setattr(provenance, "code_digest", lambda *_: "other code")
     assert name_of() not in names
 

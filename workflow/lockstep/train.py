@@ -181,6 +181,7 @@ def _about(
         "code": provenance.code_digest("lockstep.train", run.model),
         "device": device.type,
         "libraries": runtime.arithmetic()["libraries"],
+        "caps": provenance.caps(),
     }
 
 
