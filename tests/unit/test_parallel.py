@@ -1,6 +1,8 @@
 """parallel: the gradient that one rank forms shard by shard, against that of the whole batch."""
 
 import copy
+import itertools
+import types
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from lockstep.comm.world import World
 from lockstep.config import Run
 from lockstep.objective import CrossEntropy, Normalize
 from lockstep.parallel.flat import Flat
+from lockstep.parallel.pipeline import Pipeline
 from tests.unit.little import SHARDS, make_batches, make_model
 
 CPU = torch.device("cpu")
@@ -86,3 +89,12 @@ def test_the_same_steps_give_the_same_bits(objective):
 def test_a_model_of_other_types_is_refused(refused, model):
     with refused("model", "float32"):
         Flat(model)
+
+
+def test_the_running_sums_of_a_pipeline_go_on_where_more_is_added_to_them():
+    # On another rank they would be another term of the sum over the ranks, which rounds.
+    sums = torch.tensor([[0, 0], [0.1, 3], [0, 0]], dtype=torch.float64)
+    for replica, is_last in itertools.product((0, 1), (False, True)):
+        rank = types.SimpleNamespace(replica=replica, stage=types.SimpleNamespace(is_last=is_last))
+        expected = [0.1, 3] if (replica, is_last) == (0, True) else [0, 0]
+        assert Pipeline.share_of(rank, sums).tolist() == expected

@@ -151,7 +151,8 @@ class LocalSGD:
             }
             optim.load_state(replica.optimizer, replica.model, mine)
         if replicas:
-            self.common = [own[f"common.{i}"].clone() for i in range(len(self.common))]
+            for place, buffer in enumerate(self.common):
+                buffer.copy_(own[f"common.{place}"])
         self.equal = not replicas
 
     def alike(self) -> dict[str, torch.Tensor]:

@@ -113,8 +113,10 @@ class Pipeline:
         return sums
 
     def share_of(self, sums: torch.Tensor) -> torch.Tensor:
-        # The one rank whose sums are not zero may be another now; `totals` does not mind which.
-        return sums.sum(dim=0) if dist.get_rank() == 0 else torch.zeros_like(sums[0])
+        # One rank's are not zero. They go on where more is added to them: in parts, the sum may
+        # round otherwise.
+        mine = self.replica == 0 and self.stage.is_last
+        return sums.sum(dim=0) if mine else torch.zeros_like(sums[0])
 
     def model_state(self) -> dict[str, torch.Tensor]:
         return self._gather(self._mine(), self.model.state_dict())
