@@ -7,7 +7,7 @@ the shards; and what works on a part finds it as it lies in the whole.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -88,15 +88,15 @@ class FullySharded:
         return sums[0]
 
     def model_state(self) -> dict[str, torch.Tensor]:
-        return {name: whole(value) for name, value in self.model.state_dict().items()}
+        return _kept((name, whole(value)) for name, value in self.model.state_dict().items())
 
     def optimizer_state(self) -> optim.State:
         return {
-            name: {
-                key: part.whole_of(value) if value.ndim else value
+            name: _kept(
+                (key, part.whole_of(value) if value.ndim else value)
                 for key, value in self.optimizer.state[part.values].items()
                 if isinstance(value, torch.Tensor)
-            }
+            )
             for name, part in self.parts.items()
             if part.values in self.optimizer.state
         }
@@ -114,6 +114,14 @@ class FullySharded:
 
     def alike(self) -> dict[str, torch.Tensor]:
         return dict(self.model.named_buffers())  # of the rest, each rank has a part
+
+
+def _kept(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return tensors that all ranks make whole together, on the CPU of rank 0.
+
+    No other rank, and no device, has to have more of them whole than one at a time.
+    """
+    return {name: tensor.cpu() for name, tensor in tensors if not dist.get_rank()}
 
 
 def _shard(model: nn.Module, device: torch.device, shards: int) -> list["PartSum"]:
