@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from lockstep import __version__
 from lockstep.config import Config, Dataset, Defaults, Run, Strict, parse
-from lockstep.errors import Interrupted, UserError
+from lockstep.errors import Interrupted, UserError, in_one_line, say
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,19 +40,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         parse(Defaults, {name: args[name] for name in names}, "flags")
         run(args)
     except (UserError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            what = f"{error.filename}: {error.strerror}"  # a full disk, a folder that is read-only
-        else:
-            what = str(error)
         if rank not in (None, "0"):
             time.sleep(1)  # what all ranks found, rank 0 alone says: its exit ends the others
-        print(f"{who}: {what}", file=sys.stderr, flush=True)
+        say(f"{who}: {in_one_line(error)}")
         if error.__cause__ is not None:  # the user's own code: where in it
             traceback.print_exception(error.__cause__)
         _end(2)
     except Interrupted as interrupted:
         if rank in (None, "0"):
-            print(f"{who}: {interrupted}", file=sys.stderr, flush=True)
+            say(f"{who}: {interrupted}")
         _end(75)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -37,3 +37,10 @@ def say(text: str) -> None:
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its kind where it says nothing."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return what an error says, in one line: one of the system's as the file and what is wrong."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"  # a full disk, a folder that is read-only
+    return first_line(error)

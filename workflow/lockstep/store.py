@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 
 from lockstep import faults, state
 from lockstep.checkpoint import Checkpoint, Progress
-from lockstep.errors import UserError, first_line, say
+from lockstep.errors import UserError, first_line, in_one_line, say
 from lockstep.files import naming, sha256, sync
 from lockstep.optim import State
 
@@ -196,7 +196,9 @@ class Store:
                 self._error = None
             except Exception as error:
                 self._error = error
-                say(f"checkpoint: {_line(error)}; the training goes on, and it is tried again")
+                say(
+                    f"checkpoint: {in_one_line(error)}; the training goes on, and it is tried again"
+                )
             del job
             self._jobs.task_done()
 
@@ -274,12 +276,6 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         elif old != new:
             found.append(f"{key} was {str(old)[:12]}, is {str(new)[:12]}")
     return found
-
-
-def _line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return first_line(error)
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
