@@ -7,6 +7,7 @@ the seconds from it until mpirun and every rank are gone, and mpirun's exit stat
 hangs is found by the timeout, which is 5 s here and not counted.
 """
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -53,8 +54,9 @@ def measure(data: Path, output: Path, ranks: int, action: str) -> tuple[float, i
             stderr=errors,
         )
         everyone: list[psutil.Process] = []
-        while "fault: " not in log.read_text():
-            everyone = psutil.Process(job.pid).children(recursive=True) or everyone
+        while "fault: " not in log.read_text() and job.poll() is None:  # mpirun may not pass it on
+            with contextlib.suppress(psutil.NoSuchProcess):
+                everyone = psutil.Process(job.pid).children(recursive=True) or everyone
             time.sleep(0.02)
         began = time.time()
         status = job.wait()

@@ -190,3 +190,16 @@ class Hungry(nn.Module):
             resource.setrlimit(resource.RLIMIT_AS, (used + free, used + free))
             torch.ones(2 * free)
         return self.body(x)
+
+
+class Forgetful(nn.Module):
+    """A model with a buffer that changes as it is trained, and is not in its state_dict."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.body = busy(shape, classes)
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.seen += 1
+        return self.body(x)

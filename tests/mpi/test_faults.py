@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,3 +147,27 @@ def test_data_that_have_changed_are_refused(digits, tmp_path):
     images.write_bytes(content[:-1])
     assert f"{images}: not a whole array" in line_of(train(data, tmp_path / "out", 2))
     assert not steps(tmp_path / "out")
+
+
+def test_a_buffer_that_no_checkpoint_can_keep_is_refused(digits, tmp_path):
+    line = line_of(train(digits, tmp_path, 1, "--model", "tests.mpi.models:Forgetful"))
+    assert "the buffer seen changes in training, and is not in the state_dict" in line
+    assert not steps(tmp_path)
+
+
+def blocked(process):
+    """Return whether a process lets SIGUSR1 wait."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    mask = int(re.search(r"SigBlk:\s*(\w+)", status)[1], 16)
+    return bool(mask & 1 << (signal.SIGUSR1 - 1))
+
+
+def test_a_signal_that_comes_while_torch_is_imported_is_not_lost(digits, tmp_path):
+    command = [sys.executable, *words(digits, tmp_path, 1, "--epochs", 2000)[len(mpirun(1)) :]]
+    job = subprocess.Popen(list(map(str, command)), cwd=REPOSITORY, env=environment())
+    while not blocked(job):
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(60) == 75
+    assert steps(tmp_path)

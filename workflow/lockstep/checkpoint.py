@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from lockstep import parallel
 from lockstep.comm.alike import check_alike
@@ -103,7 +104,8 @@ class Keeper:
 
     Args:
         store: where to, on rank 0; None on the others.
-        trained: the names of the model's parameters.
+        model: as `strategy` was made with it.
+        trained: the names of its parameters.
         steps: those of an epoch.
     """
 
@@ -114,6 +116,7 @@ class Keeper:
         strategy: parallel.Strategy,
         interrupt: Interrupt,
         store: "Store | None",
+        model: nn.Module,
         trained: set[str],
         steps: int,
     ) -> None:
@@ -123,11 +126,14 @@ class Keeper:
         self.steps = {"steps": int(amount), "epochs": int(amount) * steps}.get(unit, 0)
         self.agreement = Agreement(world, interrupt, self._is_late)
         self.last = time.monotonic()
-        self.saved = -1
+        named = dict(model.named_buffers())
+        self.unsaved = {name: named[name] for name in named.keys() - model.state_dict().keys()}
+        self.before = _copy(self.unsaved)
+        self.saved = self.compared = -1
         self.sent = 0.0
         """The bytes that this rank has sent for its steps."""
-        self.pauses: list[float] = []
-        """Seconds that each checkpoint has held the training up, on this rank."""
+        self.pauses = {"checkpoints": 0, "seconds": 0.0, "longest": 0.0}
+        """How many checkpoints there were, and for how long they held this rank up."""
 
     def after_step(self, progress: Progress, sums: torch.Tensor) -> None:
         """Save the run if that is due.
@@ -147,7 +153,7 @@ class Keeper:
         """Have the run's state written, and wait until it is if need be; all ranks call it."""
         started = time.monotonic()
         if progress.step != self.saved:
-            check_alike(self.strategy.alike(), progress.step)
+            self.check(progress.step)
             if self.store:
                 self.store.finish()  # two of them at once might be more than memory holds
             state = collect(self.strategy, progress, sums, self.sent, self.world)
@@ -160,11 +166,31 @@ class Keeper:
                         )
                 self.store.put(state)
             self.saved, self.last = progress.step, time.monotonic()
-        self.pauses.append(time.monotonic() - started)
+            pause = time.monotonic() - started
+            self.pauses["checkpoints"] += 1
+            self.pauses["seconds"] += pause
+            self.pauses["longest"] = max(pause, self.pauses["longest"])
         if wait:
             if self.store:
                 self.store.wait()
             dist.barrier()  # a rank that left now would take rank 0 with it, in the middle of it
+
+    def check(self, step: int) -> None:
+        """Compare the ranks' weights after a step; all ranks call it.
+
+        Raises:
+            UserError: they have drifted apart; or a buffer changes that could not be saved.
+        """
+        if step == self.compared:
+            return
+        check_alike(self.strategy.alike(), step)
+        for name, buffer in self.unsaved.items():
+            if not torch.equal(buffer.cpu(), self.before[name]):
+                raise UserError(
+                    f"model: the buffer {name} changes in training, and is not in the state_dict: "
+                    f"no checkpoint could keep it; register it without persistent=False"
+                )
+        self.compared = step
 
     def snapshot(self, name: str) -> None:
         """Have the weights kept as they are now; all ranks call it."""

@@ -8,6 +8,7 @@ import argparse
 import faulthandler
 import math
 import os
+import signal
 import sys
 import time
 import traceback
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a stage. Exit status 2 and one line mean that the user can mend what is wrong."""
     args = vars(make_parser().parse_args(argv))
     stage, run, names = args.pop("stage"), args.pop("go"), args.pop("fields", ())
-    signs = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
+    signs = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "RANK", "SLURM_PROCID")
     rank = next((os.environ[sign] for sign in signs if sign in os.environ), None)
     who = f"lockstep {stage}" + (f", rank {rank}" if rank else "")
     try:
@@ -244,9 +245,15 @@ def _train(args: dict[str, Any]) -> None:
     run = _take(args, Run)
     _limit_threads(run.threads)
     faulthandler.enable()  # a file that is cut short under a rank's map kills it: say where
-    from lockstep.train import train
+    # Until the training looks out for them, signals wait: importing torch takes seconds.
+    signals = {signal.SIGUSR1, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        from lockstep.train import train
 
-    train(run, **args)
+        train(run, **args)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
 def _reproduce(args: dict[str, Any]) -> None:

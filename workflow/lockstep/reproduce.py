@@ -1,5 +1,6 @@
 """reproduce: train a run again from its record, at any number of ranks, and compare the bits."""
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from lockstep import parallel, provenance, runtime
 from lockstep.comm.world import World, discover
 from lockstep.config import Run, parse
 from lockstep.data.manifest import read_manifest
-from lockstep.errors import UserError, say
+from lockstep.errors import Interrupted, UserError, say
 from lockstep.files import sha256
 from lockstep.train import train
 
@@ -70,8 +71,13 @@ def reproduce(
     if world.rank == 0:
         for line in differences(record, now):
             say(f"note: {line}")
+    if output is not None and world.rank == 0:
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)  # all of it is to be done again
     with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
-        again = train(run, data, partition, output or Path(folder))
+        try:
+            again = train(run, data, partition, output or Path(folder))
+        except Interrupted:
+            raise UserError("told to stop before the end; a comparison is begun anew") from None
     return again is None or _verdict(record, again)
 
 

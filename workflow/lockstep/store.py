@@ -75,6 +75,7 @@ class Store:
     def _hold(self) -> IO[str]:
         """Lock the run: the system takes the lock back when the process ends."""
         self.root.mkdir(parents=True, exist_ok=True)
+        sync(self.root.parent)
         lock = (self.root / "lock").open("a+", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,6 +96,7 @@ class Store:
     def _make(self) -> None:
         """Make the folder, without what a run has left that was killed while it wrote."""
         (self.folder / "snapshots").mkdir(parents=True, exist_ok=True)
+        sync(self.root)
         for draft in (*self.folder.glob(".step-*"), *self.folder.glob("snapshots/.*")):
             shutil.rmtree(draft, ignore_errors=True)
         _write_json(self.folder / "about.json", self.about)

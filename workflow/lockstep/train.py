@@ -18,7 +18,6 @@ from tqdm import tqdm
 from lockstep import faults, optim, parallel, provenance, runtime, state
 from lockstep.checkpoint import Checkpoint, Keeper, Progress, spread
 from lockstep.comm import rendezvous
-from lockstep.comm.alike import check_alike
 from lockstep.comm.interrupt import Interrupt, name_of
 from lockstep.comm.meter import Meter
 from lockstep.comm.world import World, discover
@@ -117,6 +116,9 @@ def _train(
     if found:
         strategy.load(found.optimizer, found.strategy)
         progress = found.progress
+        before, now = progress.segments[-1]["processors"], _processors(places)
+        if world.rank == 0 and now != before:
+            say(f"it ran on {', '.join(before)}, and now on {', '.join(now)}: bits may differ")
         if progress.step % batches.steps_per_epoch:
             sums = strategy.share_of(found.strategy["sums"]).to(device)
     progress.segments.append(
@@ -127,11 +129,11 @@ def _train(
             "launcher": world.launcher,
             "backend": backend,
             "hosts": [place["host"] for place in places],
-            "processors": sorted({place["processor"] for place in places}),
+            "processors": _processors(places),
             "bytes_sent": [0] * world.size,
         }
     )
-    keeper = Keeper(run, world, strategy, interrupt, store, trained, batches.steps_per_epoch)
+    keeper = Keeper(run, world, strategy, interrupt, store, model, trained, batches.steps_per_epoch)
     if found:
         keeper.saved = progress.step  # whole as it is: not to be written over
         del found  # or its memory stays taken
@@ -183,6 +185,10 @@ def _about(
         "libraries": runtime.arithmetic()["libraries"],
         "caps": provenance.caps(),
     }
+
+
+def _processors(places: list[dict[str, Any]]) -> list[str]:
+    return sorted({place["processor"] for place in places})
 
 
 def _find(store: Store) -> Checkpoint | None:
@@ -245,7 +251,7 @@ def _run_epochs(
                 )
             if index + 1 < steps:
                 keeper.after_step(progress, sums)
-        check_alike(strategy.alike(), progress.step)
+        keeper.check(progress.step)
         images = steps * run.batch
         row = make_row(epoch, lr, loss / images, right / images, images, progress.seconds)
         progress.history.append(row)

@@ -48,6 +48,7 @@ class Interrupt:
         threading.Thread(target=self._listen, args=(reading,), name="signals", daemon=True).start()
         for number in SIGNALS:
             signal.signal(number, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the command line had them wait
         return self
 
     def __exit__(
@@ -111,10 +112,13 @@ class Agreement:
 
 def print_stacks(title: str) -> None:
     """Print the stacks of all threads below a title, in one piece: other ranks print theirs."""
-    with tempfile.TemporaryFile("w+") as stacks:
-        faulthandler.dump_traceback(stacks)
-        stacks.seek(0)
-        text = f"{title}\n{stacks.read()}"
+    try:
+        with tempfile.TemporaryFile("w+") as stacks:
+            faulthandler.dump_traceback(stacks)
+            stacks.seek(0)
+            text = f"{title}\n{stacks.read()}"
+    except OSError:  # a full disk
+        text = f"{title}\nthe stacks are not to be had: no temporary file can be written"
     print(text, file=sys.__stderr__, flush=True)
 
 
