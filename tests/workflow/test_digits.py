@@ -215,8 +215,8 @@ def test_another_experiment_and_back_gives_the_table_of_the_first(make_workspace
     )
     workspace.write("config/other.tsv", "run\nother\n")
     for config, name in ((small, "digits"), (other, "other"), (small, "digits")):
-        done = workspace.snakemake("--configfile", config)
+        done = workspace.snakemake("summarize", "--configfile", config)
         assert done.returncode == 0, done.stdout + done.stderr
         summary = pd.read_csv(workspace.folder / "results/summary.csv")
         assert list(summary["run"]) == [name]
-    assert workspace.jobs("--configfile", small) == {}
+    assert workspace.jobs("summarize", "--configfile", small) == {}

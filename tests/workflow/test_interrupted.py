@@ -66,7 +66,8 @@ def test_any_interruption_is_survived(interrupted):
     os.killpg(running.pid, signal.SIGINT)
     running.wait(60)
     assert gone(interrupted)
-    assert not (folder / "long" / "train.json").exists()
+    for name in ("train.json", "model.safetensors"):
+        assert not (folder / "long" / name).exists()
 
     # Snakemake is killed: its jobs go on, and nobody may train the same run beside them.
     running = start(interrupted)
@@ -96,3 +97,5 @@ def test_any_interruption_is_survived(interrupted):
     assert len(record["segments"]) >= 4
     for name in RESULT:
         assert record[f"{name}_sha256"] == reference[f"{name}_sha256"], name
+    litter = {path.name for path in (folder / "long").rglob(".*")}
+    assert litter <= {".snakemake_timestamp"}

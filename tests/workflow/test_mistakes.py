@@ -1,9 +1,5 @@
 """Mistakes in the configuration are told in one line, before anything runs."""
 
-import os
-import signal
-import time
-
 import pytest
 
 MISTAKES = {
@@ -49,29 +45,3 @@ def test_a_mistake_is_told_before_anything_runs(mistake, workspace):
     assert any(line.startswith(message) for line in (done.stdout + done.stderr).splitlines())
     assert not (workspace.folder / "results").exists()
     assert not (workspace.folder / "data").exists()
-
-
-def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_goes_on(workspace):
-    text = (workspace.folder / "config/config.yaml").read_text()
-    (workspace.folder / "config/config.yaml").write_text(text.replace("epochs: 30", "epochs: 4000"))
-    running = workspace.start()
-    log = workspace.folder / "logs/train/digits.log"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and "epoch 2/" in log.read_text()):
-        assert time.monotonic() < deadline
-        assert running.poll() is None, running.stderr.read()
-        time.sleep(0.1)
-    running.send_signal(signal.SIGINT)  # to Snakemake; a terminal sends it to its jobs as well
-
-    os.killpg(running.pid, signal.SIGINT)
-    running.wait(timeout=60)
-    assert running.returncode != 0
-    run = workspace.folder / "results/digits"
-    assert not [
-        path for name in ("train.json", "model.safetensors") if (path := run / name).exists()
-    ]
-    (workspace.folder / "config/config.yaml").write_text(text.replace("epochs: 30", "epochs: 3"))
-    done = workspace.snakemake("evaluate")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (run / "metrics.json").exists()
-    assert {path.name for path in run.rglob(".*")} <= {".snakemake_timestamp"}

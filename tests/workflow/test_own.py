@@ -74,7 +74,7 @@ def test_a_folder_of_images(mine):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     config = mine.write("config/mine.yaml", CONFIG.format(name="imagefolder", path="pictures"))
-    done = mine.snakemake("--configfile", config)
+    done = mine.snakemake("summarize", "--configfile", config)
     assert done.returncode == 0, done.stdout + done.stderr
     assert accuracy(mine) >= 0.9
     predictions = pd.read_csv(mine.folder / "results/mine/predictions.csv")

@@ -247,13 +247,12 @@ MPIRUN = " ".join(
 
 
 def resolved_config():
-    """Return the whole configuration as JSON, but for the mirror, which changes nothing."""
-    dataset = {
-        key: value
-        for key, value in config.get("dataset", {}).items()
-        if key != "mirror"
-    }
-    return json.dumps({**config, "dataset": dataset}, indent=2, sort_keys=True)
+    """Return the whole configuration as JSON, but for what changes nothing of a result."""
+    whole = dict(config)
+    for section, unrecorded in (("dataset", {"mirror"}), ("defaults", UPKEEP)):
+        values = config.get(section, {}).items()
+        whole[section] = {key: v for key, v in values if key not in unrecorded}
+    return json.dumps(whole, indent=2, sort_keys=True)
 
 
 STARTED = time.time()
