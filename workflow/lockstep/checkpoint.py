@@ -129,7 +129,7 @@ class Keeper:
         named = dict(model.named_buffers())
         self.unsaved = {name: named[name] for name in named.keys() - model.state_dict().keys()}
         self.before = _copy(self.unsaved)
-        self.saved = self.compared = -1
+        self.saved = -1
         self.sent = 0.0
         """The bytes that this rank has sent for its steps."""
         self.pauses = {"checkpoints": 0, "seconds": 0.0, "longest": 0.0}
@@ -153,7 +153,7 @@ class Keeper:
         """Have the run's state written, and wait until it is if need be; all ranks call it."""
         started = time.monotonic()
         if progress.step != self.saved:
-            self.check(progress.step)
+            self._check(progress.step)
             if self.store:
                 self.store.finish()  # two of them at once might be more than memory holds
             state = collect(self.strategy, progress, sums, self.sent, self.world)
@@ -175,14 +175,8 @@ class Keeper:
                 self.store.wait()
             dist.barrier()  # a rank that left now would take rank 0 with it, in the middle of it
 
-    def check(self, step: int) -> None:
-        """Compare the ranks' weights after a step; all ranks call it.
-
-        Raises:
-            UserError: they have drifted apart; or a buffer changes that could not be saved.
-        """
-        if step == self.compared:
-            return
+    def _check(self, step: int) -> None:
+        """Refuse to save ranks that have drifted apart, and what could not be saved whole."""
         check_alike(self.strategy.alike(), step)
         for name, buffer in self.unsaved.items():
             if not torch.equal(buffer.cpu(), self.before[name]):
@@ -190,7 +184,6 @@ class Keeper:
                     f"model: the buffer {name} changes in training, and is not in the state_dict: "
                     f"no checkpoint could keep it; register it without persistent=False"
                 )
-        self.compared = step
 
     def snapshot(self, name: str) -> None:
         """Have the weights kept as they are now; all ranks call it."""

@@ -251,7 +251,6 @@ def _run_epochs(
                 )
             if index + 1 < steps:
                 keeper.after_step(progress, sums)
-        keeper.check(progress.step)
         images = steps * run.batch
         row = make_row(epoch, lr, loss / images, right / images, images, progress.seconds)
         progress.history.append(row)
