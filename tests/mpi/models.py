@@ -158,8 +158,8 @@ class Poison(nn.Module):
         return x.index_fill(0, torch.tensor(bad), float("nan")) if bad else x
 
 
-class Drifting(nn.Module):
-    """A model whose weights change by themselves on rank 1, in its 9th forward pass."""
+class Struck(nn.Module):
+    """A model to which something happens on rank 1, in its 9th forward pass."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
@@ -169,27 +169,26 @@ class Drifting(nn.Module):
     def forward(self, x):
         self.calls += 1
         if self.calls == 9 and os.environ["RANK"] == "1":
-            with torch.no_grad():
-                self.body[0].weight[0, 0, 0, 0].view(torch.int32).bitwise_xor_(1)
+            self.strike()
         return self.body(x)
 
 
-class Hungry(nn.Module):
-    """A model that takes more memory than its rank may have, on rank 1, in its 9th pass."""
+class Drifting(Struck):
+    """A model whose weights change by themselves."""
 
-    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
-        super().__init__()
-        self.body = busy(shape, classes)
-        self.calls = 0
+    def strike(self):
+        with torch.no_grad():
+            self.body[0].weight[0, 0, 0, 0].view(torch.int32).bitwise_xor_(1)
 
-    def forward(self, x):
-        self.calls += 1
-        if self.calls == 9 and os.environ["RANK"] == "1":
-            free = 2**30
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-            resource.setrlimit(resource.RLIMIT_AS, (used + free, used + free))
-            torch.ones(2 * free)
-        return self.body(x)
+
+class Hungry(Struck):
+    """A model that takes more memory than its rank may have."""
+
+    def strike(self):
+        free = 2**30
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (used + free, used + free))
+        torch.ones(2 * free)
 
 
 class Forgetful(nn.Module):

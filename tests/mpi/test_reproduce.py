@@ -87,3 +87,18 @@ def test_ddp_gives_its_bits_again_on_as_many_ranks(digits, tmp_path):
     trained = train(digits, tmp_path, mpirun(2), 2, "--strategy", "ddp")
     done = reproduce(mpirun(2), trained)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_comparison_that_is_told_to_stop_says_so_and_is_begun_anew(
+    trained, tmp_path, monkeypatch
+):
+    words = ["reproduce", trained, "--output", tmp_path / "again"]
+    monkeypatch.setenv("LOCKSTEP_FAULT", "step:1:0:usr1")
+    done = run([sys.executable, "-m", "lockstep", *words], REPOSITORY)
+    assert "told to stop before the end" in refused(done)
+    assert list((tmp_path / "again").glob("checkpoints/*/step-*"))
+    monkeypatch.delenv("LOCKSTEP_FAULT")
+    done = run([sys.executable, "-m", "lockstep", *words], REPOSITORY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (part,) = json.loads((tmp_path / "again" / "train.json").read_text())["segments"]
+    assert part["first_step"] == 0

@@ -369,6 +369,16 @@ def test_a_full_disk_loses_nothing_and_is_used_again_when_it_has_room(tmp_path, 
         assert linked == ["epoch-0001.safetensors", "epoch-0002.safetensors"]
 
 
+def fail_once(store, step):
+    """Remove the folder, and have something in its place while a checkpoint is to be written."""
+    shutil.rmtree(store.root)
+    store.root.write_text("in the way")
+    store.put(make_checkpoint(step))
+    with pytest.raises(OSError):
+        store.wait()
+    store.root.unlink()
+
+
 def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
     full = Path("/dev/full")
     if not full.exists():
@@ -376,12 +386,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
     log = full.open("w")
     with opened(tmp_path / "checkpoints") as store:
         monkeypatch.setattr(sys, "stderr", log)
-        shutil.rmtree(tmp_path / "checkpoints")
-        (tmp_path / "checkpoints").write_text("in the way")
-        store.put(make_checkpoint(1))
-        with pytest.raises(OSError):
-            store.wait()
-        (tmp_path / "checkpoints").unlink()
+        fail_once(store, 1)
         fill(store, 2)
         assert bits(store.newest()) == bits(make_checkpoint(2))
     with pytest.raises(OSError):
@@ -411,12 +416,7 @@ def test_a_disk_that_becomes_read_only_loses_nothing(tmp_path, capsys):
 def test_a_folder_that_is_removed_is_made_and_locked_again(tmp_path, capsys, refused):
     with opened(tmp_path / "checkpoints") as store:
         fill(store, 1)
-        shutil.rmtree(tmp_path / "checkpoints")
-        (tmp_path / "checkpoints").write_text("in the way")
-        store.put(make_checkpoint(2))
-        with pytest.raises(OSError):
-            store.wait()
-        (tmp_path / "checkpoints").unlink()
+        fail_once(store, 2)
         fill(store, 3)
         assert f"{store.folder}: was removed while the run used it" in capsys.readouterr().err
         assert bits(store.newest()) == bits(make_checkpoint(3))
