@@ -31,6 +31,7 @@ from lockstep.files import sha256
 from lockstep.models import build
 from lockstep.objective import CrossEntropy, Normalize, check_bfloat16
 from lockstep.parallel.local_sgd import LocalSGD
+from lockstep.rehearsal import rehearse
 from lockstep.results import clear_results, make_row, write_results
 from lockstep.store import Store
 
@@ -89,6 +90,7 @@ def _train(
     parameters = sum(p.numel() for p in model.parameters())
     normalize = Normalize(manifest.mean, manifest.std, device)
     objective = CrossEntropy(run, normalize, device)
+    rehearse(model, objective, batches.get(0, 0, 0))
     bfloat16_distance = None
     if run.precision == "bfloat16":
         exact = CrossEntropy(run.model_copy(update={"precision": "float32"}), normalize, device)

@@ -10,6 +10,7 @@ from torch import nn
 
 from lockstep.data import streams
 from lockstep.errors import UserError, first_line
+from lockstep.models.layout import settle
 
 
 def build(name: str, shape: tuple[int, int, int], classes: int, seed: int = 0) -> nn.Module:
@@ -33,6 +34,7 @@ def build(name: str, shape: tuple[int, int, int], classes: int, seed: int = 0) -
             raise UserError(
                 f"model: {name} gave {type(model).__name__}, expected a torch.nn.Module"
             )
+        settle(model)
         model.eval()
         with torch.no_grad():
             scores = model(torch.zeros(2, *shape))

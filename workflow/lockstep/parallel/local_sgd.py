@@ -53,7 +53,7 @@ class LocalSGD:
         self.gradients = torch.zeros(layout.length, dtype=layout.dtype, device=layout.device)
         for replica in self.replicas:
             replica.layout.attach(self.gradients)
-        self.common = [b.clone() for b in layout.buffers]  # what they were when last averaged
+        self.common = layout.read()  # what they were when last averaged
         self.equal = True
         self.communication = 0.0
 
@@ -86,7 +86,7 @@ class LocalSGD:
             if replica.flat is not mean:
                 replica.flat.copy_(mean)
             replica.layout.take_changes(mean, self.common)
-        self.common = [b.clone() for b in self.replicas[0].layout.buffers]
+        self.common = self.replicas[0].layout.read()
         self.equal = True
 
     def _mean(self, terms: list[torch.Tensor]) -> torch.Tensor:

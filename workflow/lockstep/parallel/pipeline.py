@@ -199,8 +199,7 @@ class ShardStage(PipelineStage):
         term = self.tree.take().zero_()
         flat.attach(term)
         super().backward_one_chunk(bwd_chunk_id, loss, **options)
-        after = [b for b in self.buffers[bwd_chunk_id].values() if b.is_floating_point()]
-        flat.put_changes(term, flat.buffers, after)
+        flat.put_changes(term, flat.read(), flat.read(self.buffers[bwd_chunk_id].values()))
         if loss is not None:
             sums, scores = self.outcomes[loss]
             self.objective.check(loss, scores, [self.micro_batches[bwd_chunk_id]])
@@ -214,10 +213,7 @@ class ShardStage(PipelineStage):
         total = tree.all_reduce(self.stack)
         sums = flat.sums_of(total).clone()
         total /= tree.shards
-        for buffer, last in zip(self.submod.buffers(), self.buffers[-1].values(), strict=True):
-            if not buffer.is_floating_point():
-                buffer.copy_(last)
-        flat.take_changes(total, flat.buffers)
+        flat.take_changes(total, flat.read())
         flat.attach(total)
         tree.free(total)  # its values stay until the next step takes a buffer
         return sums

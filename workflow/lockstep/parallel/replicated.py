@@ -65,18 +65,14 @@ def mean_of_shards(
         buffers are the mean ones.
     """
     stack: list[Node] = []
-    # Every shard starts from the buffers that the step's first one found. Those that are no
-    # numbers to average (BatchNorm's count of batches) change alike in all of them.
-    before = [b.clone() for b in model.buffers()]
-    statistics = [b for b in before if b.is_floating_point()]
+    before = flat.read()
     for micro_batch in micro_batches:
-        for buffer, value in zip(model.buffers(), before, strict=True):
-            buffer.copy_(value)
+        flat.restore(before)  # every shard starts from the buffers that the step's first one found
         term = tree.take().zero_()
         flat.attach(term)
         loss, sums = objective(model, [micro_batch])
         loss.backward()
-        flat.put_changes(term, statistics)
+        flat.put_changes(term, before)
         flat.sums_of(term).copy_(sums)
         tree.add(stack, micro_batch.shard, term)
     started = time.perf_counter()
@@ -84,5 +80,5 @@ def mean_of_shards(
     seconds = time.perf_counter() - started
     sums = flat.sums_of(mean).clone()
     mean /= tree.shards
-    flat.take_changes(mean, statistics)
+    flat.take_changes(mean, before)
     return mean, sums, seconds

@@ -57,7 +57,7 @@ class FastReduction(Replicated):
 
     def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
         flat, total = self.flat, self.total.zero_()
-        before = [b.clone() for b in flat.buffers]
+        before = flat.read()
         loss, sums = self.objective(self.model, micro_batches)
         loss.backward()
         flat.put_changes(total, before)
