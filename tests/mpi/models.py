@@ -138,6 +138,36 @@ class Mixer(nn.Module):
         return nn.functional.dropout(self.mix(x), 0.1, self.training).mean((2, 3))
 
 
+class Shared(nn.Module):
+    """A chain in which a block occurs twice, one uses a layer twice, and two share a weight."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 16))
+        self.cell = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Tanh())
+        self.own = Again(16)
+        self.tied = nn.Linear(16, 16)
+        self.last = nn.Linear(16, classes)
+        self.tied.weight = self.cell[0].weight
+
+    def blocks(self) -> list[nn.Module]:
+        return [self.first, self.cell, self.own, self.cell, self.tied, self.last]
+
+    def forward(self, x):
+        for block in self.blocks():
+            x = block(x)
+        return x
+
+
+class Again(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, x):
+        return self.layer(torch.relu(self.layer(x)))
+
+
 def signature(image: np.ndarray) -> tuple[int, int, int]:
     """Return what one may know an image by, however its pixels are scaled: how many are darkest and
     brightest, and the sum of the brightest ones' places."""

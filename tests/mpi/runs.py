@@ -17,6 +17,7 @@ RUNS = {
         *("--label-smoothing", 0.1, *SGD),
     ),
     "blocks": ("--model", "tests.mpi.models:OfBlocks", "--shards", 4, "--batch", 128, *ADAMW),
+    "shared": ("--model", "tests.mpi.models:Shared", "--shards", 4, "--batch", 64, *ADAMW),
     "bfloat16": ("--shards", 4, "--batch", 128, "--precision", "bfloat16"),
     "six shards": ("--model", "tests.mpi.models:busy", "--shards", 6, "--batch", 96, *SGD),
 }

@@ -15,6 +15,7 @@ GLOO = ("--backend", "gloo")
 CASES = [
     *(("cnn", 1, FSDP), ("busy", 4, FSDP), ("resnet", 2, FSDP), ("blocks", 4, FSDP)),
     *(("bfloat16", 2, FSDP), ("six shards", 3, FSDP), ("busy", 2, (*FSDP, *GLOO))),
+    *(("shared", 1, FSDP), ("shared", 2, FSDP), ("shared", 2, ONE_F_ONE_B)),
     *(("busy", 1, GPIPE), ("cnn", 4, ONE_F_ONE_B), ("busy", 2, ONE_F_ONE_B), ("busy", 4, GPIPE)),
     *(("resnet", 2, GPIPE), ("blocks", 4, ONE_F_ONE_B), ("bfloat16", 2, ONE_F_ONE_B)),
     *(("busy", 3, (*ONE_F_ONE_B, *GLOO)), ("busy", 3, GPIPE)),

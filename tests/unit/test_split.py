@@ -38,6 +38,7 @@ def test_the_costliest_stage_is_as_cheap_as_can_be(costs, stages):
         ("vgg11_bn", (3, 64, 64), 3),
         ("mobilenet_v3_small", (3, 64, 64), 2),
         ("tests.mpi.models:OfBlocks", SHAPE, 4),
+        ("tests.mpi.models:Shared", SHAPE, 3),
     ],
 )
 def test_stages_one_after_the_other_are_the_model(name, shape, stages):
@@ -102,7 +103,11 @@ class Twice(nn.Sequential):
         (Skipping(SHAPE, 10), 2, ["blocks of Skipping cannot be called one after the other"]),
         (Wrong(SHAPE, 10), 2, ["blocks of Wrong", "do not return what the model does"]),
         (Stranger(SHAPE, 10), 2, ["blocks of Stranger", "just the parameters that it has"]),
-        (Twice(), 3, ["Twice uses a parameter or buffer in two of 3 stages"]),
+        (
+            Twice(),
+            3,
+            ["Twice has 2 blocks", "too few for 3 stages", "share a parameter count as one"],
+        ),
     ],
 )
 def test_a_model_that_cannot_be_cut_is_refused(refused, model, stages, words):

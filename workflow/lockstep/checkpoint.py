@@ -126,9 +126,9 @@ class Keeper:
         self.steps = {"steps": int(amount), "epochs": int(amount) * steps}.get(unit, 0)
         self.agreement = Agreement(world, interrupt, self._is_late)
         self.last = time.monotonic()
-        named = dict(model.named_buffers())
-        self.unsaved = {name: named[name] for name in named.keys() - model.state_dict().keys()}
-        self.before = _copy(self.unsaved)
+        self.model = model
+        named, kept = dict(model.named_buffers()), model.state_dict().keys()
+        self.unsaved = _copy({name: named[name] for name in named.keys() - kept})
         self.saved = -1
         self.sent = 0.0
         """The bytes that this rank has sent for its steps."""
@@ -178,8 +178,9 @@ class Keeper:
     def _check(self, step: int) -> None:
         """Refuse to save ranks that have drifted apart, and what could not be saved whole."""
         check_alike(self.strategy.alike(), step)
-        for name, buffer in self.unsaved.items():
-            if not torch.equal(buffer.cpu(), self.before[name]):
+        named = dict(self.model.named_buffers())  # a forward pass may have assigned it anew
+        for name, value in self.unsaved.items():
+            if not torch.equal(named[name].cpu(), value):
                 raise UserError(
                     f"model: the buffer {name} changes in training, and is not in the state_dict: "
                     f"no checkpoint could keep it; register it without persistent=False"

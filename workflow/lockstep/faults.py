@@ -44,6 +44,9 @@ ACTIONS = {
 
 WANTED = os.environ.get("LOCKSTEP_FAULT", "")
 
+# Whether new memory is filled with NaN, so that what is read before it was written shows.
+POISON = False
+
 
 def point(name: str, number: int) -> None:
     """Have the faults that are asked for at this place, on this rank."""

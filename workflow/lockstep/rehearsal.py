@@ -76,7 +76,7 @@ def _pass(
         order in which they returned, each with the sums of what it returned.
     """
     buffers = Buffers(model)
-    before = [b.detach().clone() for b in buffers.now()]
+    before = buffers.copies()
     gradients: dict[str, str] = {}
     went: list[tuple[str, str]] = []
 

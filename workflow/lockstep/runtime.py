@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lockstep import faults
 from lockstep.comm.world import World
 from lockstep.errors import UserError
 from lockstep.provenance import caps
@@ -27,8 +28,9 @@ def pin(threads: int, device: torch.device, reproducible: bool) -> None:
     torch.set_flush_denormal(True)  # CPUs are far slower with denormal numbers
     if reproducible:
         torch.use_deterministic_algorithms(True)
-        # It would also fill new memory, lest somebody read it before writing; nothing here does.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        # It would also fill new memory, lest somebody read it before writing. Nothing here does:
+        # the tests fill it.
+        torch.utils.deterministic.fill_uninitialized_memory = faults.POISON  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False  # it would choose kernels by their speed that day
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -21,6 +21,7 @@ def train_parts(parts: list[tuple[str, int | None, list[str]]]) -> None:
         parts: the folder of results, before which step an exception ends it on all ranks (None: it
             is trained to its end), and the flags.
     """
+    faults.POISON = True
     world = discover()
     for output, stop, flags in parts:
         faults.WANTED = "" if stop is None else f"step:{stop}:{world.rank}:raise"

@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from lockstep import faults
 from lockstep.cli import main
 from lockstep.comm.world import discover
 
@@ -21,6 +22,7 @@ def train_points(commands: dict[str, list[str]], data: str, folder: Path) -> Non
         data: the prepared dataset.
         folder: gets a folder of results for each point.
     """
+    faults.POISON = True
     for name, flags in commands.items():
         results = folder / name
         main(["train", "--data", data, "--output", str(results), *flags])

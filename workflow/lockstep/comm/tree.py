@@ -223,3 +223,40 @@ class TreeReduce:
         total = stack[0].value
         dist.all_gather_single(total, fold(meeting).contiguous(), group=self.group)
         return total
+
+
+class GatherReduce:
+    """What TreeReduce does, for short terms: every rank gathers all S of them. Rank r has the
+    shards r, r + P, r + 2P, ...
+
+    Args:
+        length: the number of elements of a term.
+        shards: S.
+        ranks: P, which divides S.
+        dtype, device: those of the terms.
+    """
+
+    def __init__(
+        self, length: int, shards: int, ranks: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.length, self.shards, self.ranks = length, shards, ranks
+        self.dtype, self.device = dtype, device
+
+    def take(self) -> torch.Tensor:
+        """Return a buffer for a term."""
+        return torch.empty(self.length, dtype=self.dtype, device=self.device)
+
+    def add(self, stack: list[Node], shard: int, term: torch.Tensor) -> None:
+        """Put a shard's term on this rank's stack; shards come in ascending order."""
+        stack.append(Node(0, shard, term))
+
+    def all_reduce(self, stack: list[Node]) -> torch.Tensor:
+        """Return the sum of all ranks' stacks."""
+        mine = torch.stack([node.value for node in stack])
+        stack.clear()
+        everyones = mine.new_empty(self.shards, self.length)
+        dist.all_gather_single(everyones, mine)
+        in_order = everyones.view(self.ranks, -1, self.length).transpose(0, 1).flatten(0, 1)
+        for shard, term in enumerate(in_order):
+            push(stack, Node(0, shard, term))
+        return fold(stack)

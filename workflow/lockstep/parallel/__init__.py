@@ -151,4 +151,4 @@ def make(
         return hybrid(run, model, objective, world, shape)
     from lockstep.parallel.fsdp import FullySharded
 
-    return FullySharded(run, model, objective, world)
+    return FullySharded(run, model, objective, world, shape)

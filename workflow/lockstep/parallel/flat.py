@@ -35,7 +35,7 @@ class Flat:
     def __init__(self, model: nn.Module, gradients: bool = True) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._buffers = Buffers(model)
-        first = self._buffers.now()
+        first = self._buffers.first
         for name, buffer in zip(self._buffers.names, first, strict=True):
             if buffer.is_complex():
                 raise UserError(

@@ -18,33 +18,42 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 
 from lockstep import optim
-from lockstep.comm.tree import Node, TreeReduce, block, fold, push
+from lockstep.comm.tree import GatherReduce, Node, fold, push
 from lockstep.comm.world import World
 from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
-from lockstep.errors import UserError
+from lockstep.errors import UserError, first_line
 from lockstep.parallel import Objective
 from lockstep.parallel.flat import Flat
 from lockstep.parallel.parts import Part, whole
 from lockstep.parallel.replicated import mean_of_shards
-from lockstep.parallel.split import blocks_of
+from lockstep.parallel.split import blocks_apart, images_like, rehearsing
 
 
 class FullySharded:
     """FSDP2, with each shard's gradients by themselves until they are added along the tree."""
 
-    def __init__(self, run: Run, model: nn.Module, objective: Objective, world: World) -> None:
+    def __init__(
+        self,
+        run: Run,
+        model: nn.Module,
+        objective: Objective,
+        world: World,
+        shape: tuple[int, int, int],
+    ) -> None:
         self.run, self.model, self.objective = run, model, objective
-        self.shards: Sequence[int] = block(world.rank, world.size, run.shards)
+        # Not a block: what the ranks have at one time is to be neighbours in the tree.
+        self.shards: Sequence[int] = range(world.rank, run.shards, world.size)
         self.flat = Flat(model, gradients=False)
-        self.tree = TreeReduce(
-            self.flat.length, run.shards, world.rank, world.size, self.flat.dtype, self.flat.device
+        self.tree = GatherReduce(
+            self.flat.length, run.shards, world.size, self.flat.dtype, self.flat.device
         )
         self.optimizer = optim.make_optimizer(run, model)
         names = {id(p): name for name, p in model.named_parameters()}
         strides = {name: p.stride() for name, p in model.named_parameters()}
         order = [names[id(p)] for p in optim.parameters(self.optimizer)]
-        self.sums = _shard(model, self.flat.device, run.shards)
+        self.passes = 0  # the forward passes that this step has begun
+        self.sums = _shard(model, self.flat.device, run.shards, shape)
         # The optimizer works on the parts. It has kept nothing yet, but for which ones decay.
         sharded = dict(model.named_parameters())
         self.parts = {name: Part(sharded[name], strides[name]) for name in order}
@@ -53,10 +62,11 @@ class FullySharded:
         self.communication = 0.0
 
     def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
-        mean, sums, seconds = mean_of_shards(
+        _, sums, seconds = mean_of_shards(
             self.model, self._zeroed, micro_batches, self.flat, self.tree
         )
-        self.tree.free(mean)
+        self._check_passes()
+        self.passes = 0
         started = time.perf_counter()
         for part in self.parts.values():
             part.load()
@@ -79,7 +89,13 @@ class FullySharded:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # A shard's gradients go where they are added: none is to meet the shard before.
         model.zero_grad()
+        self._check_passes()
+        self.passes += 1
         return self.objective(model, micro_batches)
+
+    def _check_passes(self) -> None:
+        for parts in self.sums:
+            parts.check(self.passes)
 
     def totals(self, sums: torch.Tensor) -> torch.Tensor:
         return sums
@@ -124,49 +140,81 @@ def _kept(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor
     return {name: tensor.cpu() for name, tensor in tensors if not dist.get_rank()}
 
 
-def _shard(model: nn.Module, device: torch.device, shards: int) -> list["PartSum"]:
-    """Shard a model's parameters; return what adds up the gradients of each of its modules."""
+def _shard(
+    model: nn.Module, device: torch.device, shards: int, shape: tuple[int, int, int]
+) -> list["PartSum"]:
+    """Shard a model's parameters; return what adds up the gradients of each of its modules.
+
+    Blocks that are called more than once, or share a parameter, are sharded with the model.
+
+    Raises:
+        UserError: on all ranks, before any training: in parts, the model does not compute the same.
+    """
+    model.to(memory_format=torch.contiguous_format)  # FSDP2 wants it so
     for name, parameter in model.named_parameters():
         if not parameter.ndim:
             raise UserError(
                 f"model: fsdp cannot shard {name}, a single number; give it one dimension, of "
                 f"length 1, or take another strategy"
             )
+        if not parameter.is_contiguous():
+            raise UserError(
+                f"model: fsdp cannot shard {name}, which lies in memory transposed; call "
+                f"contiguous() before it becomes a parameter, or take another strategy"
+            )
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    model.to(memory_format=torch.contiguous_format)  # FSDP2 wants it so
-    try:
-        blocks = [b for b in blocks_of(model) if any(p.requires_grad for p in b.parameters())]
-    except UserError:
-        blocks = []  # it is no chain: then all at once
-    for module in dict.fromkeys([*blocks, model]):
+    alone = blocks_apart(model, shape)
+    images = images_like(model, shape)
+    with rehearsing(model):
+        expected = model(images.clone())
+    whole, names = type(model).__name__, {module: name for name, module in model.named_modules()}
+    apart = {p for block in alone for p in block.parameters()}
+    rest = any(p.requires_grad and p not in apart for p in model.parameters())
+    for module in (*alone, model):
         fully_shard(module, mesh=mesh)
     sums = []
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            sums.append(PartSum(shards, mesh.size()))
-            module.set_force_sum_reduction_for_comms(True)
-            module.set_gradient_divide_factor(1.0)
-            module.set_reduce_scatter_unused_params(True, recurse=False)
-            module.set_custom_reduce_scatter(sums[-1])
-            if mesh.size() == 1:  # then FSDP2 has nothing to scatter
-                module.set_all_reduce_hook(sums[-1].add_own)
+    for module in (*alone, *([model] if rest else [])):
+        assert isinstance(module, FSDPModule)
+        sums.append(PartSum(names[module] or whole, shards, mesh.size()))
+        module.set_force_sum_reduction_for_comms(True)
+        module.set_gradient_divide_factor(1.0)
+        module.set_reduce_scatter_unused_params(True, recurse=False)
+        module.set_custom_reduce_scatter(sums[-1])
+        if mesh.size() == 1:  # then FSDP2 has nothing to scatter
+            module.set_all_reduce_hook(sums[-1].add_own)
+    try:
+        with rehearsing(model):
+            same = torch.equal(expected, model(images.clone()))
+        why = "it computes something else"
+    except Exception as error:  # it is the user's code that runs here
+        same, why = False, first_line(error)
+    if not same:
+        raise UserError(
+            f"model: fsdp cannot shard {whole}: with its parameters in parts, {why}; "
+            f"each block must use its own parameters alone; take another strategy"
+        )
+    for module in (*alone, model):
+        module.reshard()  # type: ignore[operator]
     return sums
 
 
 class PartSum(ReduceScatter):
     """The mean over all shards of this rank's part of some parameters' gradients, by the tree.
 
-    A rank's i-th backward pass is that of the i-th shard of its block; what it leaves in the output
-    counts after the last.
+    The ranks' i-th backward passes are those of the shards iP ... iP + P - 1, which are neighbours
+    in the tree: a rank keeps log2(S/P) + 1 partial sums of its part at most. The output counts
+    after the last pass, and is zero until then.
+
+    Args:
+        name: of the module whose parameters they are.
+        shards: S.
+        ranks: P.
     """
 
-    def __init__(self, shards: int, ranks: int) -> None:
-        self.shards, self.ranks, self.seconds = shards, ranks, 0.0
-        self._begin()
-
-    def _begin(self) -> None:
-        self.done = 0
-        self.stacks: list[list[Node]] = [[] for _ in range(self.ranks)]
+    def __init__(self, name: str, shards: int, ranks: int) -> None:
+        self.name, self.shards, self.ranks, self.seconds = name, shards, ranks, 0.0
+        self.stack: list[Node] = []
+        self.passes = 0
 
     def allocate(
         self, size: Sequence[Any], *, dtype: torch.dtype, device: torch.device
@@ -189,24 +237,36 @@ class PartSum(ReduceScatter):
 
     def add_own(self, gradients: torch.Tensor) -> None:
         """Do what a call does, where there is one rank."""
-        self._add(gradients.clone(), gradients)
+        self._add(gradients, gradients)
 
     def _add(self, received: torch.Tensor, output: torch.Tensor) -> None:
-        each = self.shards // self.ranks
-        for rank, (stack, term) in enumerate(
-            zip(self.stacks, received.view(self.ranks, -1), strict=True)
-        ):
-            push(stack, Node(0, rank * each + self.done, term))
-        self.done += 1
-        if self.done == each:
-            together: list[Node] = []
-            for stack in self.stacks:
-                for node in stack:
-                    push(together, node)
-            torch.div(fold(together), self.shards, out=output)
-            self._begin()
+        first = self.passes * self.ranks
+        for rank, term in enumerate(received.view(self.ranks, -1)):
+            push(self.stack, Node(0, first + rank, term))
+        self.passes += 1
+        if first + self.ranks < self.shards:
+            for node in self.stack:
+                if node.index << node.level >= first:  # else all that was received would stay
+                    node.value = node.value.clone()
+            output.zero_()
+        else:
+            # `single` adds to zeros, which makes -0 a 0.
+            torch.div(fold(self.stack).add_(0.0), self.shards, out=output)
+
+    def check(self, passes: int) -> None:
+        """Refuse a step whose `passes` micro-batches did not have one backward pass each.
+
+        Raises:
+            UserError: they had more, or fewer.
+        """
+        if self.passes != passes:
+            raise UserError(
+                f"model: fsdp had {self.passes} backward passes of {self.name} for {passes} "
+                f"micro-batches; a block must be called once in each forward pass, whatever the "
+                f"images and the random numbers are; take another strategy"
+            )
 
     def take_seconds(self) -> float:
-        """Return the seconds spent in communication since the last time."""
-        seconds, self.seconds = self.seconds, 0.0
+        """End a step; return the seconds that it spent in communication."""
+        seconds, self.seconds, self.passes = self.seconds, 0.0, 0
         return seconds

@@ -9,7 +9,7 @@ shards.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,13 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
-from torch.func import functional_call
 
 from lockstep import optim, state
 from lockstep.comm.tree import Node, TreeReduce, block
 from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
 from lockstep.parallel import Objective
+from lockstep.parallel.buffers import Buffers
 from lockstep.parallel.flat import Flat
 from lockstep.parallel.split import cut, tensors_of
 
@@ -170,7 +170,7 @@ class ShardStage(PipelineStage):
         """Begin a step."""
         self.micro_batches = micro_batches
         self.stack: list[Node] = []
-        self.buffers: list[dict[str, torch.Tensor]] = []  # as each forward pass left them
+        self.buffers: list[list[torch.Tensor]] = []  # as each forward pass left them
         # The sums and the scores of each loss.
         self.outcomes: dict[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] = {}
         self.gradient: torch.Tensor  # of the last backward pass, for the stage before
@@ -179,11 +179,10 @@ class ShardStage(PipelineStage):
     def forward_maybe_with_nosync(self, value: torch.Tensor, drawn: torch.Tensor) -> Any:
         started = time.perf_counter()
         go_on_from(drawn)
-        buffers = {name: b.clone() for name, b in self.submod.named_buffers()}
-        self.buffers.append(buffers)
         if not self.is_first:
             value = Boundary.apply(value, self)
-        value = self.objective.scores(partial(functional_call, self.submod, buffers), value)
+        value, buffers = with_own_buffers(self.submod, partial(self.objective.scores, inputs=value))
+        self.buffers.append(buffers)
         self.computing += time.perf_counter() - started
         return value if self.is_last else (value, draws(value.device))
 
@@ -199,7 +198,7 @@ class ShardStage(PipelineStage):
         term = self.tree.take().zero_()
         flat.attach(term)
         super().backward_one_chunk(bwd_chunk_id, loss, **options)
-        flat.put_changes(term, flat.read(), flat.read(self.buffers[bwd_chunk_id].values()))
+        flat.put_changes(term, flat.read(), flat.read(self.buffers[bwd_chunk_id]))
         if loss is not None:
             sums, scores = self.outcomes[loss]
             self.objective.check(loss, scores, [self.micro_batches[bwd_chunk_id]])
@@ -235,8 +234,8 @@ class ShardStage(PipelineStage):
 
     def _compute_outputs(self, *args: torch.Tensor, module: nn.Module, **_: Any) -> Any:
         value, drawn = args
-        value = self.objective.scores(module, value)
-        return value if self.is_last else (value, drawn)
+        output = with_own_buffers(module, partial(self.objective.scores, inputs=value))[0]
+        return output if self.is_last else (output, drawn)
 
     def _ones_from_metadata(self, meta: Any) -> torch.Tensor:
         return meta.to_tensor(self.device).detach().fill_(1)
@@ -257,6 +256,23 @@ class Boundary(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, None]:
         (ctx.stage.gradient,) = gradients
         return None, None
+
+
+def with_own_buffers(
+    module: nn.Module, call: Callable[[nn.Module], torch.Tensor]
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Call with a module that has copies of its buffers; return the result, and these afterwards.
+
+    (torch's functional_call would not restore a module that is there twice.)
+    """
+    buffers = Buffers(module)
+    buffers.put(buffers.copies())
+    try:
+        value = call(module)
+        after = buffers.now()
+    finally:
+        buffers.put(buffers.first)
+    return value, after
 
 
 def as_memory(ops: list[dist.P2POp]) -> list[dist.P2POp]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lockstep import optim
-from lockstep.comm.tree import Node, TreeReduce
+from lockstep.comm.tree import GatherReduce, Node, TreeReduce
 from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
 from lockstep.parallel import Objective
@@ -55,7 +55,7 @@ def mean_of_shards(
     objective: Callable[[nn.Module, Sequence[MicroBatch]], tuple[torch.Tensor, torch.Tensor]],
     micro_batches: Sequence[MicroBatch],
     flat: Flat,
-    tree: TreeReduce,
+    tree: TreeReduce | GatherReduce,
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Do the forward and backward passes of this rank's shards, and average over all of them.
 

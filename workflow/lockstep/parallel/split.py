@@ -1,14 +1,17 @@
 """A model as a list of blocks, and the blocks as stages of about equal cost."""
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lockstep.errors import UserError, first_line
+from lockstep.parallel.buffers import Buffers
 
 # What a float that goes in or comes out costs, in the floating-point operations of convolutions:
 # about that on CPUs, where pooling and activations are bound by memory.
@@ -80,20 +83,14 @@ def cut(model: nn.Module, shape: tuple[int, int, int], stages: int) -> list[nn.S
     if len(groups) < stages:
         raise UserError(
             f"model: {name} has {len(groups)} blocks with parameters to train, too few for "
-            f"{stages} stages; take {len(groups)} at most"
+            f"{stages} stages; take {len(groups)} at most (blocks that share a parameter count as "
+            f"one, with all between them)"
         )
     cuts = [
         nn.Sequential(*(block for group in groups[a:b] for block in group))
         for a, b in balance(costs, stages)
     ]
-    owned = [{id(t) for t in tensors_of(stage)} for stage in cuts]
-    together = set().union(*owned)
-    if len(together) < sum(map(len, owned)):
-        raise UserError(
-            f"model: {name} uses a parameter or buffer in two of {stages} stages; take fewer "
-            f"stages, or another strategy"
-        )
-    if together != {id(t) for t in tensors_of(model)}:
+    if {id(t) for stage in cuts for t in tensors_of(stage)} != {id(t) for t in tensors_of(model)}:
         raise UserError(f"model: the blocks of {name} do not have just the parameters that it has")
     return cuts
 
@@ -119,14 +116,62 @@ def balance(costs: Sequence[int], stages: int) -> list[tuple[int, int]]:
     return best(0, stages)[1]
 
 
-def _costs(model: nn.Module, blocks: list[nn.Module], shape: tuple[int, int, int]) -> list[int]:
-    """Count what each block costs, and see that the blocks do compute what the model does."""
+def blocks_apart(model: nn.Module, shape: tuple[int, int, int]) -> list[nn.Module]:
+    """Return the blocks with parameters to train that a forward pass calls just once, and that
+    share no parameter with the rest of the model; none, if it is no chain of blocks.
+
+    Args:
+        model: in training mode; it is left as it was.
+        shape: (C, H, W) of an image.
+    """
+    try:
+        blocks = list(dict.fromkeys(blocks_of(model)))
+    except UserError:
+        return []
+    calls: Counter[nn.Module] = Counter()
+    hooks = [b.register_forward_pre_hook(lambda block, _: calls.update([block])) for b in blocks]
+    with rehearsing(model):
+        model(images_like(model, shape))
+    for hook in hooks:
+        hook.remove()
+    inside = {module for block in blocks for module in block.modules()}
+    users = Counter(p for block in blocks for p in block.parameters())
+    users.update(p for m in {*model.modules()} - inside for p in m.parameters(recurse=False))
+    return [
+        block
+        for block in blocks
+        if calls[block] == 1
+        and any(p.requires_grad for p in block.parameters())
+        and all(users[p] == 1 for p in block.parameters())
+    ]
+
+
+def images_like(model: nn.Module, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Return two images of a shape (C, H, W) where a model is (float32, 2 x C x H x W)."""
     device = next(model.parameters()).device
-    images = torch.linspace(-1, 1, 2 * math.prod(shape), device=device).view(2, *shape)
-    costs, value = [], images.clone()  # a block may work in place
+    return torch.linspace(-1, 1, 2 * math.prod(shape), device=device).view(2, *shape)
+
+
+@contextlib.contextmanager
+def rehearsing(model: nn.Module) -> Iterator[None]:
+    """Let a model in training mode compute as it does when evaluated, and leave it as it was."""
+    buffers = Buffers(model)
+    before = buffers.copies()
     model.eval()
     try:
         with torch.no_grad():
+            yield
+    finally:
+        model.train()
+        buffers.restore(before)
+
+
+def _costs(model: nn.Module, blocks: list[nn.Module], shape: tuple[int, int, int]) -> list[int]:
+    """Count what each block costs, and see that the blocks do compute what the model does."""
+    images = images_like(model, shape)
+    costs, value = [], images.clone()  # a block may work in place
+    try:
+        with rehearsing(model):
             for block in blocks:
                 before = value.numel()
                 with FlopCounterMode(display=False) as counter:
@@ -138,8 +183,6 @@ def _costs(model: nn.Module, blocks: list[nn.Module], shape: tuple[int, int, int
             f"model: the blocks of {type(model).__name__} cannot be called one after the other, "
             f"each with the tensor that the last one returned: {first_line(error)}"
         ) from error
-    finally:
-        model.train()
     if not same:
         raise UserError(
             f"model: the blocks of {type(model).__name__}, called one after the other, do not "
@@ -149,7 +192,8 @@ def _costs(model: nn.Module, blocks: list[nn.Module], shape: tuple[int, int, int
 
 
 def _groups(blocks: list[nn.Module], costs: list[int]) -> tuple[list[list[nn.Module]], list[int]]:
-    """Join blocks without parameters to train to the ones before them."""
+    """Join blocks without parameters to train to the ones before them, and blocks that share a
+    parameter or buffer, with all between them."""
     groups: list[list[nn.Module]] = []
     sums: list[int] = []
     trained = False
@@ -161,4 +205,11 @@ def _groups(blocks: list[nn.Module], costs: list[int]) -> tuple[list[list[nn.Mod
         trained = trained or begins
         groups[-1].append(block)
         sums[-1] += cost
+        while any(map(_tensors(groups[-1]).intersection, map(_tensors, groups[:-1]))):
+            groups[-2:] = [groups[-2] + groups[-1]]
+            sums[-2:] = [sums[-2] + sums[-1]]
     return groups, sums
+
+
+def _tensors(blocks: list[nn.Module]) -> set[torch.Tensor]:
+    return {t for block in blocks for t in tensors_of(block)}
