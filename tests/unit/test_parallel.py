@@ -60,6 +60,60 @@ def test_batchnorm_sees_each_shard_alone_and_its_statistics_are_averaged(objecti
         assert torch.allclose(found.grad, mean, rtol=1e-4, atol=1e-6)
 
 
+class Watching(nn.Module):
+    """A model whose forward pass assigns buffers anew, and counts in integers and truth values."""
+
+    def __init__(self, count=lambda x: 2):
+        super().__init__()
+        self.body, self.count = make_model(), count
+        self.register_buffer("centre", torch.zeros(3))
+        self.register_buffer("seen", torch.tensor(7, dtype=torch.uint8))
+        self.register_buffer("begun", torch.tensor(False))
+        self.register_buffer("mask", torch.tensor([0.0, float("-inf"), float("nan")]))
+
+    def forward(self, x):
+        x = self.body(x)
+        self.centre = 0.5 * self.centre + x.detach().mean(0)
+        self.seen = self.seen + self.count(x)
+        self.begun = torch.tensor(True)
+        return x
+
+
+def test_buffers_that_a_pass_assigns_anew_are_averaged(objective):
+    ours = Watching()
+    ours.centre += 1
+    alone = [copy.deepcopy(ours) for _ in range(SHARDS)]
+    first = ours.centre
+    tree(ours, objective).step(make_batches(), 0.0)
+    for model, batch in zip(alone, make_batches(), strict=True):
+        objective(model, [batch])
+    mean = torch.stack([model.centre for model in alone]).mean(dim=0)
+    assert torch.allclose(ours.centre, mean, rtol=1e-5)
+    assert ours.centre is first  # whoever else holds it sees it
+    assert (ours.seen.item(), ours.seen.dtype) == (9, torch.uint8)
+    assert ours.begun.item() is True
+    assert torch.equal(ours.mask.isnan(), torch.tensor([False, False, True]))
+    assert ours.mask[1] == float("-inf")
+
+
+@pytest.mark.parametrize("count", [lambda x: (x[0, 0] * 1e4).byte() % 5, lambda x: 2**20])
+def test_an_integer_that_has_no_mean_is_refused(objective, count, refused):
+    model = Watching(count)
+    model.seen = model.seen.long()
+    with refused("the buffer seen counts", "floating-point"):
+        tree(model, objective).step(make_batches(), 0.0)
+
+
+def test_a_buffer_that_grows_is_refused(objective, refused):
+    model = Watching()
+    strategy = tree(model, objective)
+    model.body.register_forward_hook(
+        lambda *_: setattr(model, "mask", torch.cat([model.mask, model.mask]))
+    )
+    with refused("the buffer mask was (3,) and is (6,)"):
+        strategy.step(make_batches(), 0.0)
+
+
 def test_gradients_lie_as_their_parameters_do(objective):
     model = make_model()
     tree(model, objective).step(make_batches(), 0.0)

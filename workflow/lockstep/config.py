@@ -159,7 +159,8 @@ class Defaults(Strict):
     has started the ranks, else what torchrun has set."""
 
     epochs: int = Field(default=30, ge=1)
-    """The number of passes over the training set."""
+    """The number of passes over the training set. A pass takes whole micro-batches alone: up to
+    B/S - 1 samples of each shard, others each time, are left out of it."""
 
     batch: int = Field(default=128, ge=1)
     """B, the global batch in images. `shards` divides it: each gives B/S images to every step."""
