@@ -32,7 +32,7 @@ def refused():
     @contextlib.contextmanager
     def context(*words):
         with pytest.raises(UserError) as caught:
-            yield
+            yield caught
         line = str(caught.value)
         assert "\n" not in line
         for word in words:

@@ -3,9 +3,12 @@
 import gzip
 import io
 import json
+import os
 import struct
 import tarfile
 import tempfile
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lockstep.config import Dataset
-from lockstep.data.arrays import moments, open_part
+from lockstep.data.arrays import Moments, open_part
+from lockstep.data.folder import images_by_class
 from lockstep.data.manifest import read_manifest
 from lockstep.data.sources import SOURCES
+from lockstep.download import download
 from lockstep.files import sha256
 from lockstep.prepare import prepare
 
@@ -75,7 +80,9 @@ def test_preparing_again_gives_the_same_files(digits, tmp_path):
 
 def test_a_damaged_manifest_is_named(tmp_path, refused, digits):
     whole = (digits / "manifest.json").read_text()
-    for text in (None, "", whole[:-10], "[]", "{}", whole.replace("28,", "", 1)):
+    mean = whole.replace('"mean": [\n    0.', '"mean": [\n    1.')
+    assert mean != whole
+    for text in (None, "", whole[:-10], "[]", "{}", whole.replace("28,", "", 1), mean, "[" * 10**5):
         if text is not None:
             (tmp_path / "manifest.json").write_text(text)
         with refused(tmp_path / "manifest.json", "run `prepare` again"):
@@ -101,18 +108,38 @@ def test_damaged_arrays_are_named(tmp_path, refused, digits):
 # moments
 
 
+def moments(images, chunk=1):
+    """Return mean and standard deviation of images that come in chunks."""
+    found = Moments(images.shape[-1])
+    for start in range(0, len(images), chunk):
+        found.add(images[start : start + chunk])
+    return found.of_unit()
+
+
 @given(
-    st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3)),
+    st.tuples(st.integers(1, 9), st.integers(1, 70), st.integers(1, 70), st.integers(1, 4)),
     st.integers(1, 10),
     st.integers(0, 2**32 - 1),
 )
-def test_moments_are_numpys_whatever_the_chunk(shape, chunk, seed):
+@settings(max_examples=50)
+def test_moments_are_those_of_whole_numbers_however_pixels_come(shape, chunk, seed):
     images = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     mean, deviation = moments(images, chunk)
-    pixels = images.reshape(-1, shape[-1]) / 255
-    assert mean == pytest.approx(pixels.mean(axis=0), rel=1e-12)
+    pixels = images.reshape(-1, shape[-1]).astype(np.uint64)
+    # These decide the bits of every training: they are equal, not nearly so.
+    count = len(pixels)
+    exact = pixels.sum(axis=0) / count
+    assert mean == (exact / 255).tolist()
+    square = (pixels * pixels).sum(axis=0) / count
+    assert deviation == (np.sqrt(square - exact**2) / 255).tolist()
+    assert mean == pytest.approx((pixels / 255).mean(axis=0), rel=1e-12)
     # A difference of squares: about eight digits of a small deviation.
-    assert deviation == pytest.approx(pixels.std(axis=0), rel=1e-9, abs=1e-8)
+    assert deviation == pytest.approx((pixels / 255).std(axis=0), rel=1e-9, abs=1e-8)
+
+
+def test_sums_of_large_and_bright_images_do_not_overflow():
+    images = np.full((3, 1500, 1500, 2), 255, np.uint8)  # whose squares sum up to 4 x 10^11
+    assert moments(images) == ([1, 1], [0, 0])
 
 
 @pytest.mark.parametrize("level", [0, 1, 77, 254, 255])
@@ -406,7 +433,10 @@ IMAGES, LABELS = some(12)
         ({"images": IMAGES, "labels": LABELS * 10**12}, ["class", "has no image"]),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, ["images is empty"]),
         ({"images": IMAGES[:, :0], "labels": LABELS}, ["images", "(12, 0, 5, 3)"]),
-        ({"images": IMAGES[:3], "labels": LABELS[:3]}, ["train: class '0' (0) has no image"]),
+        (
+            {"images": IMAGES[:3], "labels": LABELS[:3]},
+            ["class '0' has too few images, 1,", "test_fraction"],
+        ),
         ({"images": IMAGES, "labels": LABELS.astype(object)}, ["not an .npz of plain arrays"]),
         (
             {"images": IMAGES, "labels": LABELS, "test_images": IMAGES, "test_labels": LABELS + 1},
@@ -555,5 +585,198 @@ def test_a_folder_without_classes_is_named(folder, tmp_path, refused):
 
 
 def test_a_class_of_one_image_is_refused(folder, refused):
-    with refused("train", "class 'cat' (0) has no image"):
+    with refused("own", "class 'cat' has too few images, 1,", "test_fraction"):
         folder(pictures(classes=("dog",)) | pictures(classes=("cat",), count=1))
+    with refused("own", "class 'bird' has too few images, 1,"):
+        folder(pictures(classes=("bird",), count=1))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_images_of_more_than_eight_bits_are_refused(folder, tmp_path, refused, mode):
+    path = tmp_path / "own" / "dog" / "2.tif"
+    path.parent.mkdir(parents=True)
+    Image.new(mode, (5, 6), 300).save(path)
+    with refused(path, f"has {mode} pixels", "8 bits"):
+        folder(pictures())
+
+
+def test_bad_images_are_named_in_one_pass(folder, tmp_path, refused):
+    folder(pictures(count=13))
+    bad = [tmp_path / "own" / name / f"{i}.png" for name in ("cat", "dog") for i in range(0, 12, 2)]
+    for path in bad:
+        path.write_bytes(b"not an image")
+    Image.new("L", (7, 7)).save(bad[1])
+    with refused("12 of 26 images", "7 x 7 pixels", "; and 2 more") as caught:
+        prepare(Dataset(name="imagefolder", path=str(tmp_path / "own")), tmp_path / "o")
+    assert sum(f"{path}: " in str(caught.value) for path in bad) == 10
+
+
+def test_images_come_in_the_order_of_torchvision(tmp_path):
+    for name in ("a/9.png", "a/10.PNG", "a/b/1.jpg", "a/B/1.jpg", "a/b-c/1.png", "B/2.tif"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "3.png").write_bytes(b"")
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "elsewhere")
+    found = images_by_class(tmp_path)
+    assert list(found) == ["B", "a", "elsewhere"]
+    for name, paths in found.items():  # as ImageFolder goes through a class
+        walked = sorted(os.walk(tmp_path / name, followlinks=True))
+        files = [Path(root, file) for root, _, names in walked for file in sorted(names)]
+        assert paths == [file for file in files if file.suffix != ".txt"]
+
+
+def test_what_is_hidden_is_no_data(folder, tmp_path):
+    expected = folder(pictures())
+    for name in (".git/1.png", ".ipynb_checkpoints/1.png", "cat/.DS_Store", "cat/._1.png"):
+        path = tmp_path / "own" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"hidden")
+    assert folder({}) == expected
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(folder, tmp_path, refused):
+    images = pictures()
+    folder(images)
+    odd = tmp_path / "own" / "cat" / "x.png"
+    os.mkfifo(odd)
+    with refused(odd, "a fifo"):
+        folder(images)
+    odd.unlink()
+    for target in ("nothing", "x.png"):
+        odd.symlink_to(target)
+        with refused(odd, "a link to nothing"):
+            folder(images)
+        odd.unlink()
+    odd.symlink_to(tmp_path / "own")
+    with refused(odd, "a link back"):
+        folder(images)
+
+
+# what was downloaded
+
+
+def test_files_that_are_not_what_was_downloaded_are_refused(npz, mnist, tmp_path, refused):
+    npz(images=IMAGES, labels=LABELS)
+    dataset = Dataset(name="npz", path=str(tmp_path / "own.npz"))
+    download(dataset, tmp_path / "o")
+    prepare(dataset, tmp_path / "o")
+    with refused(tmp_path / "own.npz", "had", "download again"):
+        npz(images=IMAGES[::-1], labels=LABELS)
+
+    path = mnist / "raw" / "train-labels-idx1-ubyte.gz"
+    files = {p.name: {"sha256": sha256(p)} for p in (mnist / "raw").iterdir()}
+    sources = mnist / "sources.json"
+    for text in ("", "[]", '{"files": {}}', json.dumps({"dataset": "mnist", "files": files})):
+        sources.write_text(text)
+        if text[2:3] != "d":
+            with refused(sources, "download again"):
+                prepare(Dataset(name="mnist"), mnist)
+    prepare(Dataset(name="mnist"), mnist)
+    path.write_bytes(gzip.compress(idx(np.arange(40) % 5)))
+    with refused(path, "had", "download again"):
+        prepare(Dataset(name="mnist"), mnist)
+
+
+def test_a_folder_that_is_not_what_was_looked_through_is_refused(folder, tmp_path, refused):
+    expected = folder(pictures())
+    (tmp_path / "own" / "notes.txt").write_text("of the whole")
+    download(Dataset(name="imagefolder", path=str(tmp_path / "own")), tmp_path / "o")
+    assert folder({}) == expected
+    for name in ("cat/4.png", "cat/5.png"):
+        with refused(tmp_path / "own", "had", "download again"):
+            folder(pictures() | {name: np.ones((6, 5), np.uint8)})
+    assert not (tmp_path / "o" / "manifest.json").exists()
+
+
+# memory
+
+
+def peak(function):
+    """Return the MiB that were in use at once while `function` ran."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_images_or_their_number(npz, tmp_path):
+    dataset = Dataset(name="npz", path=str(tmp_path / "own.npz"))
+    for shape in ((4, 3000, 2000, 3), (20_000, 30, 40, 3)):  # 69 MiB each
+        images, labels = np.zeros(shape, np.uint8), np.arange(shape[0]) % 2
+        images[:, 3, 5, 1] = labels
+        np.savez(tmp_path / "own.npz", images=images, labels=labels)
+        assert peak(lambda: prepare(dataset, tmp_path / "o", threads=2)) < 40
+        for part in ("train", "test"):
+            found = open_part(tmp_path / "o" / part)
+            assert np.array_equal(found.images[:, 3, 5, 1], found.labels)
+            assert int(found.images.sum()) == int(found.labels.sum())
+
+
+def member(head, content=b"", claimed=None):
+    """Return an npz with `images` of this head and content, which claims another size."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "|u1", "fortran_order": False, "shape": head}
+    )
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", file.getvalue() + content)
+        archive.writestr("labels.npy", npy(np.zeros(12, np.int64)))
+    whole = packed.getvalue()
+    if claimed is not None:
+        size = len(file.getvalue()) + len(content)
+        whole = whole.replace(struct.pack("<I", size), struct.pack("<I", claimed + size))
+    return whole
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def test_an_npz_that_claims_more_than_it_has_takes_no_memory(tmp_path, refused):
+    path = tmp_path / "own.npz"
+    dataset = Dataset(name="npz", path=str(path))
+    for whole in (
+        member((12, 100_000, 100_000, 3)),
+        member((10**30, 4, 4, 3)),
+        member((12, 0, 4, 3)),
+        member((12, -1, -1, 3)),
+        member((12, 1, 1, 10**8), bytes(10**6)),
+        member((12, 8000, 8000, 3), bytes(10), 12 * 8000 * 8000 * 3 - 10),
+        member((12, 8000, 8000), bytes(10), 12 * 8000 * 8000 - 10),
+    ):
+        path.write_bytes(whole)
+        with refused(path):
+            assert peak(lambda: prepare(dataset, tmp_path / "o")) < 40
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", "no array")
+        archive.writestr("labels", npy(LABELS))
+    with refused(path, "not an .npz of plain arrays (images: "):
+        prepare(dataset, tmp_path / "o")
+
+
+def test_other_layouts_are_refused(npz, refused):
+    labels = np.arange(12) % 3
+    with refused("(12, 3, 16, 16)", "looks like N x C x H x W", "transpose"):
+        npz(images=np.zeros((12, 3, 16, 16), np.uint8), labels=labels)
+    with refused("own.npz", "Fortran's order", "ascontiguousarray"):
+        npz(images=np.asfortranarray(IMAGES), labels=LABELS)
+    assert npz(images=np.zeros((12, 8, 8, 16), np.uint8), labels=labels)["shape"] == [16, 8, 8]
+    assert npz(images=np.zeros((12, 3, 3, 3), np.uint8), labels=labels)["shape"] == [3, 3, 3]
+
+
+def test_drafts_of_a_killed_stage_are_removed(digits, tmp_path, litter):
+    prepare(Dataset(), tmp_path)
+    whole = litter(tmp_path)
+    for name in ("train/.images.npy-ab12", "test/.labels.npy-x_", ".manifest.json-9"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_bytes(b"half")
+    prepare(Dataset(), tmp_path)
+    assert litter(tmp_path) == whole

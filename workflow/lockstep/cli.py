@@ -86,6 +86,9 @@ def make_parser() -> Parser:
     _add_path(
         sub, "output", "the folder that `download` wrote to; gets train/, test/, manifest.json"
     )
+    sub.add_argument(
+        "--threads", type=int, help="the threads that decode images (default: one a core)"
+    )
 
     sub = stage("partition", "Assign every training sample to a shard.", _partition)
     _add_data(sub)
@@ -215,9 +218,16 @@ def _download(args: dict[str, Any]) -> None:
 
 
 def _prepare(args: dict[str, Any]) -> None:
+    if args["threads"] is not None and args["threads"] < 1:
+        raise UserError(f"flags: threads: expected 1 or more, not {args['threads']}")
     from lockstep.prepare import prepare
 
-    prepare(_take(args, Dataset), **args)
+    made = prepare(_take(args, Dataset), **args)
+    shape = " x ".join(map(str, made["shape"]))
+    print(
+        f"{made['train']['samples']:,} + {made['test']['samples']:,} images of {shape}, "
+        f"{len(made['classes'])} classes"
+    )
 
 
 def _partition(args: dict[str, Any]) -> None:

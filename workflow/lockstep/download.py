@@ -3,8 +3,6 @@
 No file gets its final name before its SHA-256 held.
 """
 
-import hashlib
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pooch
 import requests
 
 from lockstep.config import Dataset
+from lockstep.data.folder import describe
 from lockstep.data.sources import SOURCES, Source
 from lockstep.errors import UserError, first_line
 from lockstep.files import sha256, write_json
@@ -85,17 +84,4 @@ def _look_through(dataset: Dataset, path: Path) -> dict[str, Any]:
         raise UserError(
             f"dataset.path: {path} is not a folder; expected one with a folder per class"
         )
-    # Links are followed, as the reader of images does; a link to a file that is gone is none.
-    found = (
-        Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names
-    )
-    files = {os.fsencode(f"./{f.relative_to(path)}"): f for f in found if f.is_file()}
-    listing = b"".join(sha256(files[n]).encode() + b"  " + n + b"\n" for n in sorted(files))
-    return {
-        path.name: {
-            "files": len(files),
-            "bytes": sum(file.stat().st_size for file in files.values()),
-            # As `find -L . -type f | LC_ALL=C sort | xargs sha256sum | sha256sum` would have it.
-            "sha256": hashlib.sha256(listing).hexdigest(),
-        }
-    }
+    return {path.name: describe(path)}

@@ -3,12 +3,25 @@
 import contextlib
 import hashlib
 import json
+import lzma
 import os
 import shutil
+import struct
+import tarfile
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+# What readers raise when a file is damaged, or is something else.
+DAMAGE = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, AssertionError, RuntimeError),
+    *(ArithmeticError, AttributeError, MemoryError, SyntaxError, tokenize.TokenError),
+    *(struct.error, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile),
+)
 
 
 @contextlib.contextmanager

@@ -12,9 +12,11 @@ rule prepare:
     localrule: True
     conda:
         "../../envs/environment.yaml"
+    threads: 16  # or all that there are; more would wait for the one that writes
     params:
         flags=flags(DATASET, "name", "path", "test_fraction"),
         code=code_digest("lockstep.prepare"),
         folder=subpath(output.manifest, parent=True),
     shell:
-        "python -m lockstep prepare {params.flags} --output {params.folder:q} > {log:q} 2>&1"
+        "python -m lockstep prepare {params.flags} --threads {threads}"
+        " --output {params.folder:q} > {log:q} 2>&1"

@@ -5,12 +5,15 @@ A part of a dataset ("train" or "test") is a folder of two files:
 `labels.npy`, int64, N. All ranks of a host share one copy of them in the page cache.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-from lockstep.errors import UserError
+from lockstep.errors import UserError, first_line
+from lockstep.files import DAMAGE
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,24 @@ class Part:
         return len(self.labels)
 
 
+def read_head(file: IO[bytes], size: int) -> tuple[np.dtype, tuple[int, ...]]:
+    """Read what an .npy file of `size` bytes holds, and leave `file` at its first element.
+
+    Raises:
+        ValueError or another of DAMAGE: it is no whole array of plain numbers, row by row.
+    """
+    if (version := np.lib.format.read_magic(file)) != (1, 0):
+        raise ValueError(f"is of version {version}, expected (1, 0)")
+    shape, columns_first, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject:
+        raise ValueError("is of Python objects")
+    if columns_first and len(shape) > 1:
+        raise ValueError("is in Fortran's order; save what np.ascontiguousarray makes of it")
+    if min(shape, default=0) < 0 or size != file.tell() + math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"has {size} bytes, which are not those of {dtype} {shape}")
+    return dtype, shape
+
+
 def open_part(folder: Path) -> Part:
     """Map the arrays in `folder` for reading.
 
@@ -34,31 +55,57 @@ def open_part(folder: Path) -> Part:
     for name in ("images", "labels"):
         path = folder / f"{name}.npy"
         try:
-            arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not a whole array ({error}); run `prepare` again") from None
+            with path.open("rb") as file:
+                dtype, shape = read_head(file, path.stat().st_size)
+                arrays.append(np.memmap(path, dtype, "r", file.tell(), shape))
+        except DAMAGE as error:
+            why = first_line(error)
+            raise UserError(f"{path}: not a whole array ({why}); run `prepare` again") from None
     images, labels = arrays
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
+    if (
+        (images.dtype, images.ndim) != (np.uint8, 4)
+        or (labels.dtype, labels.ndim) != (np.int64, 1)
+        or len(images) != len(labels)
+    ):
         raise UserError(
-            f"{folder}: expected uint8 images of N x H x W x C and N labels, found "
-            f"{images.dtype} {images.shape} and {labels.shape}; run `prepare` again"
+            f"{folder}: expected uint8 images of N x H x W x C and N int64 labels, found "
+            f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}; run `prepare` again"
         )
     return Part(images, labels)
 
 
-def moments(images: np.ndarray, chunk: int = 1024) -> tuple[list[float], list[float]]:
-    """Return the mean and the standard deviation of each channel, of pixels scaled to 0..1.
+class Moments:
+    """The mean and the standard deviation of each channel, of pixels that come bit by bit.
 
-    `images` (uint8, N x H x W x C) is read in chunks; the sums are of integers, so they are exact.
+    The sums are of integers, so they are exact, and do not depend on how the pixels come.
     """
-    channels = images.shape[-1]
-    total = np.zeros(channels, np.uint64)
-    squares = np.zeros(channels, np.uint64)
-    for start in range(0, len(images), chunk):
-        pixels = images[start : start + chunk].reshape(-1, channels).astype(np.uint64)
-        total += pixels.sum(axis=0)
-        squares += (pixels * pixels).sum(axis=0)
-    count = images[..., 0].size
-    mean = total / count
-    deviation = np.sqrt(squares / count - mean**2)
-    return (mean / 255).tolist(), (deviation / 255).tolist()
+
+    def __init__(self, channels: int) -> None:
+        self.pixels = 0
+        self.total = np.zeros(channels, np.uint64)
+        self.squares = np.zeros(channels, np.uint64)
+
+    def add(self, pixels: np.ndarray) -> None:
+        """Add some pixels (uint8, ... x C, contiguous)."""
+        channels = len(self.total)
+        self.pixels += pixels.size // channels
+        flat = pixels.reshape(-1)
+        # Long rows are added fast; 256 of them, with their squares, stay in the cache.
+        width = 1024 * channels
+        whole = len(flat) // width * width
+        self._add_rows(flat[whole:].reshape(-1, channels))
+        for start in range(0, whole, 256 * width):
+            self._add_rows(flat[start : min(whole, start + 256 * width)].reshape(-1, width))
+
+    def _add_rows(self, rows: np.ndarray) -> None:
+        # At most 1,024 rows: the largest sum, 1,024 x 255 x 255, is far below 2**32.
+        squares = np.square(rows, dtype=np.uint16)
+        for sums, values in ((self.total, rows), (self.squares, squares)):
+            columns = np.add.reduce(values, axis=0, dtype=np.uint32)
+            sums += columns.reshape(-1, len(sums)).sum(axis=0, dtype=np.uint64)
+
+    def of_unit(self) -> tuple[list[float], list[float]]:
+        """Return the mean and the standard deviation of each channel, of pixels scaled to 0..1."""
+        mean = self.total / self.pixels
+        deviation = np.sqrt(self.squares / self.pixels - mean**2)
+        return (mean / 255).tolist(), (deviation / 255).tolist()

@@ -1,16 +1,21 @@
 """What a prepared dataset is: its manifest.json, which `prepare` writes and the others read."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lockstep.errors import UserError
-from lockstep.files import sha256
+from lockstep.errors import UserError, first_line
+from lockstep.files import DAMAGE, sha256, write_json
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a prepared dataset is: read from its manifest.json."""
+    """What a prepared dataset is: read from its manifest.json.
+
+    `sha256` is of the arrays, by file; `digest` is of all that the manifest says.
+    """
 
     name: str
     shape: tuple[int, int, int]
@@ -18,6 +23,7 @@ class Manifest:
     mean: list[float]
     std: list[float]
     sha256: dict[str, str]
+    digest: str
 
     @property
     def classes(self) -> int:
@@ -25,15 +31,23 @@ class Manifest:
         return len(self.class_names)
 
 
+def write_manifest(data: Path, record: dict[str, Any]) -> None:
+    """Write a dataset's manifest to the folder `data`, with a digest of its own content."""
+    write_json(data / "manifest.json", {**record, "manifest_sha256": _digest(record)})
+
+
 def read_manifest(data: Path) -> Manifest:
     """Read the manifest of the prepared dataset in `data`.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is missing, damaged, or not what `prepare` wrote.
     """
     path = data / "manifest.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        digest = record.pop("manifest_sha256")
+        if digest != _digest(record):
+            raise ValueError("it was changed after it was written")
         channels, height, width = record["shape"]
         return Manifest(
             name=record["name"],
@@ -42,19 +56,28 @@ def read_manifest(data: Path) -> Manifest:
             mean=record["mean"],
             std=record["std"],
             sha256=record["sha256"],
+            digest=digest,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a manifest ({error}); run `prepare` again") from None
+    except DAMAGE as error:
+        why = first_line(error)
+        raise UserError(f"{path}: not a manifest ({why}); run `prepare` again") from None
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def check_files(data: Path, manifest: Manifest, part: str) -> None:
     """Read the arrays of a part ("train" or "test") once, and compare them with the manifest.
 
+    Args:
+        part: a part, or one of its files alone ("train/labels.npy").
+
     Raises:
         UserError: one is not what `prepare` wrote.
     """
     for file, expected in manifest.sha256.items():
-        if file.startswith(f"{part}/") and (found := sha256(data / file)) != expected:
+        if f"{file}/".startswith(f"{part}/") and (found := sha256(data / file)) != expected:
             raise UserError(
                 f"{data / file}: has SHA-256 {found[:12]}, and had {expected[:12]} when it was "
                 f"prepared; run `prepare` again, and what follows"
