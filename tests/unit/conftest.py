@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from lockstep.config import Dataset
+from lockstep.data.manifest import write_manifest
 from lockstep.errors import UserError
+from lockstep.files import sha256
 from lockstep.prepare import prepare
 
 # The same examples each time: what fails on one machine fails on all.
@@ -63,12 +65,18 @@ def arithmetic_as_it_was():
 
 @pytest.fixture(scope="session")
 def write_part():
-    """A function that writes one part of a prepared dataset, with empty images of 1 x 1 x 1."""
+    """A function that writes one part of a prepared dataset, with empty images of 1 x 1 x 1, and
+    its manifest."""
 
     def write(folder, labels):
         folder.mkdir(parents=True)
         np.save(folder / "images.npy", np.zeros((len(labels), 1, 1, 1), np.uint8))
         np.save(folder / "labels.npy", np.asarray(labels, np.int64))
+        names = [str(label) for label in range(max(labels) + 1)]
+        record = {"name": "little", "shape": [1, 1, 1], "classes": names, "mean": [0], "std": [1]}
+        files = (f"{folder.name}/{name}.npy" for name in ("images", "labels"))
+        record["sha256"] = {file: sha256(folder.parent / file) for file in files}
+        write_manifest(folder.parent, record)
 
     return write
 

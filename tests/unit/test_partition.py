@@ -1,6 +1,8 @@
 """partition: every sample in one shard, evenly, and the same each time."""
 
 import hashlib
+import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.data.shards import assign, read_members
+from lockstep.data.shards import assign, is_edited, read_members
+from lockstep.files import sha256
 from lockstep.partition import partition
 
 SCHEMES = ("iid", "stratified", "contiguous", "dirichlet")
@@ -128,6 +131,66 @@ def test_more_shards_than_samples_are_refused(tmp_path, write_part, refused):
     assert not (tmp_path / "out").exists()
 
 
+def test_labels_that_are_not_those_of_the_manifest_are_refused(tmp_path, write_part, refused):
+    write_part(tmp_path / "train", [0, 1, 0, 1])
+    np.save(tmp_path / "train" / "labels.npy", np.array([0, 1, 1, 0]))
+    with refused(tmp_path / "train" / "labels.npy", "run `prepare` again"):
+        partition(tmp_path, "iid", 2, 0, 0.5, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_edited_table_is_known_from_what_partition_wrote(tmp_path, write_part):
+    write_part(tmp_path / "train", [0, 1, 0, 1])
+    out = tmp_path / "out"
+    partition(tmp_path, "contiguous", 2, 3, 0.5, out)
+    record = json.loads((out / "partition.json").read_text())
+    assert record == {
+        "scheme": "contiguous",
+        "shards": 2,
+        "seed": 3,
+        "alpha": None,
+        "labels_sha256": sha256(tmp_path / "train" / "labels.npy"),
+        "shards_sha256": sha256(out / "shards.csv"),
+    }
+    assert not is_edited(out / "shards.csv")
+    text = (out / "shards.csv").read_text()
+    (out / "shards.csv").write_text(text.replace("1,1,0\n2,0,1", "1,1,1\n2,0,0"))
+    assert is_edited(out / "shards.csv")
+    partition(tmp_path, "contiguous", 2, 3, 0.5, out)
+    assert not is_edited(out / "shards.csv")
+    for text in ("", "[]", "{}", "[" * 10**5):
+        (out / "partition.json").write_text(text)
+        assert is_edited(out / "shards.csv")
+    (out / "partition.json").unlink()
+    assert is_edited(out / "shards.csv")
+
+
+def test_no_table_stays_beside_what_is_about_another(tmp_path, write_part, monkeypatch, litter):
+    write_part(tmp_path / "train", [0, 1, 0, 1])
+    out, names = tmp_path / "out", ["partition.json", "shards.csv", "summary.csv"]
+    partition(tmp_path, "contiguous", 2, 0, 0.5, out)
+    assert litter(out) == names
+    replace = Path.replace
+    for count in (0, 1, 2):  # files that are written before a kill
+        left = [None] * count
+
+        def kill(self, target, left=left):
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+            return replace(self, target)
+
+        monkeypatch.setattr(Path, "replace", kill)
+        with pytest.raises(KeyboardInterrupt):
+            partition(tmp_path, "iid", 2, 0, 0.5, out)
+        assert not (out / "shards.csv").exists()
+    monkeypatch.undo()
+    (out / ".shards.csv-ab12").mkdir()
+    (out / ".shards.csv-ab12" / "shards.csv").write_text("half")
+    partition(tmp_path, "iid", 2, 0, 0.5, out)
+    assert litter(out) == names
+
+
 FIVES = np.full(4, 5)
 GOOD = "sample,label,shard\n0,5,0\n1,5,1\n2,5,0\n3,5,1\n"
 
@@ -158,6 +221,8 @@ def test_members_come_in_ascending_order_from_any_table(tmp_path):
         GOOD.replace("3,5,1", "3,5,0.5"),
         GOOD.replace("3,5,1", '3,5,"1'),
         GOOD.replace("3,5,1", "3,5,\x00\xff"),
+        GOOD.replace("3,5,1", f"{10**30},5,1"),
+        GOOD.replace("3,5,1", f"3,5,{10**400}"),
     ],
 )
 def test_a_damaged_table_is_refused(tmp_path, refused, text):

@@ -56,6 +56,18 @@ def test_a_run_gives_its_bits_again(trained, tmp_path, capsys):
     assert old.read_bytes() == new.read_bytes()
 
 
+def test_a_table_edited_by_hand_is_trained_with_and_recorded(trained, record, tmp_path, capsys):
+    assert record["partition_edited"] is False
+    shutil.copytree(trained / "shards", tmp_path / "shards")
+    table = tmp_path / "shards" / "shards.csv"
+    head, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([head, *reversed(rows), ""]))  # the same shards
+    edited = train(RUN, trained / "data", table, tmp_path / "run")
+    assert edited["partition_edited"] is True
+    assert edited["parameters_sha256"] == record["parameters_sha256"]
+    assert f"{table}: is not what `partition` wrote" in capsys.readouterr().err
+
+
 def test_nothing_is_left_behind_without_an_output(trained, litter):
     before = litter(trained)
     assert again(trained / "run")

@@ -93,7 +93,7 @@ def make_parser() -> Parser:
     sub = stage("partition", "Assign every training sample to a shard.", _partition)
     _add_data(sub)
     _add_fields(sub, Run, ("shards", "scheme", "alpha", "seed"))
-    _add_path(sub, "output", "the folder that gets shards.csv and summary.csv")
+    _add_path(sub, "output", "the folder that gets shards.csv, summary.csv, partition.json")
 
     sub = stage("check", "Try a launch: ranks, cores, devices, models, communication.", _check)
     _add_fields(sub, Run, ("ranks", "threads", "oversubscribe", "device"))

@@ -25,7 +25,7 @@ from lockstep.config import PLACE, Run
 from lockstep.data.arrays import open_part
 from lockstep.data.batches import Batches
 from lockstep.data.manifest import Manifest, check_files, read_manifest
-from lockstep.data.shards import read_members
+from lockstep.data.shards import is_edited, read_members
 from lockstep.errors import say
 from lockstep.files import sha256
 from lockstep.models import build
@@ -83,6 +83,9 @@ def _train(
     if world.rank == 0:
         check_files(data, manifest, "train")
     members = read_members(partition, part.labels, run.shards)
+    edited = is_edited(partition)
+    if edited and world.rank == 0:
+        say(f"{partition}: is not what `partition` wrote; trained with all the same, and recorded")
     batches = Batches(part, members, run.batch, run.seed, run.shift, run.flip)
     model = build(run.model, manifest.shape, manifest.classes, run.seed)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -157,6 +160,7 @@ def _train(
         "data": str(data),
         "partition_sha256": about["partition"],
         "partition": str(partition),
+        "partition_edited": edited,
         "parameters": parameters,
         "bfloat16_distance": bfloat16_distance,
         "checkpoint_pauses": keeper.pauses,

@@ -2,9 +2,11 @@ rule partition_shards:
     """Assign every training sample to one of S shards."""
     input:
         rules.prepare.output.arrays,
+        manifest=rules.prepare.output.manifest,
     output:
         shards=f"{DATA}/partition/{{partition}}/shards.csv",
         summary=f"{DATA}/partition/{{partition}}/summary.csv",
+        record=f"{DATA}/partition/{{partition}}/partition.json",
     log:
         f"<logs>/partition/{DATASET.id}-{{partition}}.log",
     benchmark:
@@ -15,7 +17,7 @@ rule partition_shards:
     params:
         flags=partition_flags,
         code=code_digest("lockstep.partition"),
-        data=subpath(input[0], ancestor=2),
+        data=subpath(input.manifest, parent=True),
         folder=subpath(output.shards, parent=True),
     shell:
         "python -m lockstep partition --data {params.data:q} {params.flags}"

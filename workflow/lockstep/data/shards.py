@@ -1,12 +1,14 @@
 """Shards: which samples of the training set belong together."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from lockstep.data import streams
-from lockstep.errors import UserError
+from lockstep.errors import UserError, first_line
+from lockstep.files import DAMAGE, sha256
 
 
 def assign(
@@ -64,8 +66,9 @@ def read_members(table: Path, labels: np.ndarray, shards: int) -> list[np.ndarra
     samples = len(labels)
     try:
         frame = pd.read_csv(table, usecols=["sample", "label", "shard"], dtype=np.int64)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{table}: not a table of sample, label and shard ({error})") from None
+    except DAMAGE as error:
+        why = first_line(error)
+        raise UserError(f"{table}: not a table of sample, label and shard ({why})") from None
     ids = frame["sample"].to_numpy()
     if not np.array_equal(np.sort(ids), np.arange(samples)):
         raise UserError(f"{table}: does not name each of {samples} samples once; partition again")
@@ -76,3 +79,15 @@ def read_members(table: Path, labels: np.ndarray, shards: int) -> list[np.ndarra
     if sum(map(len, members)) != samples or not all(map(len, members)):
         raise UserError(f"{table}: expected shards 0 to {shards - 1}, none empty; partition again")
     return members
+
+
+def is_edited(table: Path) -> bool:
+    """Return whether a table is not, or no longer, what `partition` wrote.
+
+    `partition` leaves its SHA-256 in partition.json beside it; what has none is the user's own.
+    """
+    try:
+        record = json.loads(table.with_name("partition.json").read_text(encoding="utf-8"))
+        return bool(record["shards_sha256"] != sha256(table))
+    except DAMAGE:
+        return True
