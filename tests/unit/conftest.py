@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -97,7 +98,8 @@ class Site:
     """A web site on this machine: what it answers to each path, and what it was asked for."""
 
     def __init__(self):
-        self.answers = defaultdict(list)  # of (status, body, length that the header says)
+        # Of status, body, the length that the header says, and the seconds before each byte.
+        self.answers = defaultdict(list)
         self.asked = []
         site = self
 
@@ -106,11 +108,17 @@ class Site:
                 site.asked.append(self.path)
                 answers = site.answers[self.path]
                 # The last answer stays.
-                status, body, length = answers.pop(0) if len(answers) > 1 else answers[0]
+                status, body, length, pause = answers.pop(0) if len(answers) > 1 else answers[0]
                 self.send_response(status)
                 self.send_header("Content-Length", str(length))
                 self.end_headers()
-                self.wfile.write(body)
+                for start in range(len(body)) if pause else ():
+                    time.sleep(pause)
+                    try:
+                        self.wfile.write(body[start : start + 1])
+                    except OSError:  # nobody waits any more
+                        return
+                self.wfile.write(b"" if pause else body)
 
             def log_message(self, *args):
                 pass
@@ -118,9 +126,9 @@ class Site:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
-    def answer(self, path, body, status=200, length=None):
+    def answer(self, path, body, status=200, length=None, pause=0):
         """Say what comes next for `path`."""
-        self.answers[path].append((status, body, len(body) if length is None else length))
+        self.answers[path].append((status, body, len(body) if length is None else length, pause))
 
 
 @pytest.fixture

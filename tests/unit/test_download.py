@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import socket
 import subprocess
-from types import SimpleNamespace
+import time
 
 import pytest
 
@@ -19,8 +20,8 @@ CONTENT = {"images.gz": bytes(range(256)) * 40, "labels.gz": b"one two three"}
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    """Try again at once: pooch waits for a second, then for two."""
-    monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=lambda seconds: None))
+    """Try again at once."""
+    monkeypatch.setattr("lockstep.download.PAUSE", 0)
 
 
 @pytest.fixture
@@ -104,14 +105,53 @@ def test_an_address_that_is_none_is_named(tmp_path, mirrors, refused):
         download(Dataset(name="mnist", mirror="http://[nowhere"), tmp_path)
 
 
-def test_a_server_that_fails_once_is_asked_again(tmp_path, site, mirrors):
+def test_a_server_that_fails_once_is_asked_again(tmp_path, site, mirrors, capsys):
     for name, body in CONTENT.items():
         site.answer(f"/busy/{name}", b"busy", status=503)
         site.answer(f"/busy/{name}", body)
     mirrors(f"{site.url}/busy")
     download(Dataset(name="mnist"), tmp_path)
     assert site.asked == [f"/busy/{name}" for name in CONTENT for _ in range(2)]
+    line = f"{site.url}/busy/images.gz: the server answered 503 Service Unavailable; trying again"
+    assert f"{line} (2 of 3)" in capsys.readouterr().err
     assert (tmp_path / "raw" / "labels.gz").read_bytes() == CONTENT["labels.gz"]
+
+
+@pytest.mark.parametrize(
+    ("pause", "why"), [(0.02, r"it sent \d+ bytes in \d s"), (20, "nothing came for 0.5 s")]
+)
+def test_a_mirror_that_sends_next_to_nothing_is_given_up(
+    tmp_path, site, mirrors, refused, monkeypatch, litter, capsys, pause, why
+):
+    monkeypatch.setattr("lockstep.download.PATIENCE", 0.5)
+    site.answer("/slow/images.gz", CONTENT["images.gz"], pause=pause)
+    mirrors(f"{site.url}/slow")
+    started = time.monotonic()
+    with refused("mnist", f"{site.url}/slow/images.gz", "dataset.mirror") as caught:
+        download(Dataset(name="mnist"), tmp_path)
+    assert time.monotonic() - started < 10  # all of it takes three minutes
+    assert re.search(why, str(caught.value))
+    assert site.asked == ["/slow/images.gz"]
+    assert litter(tmp_path) == []
+    mirrors(f"{site.url}/slow", f"{site.url}/good")
+    download(Dataset(name="mnist"), tmp_path)
+    assert re.search(f"/slow/images.gz: {why}", capsys.readouterr().err)
+
+
+def test_a_file_without_an_end_is_given_up(tmp_path, site, mirrors, refused, monkeypatch):
+    monkeypatch.setattr("lockstep.download.LARGEST", 1000)
+    mirrors(f"{site.url}/good")
+    with refused("images.gz", "does not end"):
+        download(Dataset(name="mnist"), tmp_path)
+
+
+def test_drafts_of_a_killed_stage_are_removed(tmp_path, site, mirrors, litter):
+    mirrors(f"{site.url}/good")
+    for name in ("raw/tmpab12", ".sources.json-x/sources.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("half")
+    download(Dataset(name="mnist"), tmp_path)
+    assert litter(tmp_path) == ["raw/images.gz", "raw/labels.gz", "sources.json"]
 
 
 def test_the_second_mirror_is_asked_where_the_first_is_down(tmp_path, site, mirrors, nobody):
@@ -191,6 +231,25 @@ def test_a_folders_sum_is_that_of_the_common_tools(tmp_path):
         check=True,
     )
     assert by_hand.stdout.split()[0] == found["sha256"]
+
+
+def test_folders_that_lead_nowhere_are_refused(tmp_path, refused):
+    make_folder(tmp_path / "own")
+    expected = sum_of(tmp_path / "own", tmp_path / "out")
+    (tmp_path / "own" / ".git").mkdir()
+    (tmp_path / "own" / ".git" / "HEAD").write_text("hidden")
+    assert sum_of(tmp_path / "own", tmp_path / "out") == expected
+    odd = tmp_path / "elsewhere" / "odd"
+    for make, words in (
+        (os.mkfifo, "a fifo"),
+        (lambda path: path.symlink_to("gone"), "a link to nothing"),
+        (lambda path: path.symlink_to(tmp_path / "own"), "a link back"),
+        (lambda path: path.symlink_to(tmp_path), "a link back"),
+    ):
+        make(odd)
+        with refused("own/link/odd", words):
+            sum_of(tmp_path / "own", tmp_path / "out")
+        odd.unlink()
 
 
 def test_a_folders_sum_changes_with_one_byte_or_name(tmp_path):

@@ -4,17 +4,35 @@ No file gets its final name before its SHA-256 held.
 """
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pooch
 import requests
+import urllib3
+from tqdm import tqdm
 
 from lockstep.config import Dataset
 from lockstep.data.folder import describe
 from lockstep.data.sources import SOURCES, Source
-from lockstep.errors import UserError, first_line
-from lockstep.files import sha256, write_json
+from lockstep.errors import UserError, first_line, say
+from lockstep.files import sha256, sweep, write_json
+
+# Seconds that a server may send nothing, and over which it sends at least SLOWEST bytes a second.
+PATIENCE = 30.0
+SLOWEST = 1024
+# Bytes; the largest file that is known has 170 million.
+LARGEST = 1 << 30
+# How often a server is asked that is busy, or sends something else, and the seconds in between.
+ATTEMPTS = 3
+PAUSE = 1.0
+
+BROKEN = (
+    requests.ConnectionError,
+    requests.exceptions.ChunkedEncodingError,
+    urllib3.exceptions.ProtocolError,
+)
 
 
 def download(dataset: Dataset, output: Path) -> dict[str, Any]:
@@ -26,6 +44,9 @@ def download(dataset: Dataset, output: Path) -> dict[str, Any]:
     Raises:
         UserError: a file cannot be had whole from any mirror, or there is nothing at `path`.
     """
+    sweep(output / "sources.json")
+    for left in (output / "raw").glob("tmp*"):  # what pooch has left where it was killed
+        left.unlink()
     if dataset.path is not None:
         record = _look_through(dataset, Path(dataset.path))
     else:
@@ -47,28 +68,79 @@ def _fetch(
     failures = []
     for mirror in mirrors:
         url = f"{mirror.rstrip('/')}/{name}"
-        fetcher = pooch.create(
-            folder, base_url="", registry={name: known}, urls={name: url}, retry_if_failed=2
-        )
-        bar = sys.stderr.isatty()
-        try:
-            path = Path(
-                fetcher.fetch(name, downloader=pooch.HTTPDownloader(progressbar=bar, timeout=30))
-            )
-        except (requests.RequestException, ValueError) as error:
-            failures.append(f"{url}: {_reason(error)}")
-            continue
-        return {"url": url, "bytes": path.stat().st_size, "sha256": known}
+        fetcher = pooch.create(folder, base_url="", registry={name: known}, urls={name: url})
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                path = Path(fetcher.fetch(name, downloader=_get))
+                return {"url": url, "bytes": path.stat().st_size, "sha256": known}
+            except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+                why = _reason(error)
+                if attempt == ATTEMPTS or not _may_pass(error):
+                    break
+                say(f"{url}: {why}; trying again ({attempt + 1} of {ATTEMPTS})")
+                time.sleep(attempt * PAUSE)
+        failures.append(f"{url}: {why}")
+        say(failures[-1])
     raise UserError(
         f"{dataset}: {name} cannot be had: {'; '.join(failures)}; check the network, or set "
         f"dataset.mirror to an address that has the original files"
     )
 
 
+class _TooSlow(requests.RequestException):
+    pass
+
+
+def _get(url: str, path: str, _: pooch.Pooch) -> None:
+    """Write what is at `url` to `path`.
+
+    Raises:
+        requests.RequestException, urllib3's HTTPError: it is not to be had, or comes too slowly.
+    """
+    with (
+        requests.get(url, stream=True, timeout=PATIENCE) as response,
+        Path(path).open("wb") as file,
+    ):
+        response.raise_for_status()
+        length = response.headers.get("Content-Length", "")
+        bar = tqdm(
+            total=int(length) if length.isdecimal() else None,
+            unit="B",
+            unit_scale=True,
+            disable=not sys.stderr.isatty(),
+        )
+        size = came = 0
+        since = time.monotonic()
+        # What there is, at most so much: to wait for a whole block would be to wait for ever.
+        while some := response.raw.read1(1 << 16, decode_content=True):
+            file.write(some)
+            bar.update(len(some))
+            size, came = size + len(some), came + len(some)
+            spent = time.monotonic() - since
+            if size > LARGEST:
+                raise _TooSlow(f"it does not end after {size:,} bytes")
+            if spent > PATIENCE:
+                if came < SLOWEST * spent:
+                    raise _TooSlow(f"it sent {came:,} bytes in {spent:.0f} s, which is too slow")
+                since, came = time.monotonic(), 0
+        bar.close()
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether an error may be gone in a second: who let us wait is not asked again."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code >= 500 or error.response.status_code in (408, 429)
+    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
+        return False
+    return type(error) is ValueError or isinstance(error, BROKEN)
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"the server answered {error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
+    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
+        return f"nothing came for {PATIENCE:g} s"
+    if isinstance(error, BROKEN):
         return "no connection, or it broke off"
     if type(error) is ValueError:  # those of requests are of kinds below it
         return "its SHA-256 is not the known one: the file is altered or cut short"
