@@ -123,14 +123,24 @@ def test_other_shards_are_refused(trained, tmp_path, refused):
 def test_records_that_cannot_be_compared_are_refused(trained, record, tmp_path, refused):
     with refused("train.json", "train again"):
         again(tmp_path)
-    with refused("output", "another folder"):
-        again(trained / "run", output=trained / "run")
     old = {key: value for key, value in record.items() if key != "history_sha256"}
     with refused("history_sha256", "older version"):
         again(write(tmp_path / "old", old))
     record["configuration"]["shards"] = 0
     with refused("train.json", "not the record of a run"):
         again(write(tmp_path / "damaged", record))
+
+
+def test_a_folder_that_holds_anything_is_refused_and_left_as_it_is(trained, tmp_path, refused):
+    shutil.copytree(trained / "run", tmp_path / "other")
+    (tmp_path / "other" / "train.json").unlink()  # as while a run is trained
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for output in (trained / "run", tmp_path / "other"):
+        with refused("output: ", output, "another folder"):
+            again(trained / "run", output=output)
+    with refused("output: ", "no folder"):
+        again(trained / "run", output=trained / "run" / "train.json")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.parametrize("how", [{"strategy": "ddp"}, {"reduction": "fast"}])

@@ -1,6 +1,5 @@
 """reproduce: train a run again from its record, at any number of ranks, and compare the bits."""
 
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -53,9 +52,9 @@ def reproduce(
     missing = [key for key in (*RESULTS.values(), "arithmetic", "data") if key not in record]
     if missing:
         raise UserError(f"{where}: has no {missing[0]!r}: it is of an older version; train again")
-    if output is not None and output.resolve() == results.resolve():
-        raise UserError(f"output: {output} holds the run to compare with; take another folder")
     world = discover()
+    if world.rank == 0 and output is not None and output.exists():
+        check_empty(output)
     run = as_launched(recorded, record, world, where)
     data, partition = data or Path(record["data"]), partition or Path(record["partition"])
     if world.rank == 0:
@@ -71,14 +70,31 @@ def reproduce(
     if world.rank == 0:
         for line in differences(record, now):
             say(f"note: {line}")
-    if output is not None and world.rank == 0:
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)  # all of it is to be done again
     with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
         try:
             again = train(run, data, partition, output or Path(folder))
         except Interrupted:
-            raise UserError("told to stop before the end; a comparison is begun anew") from None
+            raise UserError(
+                "told to stop before the end; a comparison is begun anew, and in a new folder"
+            ) from None
     return again is None or _verdict(record, again)
+
+
+def check_empty(output: Path) -> None:
+    """Refuse a folder that has something in it: it may be another run, or be one soon.
+
+    Raises:
+        UserError: it has, or is none.
+    """
+    try:
+        held = sorted(path.name for path in output.iterdir())
+    except NotADirectoryError:
+        raise UserError(f"output: {output} is no folder; take another") from None
+    if held:
+        raise UserError(
+            f"output: {output} holds {held[0]}, and a run that is reproduced begins anew; take "
+            f"another folder, or remove this one"
+        )
 
 
 def as_launched(recorded: Run, record: dict[str, Any], world: World, where: Path) -> Run:
