@@ -97,6 +97,15 @@ def broken_on_rank_1(shape: tuple[int, int, int], classes: int) -> nn.Module:
     return busy(shape, classes)
 
 
+def other_on_rank_1(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Return a model that begins with one other bit on one of the ranks."""
+    model = busy(shape, classes)
+    if os.environ["RANK"] == "1":
+        with torch.no_grad():
+            model[0].weight[0, 0, 0, 0].view(torch.int32).bitwise_xor_(1)
+    return model
+
+
 def little_resnet(shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Return a ResNet as torchvision has it, of two residual blocks, for small images."""
     from torchvision.models.resnet import BasicBlock, ResNet

@@ -1,13 +1,18 @@
 """Launches that would go wrong are refused in one line that says how to mend them."""
 
+import io
 import json
 import os
 import shutil
+import socket
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from lockstep.files import sha256
+from lockstep.provenance import CAPS
 from tests.conftest import REPOSITORY, mpirun, run
 
 
@@ -93,6 +98,69 @@ def test_a_rank_that_fails_brings_the_others_down(digits, tmp_path):
     assert "lockstep train, rank 1: model: tests.mpi.models:broken_on_rank_1" in done.stderr
     assert "no room in the museum" in done.stderr
     assert not (tmp_path / "out" / "train.json").exists()
+
+
+def make_folder(folder, digits, other):
+    """Make what a rank works in: the prepared data, shards, a model; some of it another if so."""
+    folder.mkdir()
+    for name in ("data", "inverted", "brighter", "damaged"):
+        shutil.copytree(digits, folder / name)
+    for name in ("shards.csv", "other.csv"):
+        shutil.copy(digits / "4" / "shards.csv", folder / name)
+    (folder / "own.py").write_text("from tests.mpi.models import busy as make\n")
+    manifest = json.loads((digits / "manifest.json").read_text())
+    if not other:  # of a host, the first rank looks at the files
+        (folder / "damaged" / "train" / "images.npy").write_bytes(inverted(digits))
+        return
+    (folder / "inverted" / "train" / "images.npy").write_bytes(inverted(digits))
+    manifest["sha256"]["train/images.npy"] = sha256(folder / "inverted" / "train" / "images.npy")
+    (folder / "inverted" / "manifest.json").write_text(json.dumps(manifest))
+    manifest = json.loads((digits / "manifest.json").read_text())
+    manifest["mean"] = [0.5]
+    (folder / "brighter" / "manifest.json").write_text(json.dumps(manifest))
+    lines = (folder / "other.csv").read_text().splitlines()
+    (folder / "other.csv").write_text("\n".join(lines) + "\n\n")
+    with (folder / "own.py").open("a") as file:
+        file.write("WIDTH = 1\n")
+
+
+def inverted(digits):
+    """Return the file of the inverted images."""
+    file = io.BytesIO()
+    np.save(file, 255 - np.load(digits / "train" / "images.npy"))
+    return file.getvalue()
+
+
+def test_ranks_that_have_not_the_same_are_refused_before_anything_is_trained(digits, tmp_path):
+    for rank in (0, 1):
+        make_folder(tmp_path / str(rank), digits, other=rank == 1)
+    program = [*mpirun(2), "-m", "tests.mpi.programs.unlike", tmp_path]
+    done = run(program, REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    said, again = (json.loads((tmp_path / f"said-{r}.json").read_text()) for r in (0, 1))
+    assert said == again  # no rank is left behind
+    host = socket.gethostname()
+    digest = sha256(digits / "train" / "images.npy")[:12]
+    one = f"on rank 1 ({host}), and"
+    words = {
+        "flags": [f"flags: backend is gloo {one} auto on rank 0 ({host})", "the same command"],
+        "data": ["data: train/images.npy is", one, f"{digest} on rank 0", "same prepared data"],
+        "mean": [f"data: mean is [0.5] {one} [0.", "same prepared data"],
+        "files": ["damaged/train/images.npy: has SHA-256", digest, f"by rank 0 on {host}"],
+        "partition": ["partition: SHA-256 is", one, "same table of shards"],
+        "caps": [f"caps: {CAPS[0]} is avx2 {one} not set on rank 0", "same variables"],
+        "code": ["code: own.py is", one, "same files"],
+        "weights": ["initial weights: SHA-256 is", one, "neither on the rank"],
+        "momentum": ["weights: exp_avg of 0.weight on rank", "after step 2", "before"],
+        "momentum of ddp": ["weights: exp_avg of 0.weight on rank", "after step 2", "before"],
+        "momentum of hybrid": ["weights: exp_avg of 0.weight on rank", "after step 2", "before"],
+    }
+    assert said.pop("alike") == ""
+    assert said.keys() == words.keys()
+    for name, expected in words.items():
+        assert "\n" not in said[name]
+        for some in expected:
+            assert some in said[name], name
 
 
 @pytest.mark.skipif(not shutil.which("taskset"), reason="there is no taskset on the PATH")

@@ -136,6 +136,71 @@ def test_what_the_users_model_imports_counts(digest, tmp_path):
         assert digest(model="zoo.own:make") != before, file
 
 
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A function that makes files in a folder beside the working one, where Python looks too."""
+
+    def make(folder, files):
+        root = tmp_path.parent / f"{tmp_path.name}-beside" / folder
+        for name, text in files.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        monkeypatch.syspath_prepend(root)
+        return root
+
+    return make
+
+
+def test_a_model_from_pythonpath_counts_by_its_files_and_what_they_import(digest, elsewhere):
+    files = {
+        "zoo_a/__init__.py": "",
+        "zoo_a/own.py": "from zoo_a import sizes\nimport zoo_b\nimport json, numpy, gone\n",
+        "zoo_a/sizes.py": "width = 1\n",
+        "zoo_b.py": "width = 1\n",
+        "zoo_c.py": "width = 1\n",
+    }
+    root = elsewhere("lib", files)
+    before = digest(model="zoo_a.own:make")
+    names = [n for n in provenance.code("lockstep.train", "zoo_a.own:make") if "zoo" in n]
+    assert names == ["zoo_a/__init__.py", "zoo_a/own.py", "zoo_a/sizes.py", "zoo_b.py"]
+    for name in names:
+        (root / name).write_text(files[name] + "more = 1\n")
+        assert digest(model="zoo_a.own:make") != before, name
+        (root / name).write_text(files[name] + "# more\n")
+    assert digest(model="zoo_a.own:make") == before
+
+
+def test_an_installed_package_counts_by_its_version_and_that_of_the_model_by_its_files_as_well(
+    digest, elsewhere, tmp_path
+):
+    files = {
+        "zoo_d/__init__.py": "import zoo_e\n",
+        "zoo_e.py": "width = 1\n",
+        "zoo_d-1.2.dist-info/METADATA": "Metadata-Version: 2.1\nName: zoo-d\nVersion: 1.2\n",
+        "zoo_d-1.2.dist-info/top_level.txt": "zoo_d\n",
+    }
+    root = elsewhere("site-packages", files)
+    (tmp_path / "own.py").write_text("import zoo_d, zoo_e\n")
+    provenance._version.cache_clear()
+    found = provenance.code("lockstep.train", "own:make")
+    assert found["zoo_d"] == "zoo-d 1.2"
+    assert len(found["zoo_e"]) == 16  # it is of no distribution: its files are what there is
+    inside = provenance.code("lockstep.train", "zoo_d:make")["zoo_d"]
+    assert inside.startswith("zoo-d 1.2 ")
+    (root / "zoo_d" / "__init__.py").write_text("width = 2\n")
+    provenance._content.cache_clear()
+    assert provenance.code("lockstep.train", "own:make")["zoo_d"] == "zoo-d 1.2"
+    assert provenance.code("lockstep.train", "zoo_d:make")["zoo_d"] != inside
+
+
+def test_files_whose_code_differs_are_named():
+    then = {f"{name}.py": "1" for name in "abcde"}
+    assert provenance.other_code(then, then) == ""
+    assert provenance.other_code(then, then | {"b.py": "2", "f.py": "1"}) == "b.py, f.py"
+    assert provenance.other_code(then, {}) == "a.py, b.py, c.py and 2 more"
+
+
 def test_versions_name_what_results_depend_on():
     found = provenance.versions()
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -161,8 +226,24 @@ def test_the_state_of_a_repository_is_its_commit_and_whether_files_differ(tmp_pa
     git("add", "file")
     git("commit", "--quiet", "--message", "One")
     commit = git("rev-parse", "HEAD")
-    assert provenance.git_state() == {"commit": commit, "modified": False}
+    clean = {"commit": commit, "modified": False, "untracked": []}
+    assert provenance.git_state() == clean
     (tmp_path / "result").write_text("not followed")
-    assert provenance.git_state() == {"commit": commit, "modified": False}
+    assert provenance.git_state() == clean
+    # Of the model, what the commit does not have is named.
+    monkeypatch.chdir(tmp_path)
+    for name in ("own.py", "parts.py"):
+        (tmp_path / name).write_text("import parts\n")
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "workflow")
+    (tmp_path / "workflow").mkdir()
+    assert provenance.git_state("own:make") == clean | {"untracked": ["own.py", "parts.py"]}
+    git("add", "parts.py")
+    assert provenance.git_state("own:make") == clean | {
+        "modified": True,
+        "untracked": ["own.py"],
+    }
+    git("commit", "--quiet", "--message", "Two")
     (tmp_path / "file").write_text("two")
-    assert provenance.git_state() == {"commit": commit, "modified": True}
+    state = provenance.git_state()
+    assert state["commit"] != commit
+    assert state["modified"]

@@ -1,8 +1,10 @@
 """A run that stops and goes on, in this one process: the bits, and what it goes on from."""
 
+import dataclasses
 import functools
 import itertools
 import shutil
+import sys
 import types
 
 import pytest
@@ -19,8 +21,9 @@ from lockstep.config import Run
 from lockstep.data.manifest import read_manifest
 from lockstep.errors import Interrupted
 from lockstep.partition import partition
+from lockstep.reproduce import reproduce
 from lockstep.store import fingerprint
-from lockstep.train import _about, train
+from lockstep.train import _about, _inputs, train
 from tests.damage import flipped
 
 pytestmark = pytest.mark.usefixtures("arithmetic_as_it_was")
@@ -136,6 +139,36 @@ def test_a_folder_that_is_removed_under_the_run_costs_that_alone(go, tmp_path):
 
 # Whose a checkpoint is.
 
+PRETRAINED = """
+import torch
+
+def make(shape, classes):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(28 * 28, classes))
+    with open("weight") as file:
+        torch.nn.init.constant_(model[1].weight, float(file.read()))
+    return model
+"""
+
+
+def test_other_pretrained_weights_are_another_run(go, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "pretrained.py").write_text(PRETRAINED)
+    run = RUN.model_copy(update={"model": "pretrained:make"})
+    found = {}
+    for weight in ("0.5", "-0.5"):
+        (tmp_path / "weight").write_text(weight)
+        found[weight] = go(tmp_path / "run", run)
+    said = capsys.readouterr().err
+    assert "checkpoints of another run, not used: initial weights was " in said
+    assert "going on" not in said
+    assert found["0.5"] != found["-0.5"] == go(tmp_path / "anew", run)
+    again = functools.partial(reproduce, tmp_path / "run", None, None, None)
+    assert again()
+    (tmp_path / "weight").write_text("0.5")
+    assert not again()
+    assert "not as it was: initial weights: " in capsys.readouterr().out
+
 
 @pytest.fixture(scope="module")
 def name_of(digits, tmp_path_factory):
@@ -143,16 +176,17 @@ def name_of(digits, tmp_path_factory):
     table = tmp_path_factory.mktemp("table") / "shards.csv"
     manifest = read_manifest(digits)
 
-    digest = functools.cache(provenance.code_digest)
+    code = functools.cache(provenance.code)
 
-    def of(backend="gloo", rows="", sums=None, **values):
+    def of(backend="gloo", rows="", initial="0", of_data=None, **values):
         table.write_text(f"sample,label,shard\n{rows}")
-        some = types.SimpleNamespace(sha256=sums or manifest.sha256)
+        some = dataclasses.replace(manifest, **of_data or {})
         run = Run(**RUN.model_dump() | {"strategy": "sync_sgd"} | values)
-        return fingerprint(_about(run, some, table, torch.device("cpu"), backend))
+        inputs = _inputs(run, some, table)
+        return fingerprint(_about(run, inputs, initial, torch.device("cpu"), backend))
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(provenance, "code_digest", digest)  # once for a model is enough
+        monkeypatch.setattr(provenance, "code", code)  # once for a model is enough
         yield of
 
 
@@ -192,14 +226,22 @@ def test_what_changes_the_bits_makes_another_run(name_of, monkeypatch):
         {"strategy": "local_sgd", "sync_every": 0},
         {"model": "cnn"},
         {"rows": "0,0,0\n"},
-        {"sums": {"train/images.npy": "0" * 64}},
+        {"of_data": {"sha256": {"train/images.npy": "0" * 64}}},
+        {"of_data": {"mean": [0.5]}},
+        {"initial": "1"},
     ]
     names = {name_of(**other) for other in others}
     assert len(names) == len(others)
     with monkeypatch.context() as user:
         user.setenv(provenance.CAPS[0], "default")
         assert name_of() not in names
-    monkeypatch.setattr(provenance, "code_digest", lambda *_: "other code")
+    versions = provenance.versions()
+    for name in ("torchvision", "numpy"):
+        monkeypatch.setattr(provenance, "versions", lambda name=name: versions | {name: "0.1"})
+        assert name_of() not in names
+        monkeypatch.setattr(provenance, "versions", lambda: versions)
+    assert name_of() in names
+    monkeypatch.setattr(provenance, "code", lambda *_: {"train.py": "other"})
     assert name_of() not in names
 
 

@@ -258,6 +258,14 @@ def test_others_checkpoints_are_named_with_what_differs_and_not_used(tmp_path):
             (line,) = store.others()
             assert line.endswith("about.json cannot be read")
     assert differences(ABOUT, ABOUT) == []
+    files = {"code": {"train.py": "1" * 16, "zoo/flowers.py": "2" * 16}}
+    changed = {"code": files["code"] | {"zoo/flowers.py": "3" * 16}, "ranks": 2}
+    assert differences(files, changed) == ["other code: zoo/flowers.py", "ranks was not set, is 2"]
+    long = {"model": "zoo.flowers:small_net", "data": "0123456789abcdef" * 4}
+    assert differences(long, long | {"model": "zoo.flowers:large_net", "data": "f" * 64}) == [
+        "data was 0123456789ab, is ffffffffffff",
+        "model was zoo.flowers:small_net, is zoo.flowers:large_net",
+    ]
 
 
 # The lock.

@@ -4,6 +4,7 @@ All of it goes to stderr.
 """
 
 import contextlib
+import re
 import signal
 import sys
 
@@ -37,6 +38,13 @@ def say(text: str) -> None:
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its kind where it says nothing."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def in_words(value: object) -> str:
+    """Return a value for a person: of a hash as much as tells it from another."""
+    if value is None:
+        return "not set"
+    return re.sub(r"\b[0-9a-f]{16,}\b", lambda found: found[0][:12], str(value))
 
 
 def in_one_line(error: BaseException) -> str:

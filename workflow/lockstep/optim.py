@@ -56,6 +56,11 @@ def state_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> State:
     }
 
 
+def named(state: State) -> dict[str, torch.Tensor]:
+    """Return what an optimizer keeps, each tensor by what it is of which parameter."""
+    return {f"{key} of {name}": v for name, kept in state.items() for key, v in kept.items()}
+
+
 def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: State) -> None:
     """Give an optimizer what `state_of` returned, as far as it has the parameters."""
     mine = {id(p) for p in parameters(optimizer)}

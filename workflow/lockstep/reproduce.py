@@ -10,7 +10,7 @@ from lockstep import parallel, provenance, runtime
 from lockstep.comm.world import World, discover
 from lockstep.config import Run, parse
 from lockstep.data.manifest import read_manifest
-from lockstep.errors import Interrupted, UserError, say
+from lockstep.errors import Interrupted, UserError, in_words, say
 from lockstep.files import sha256
 from lockstep.train import train
 
@@ -22,8 +22,8 @@ RESULTS = {
     "history": "history_sha256",
     "snapshots": "snapshots_sha256",
 }
-# Packages that the result of `train` is made with; the others only carry it.
-PACKAGES = ("python", "torch", "torchvision", "numpy", "pandas")
+# What the result of `train` is made with; the other versions are of what only carries it.
+PACKAGES = ("python", *provenance.LIBRARIES, "pandas")
 
 
 def reproduce(
@@ -49,7 +49,8 @@ def reproduce(
     """
     recorded, record = provenance.read_record(results)
     where = results / "train.json"
-    missing = [key for key in (*RESULTS.values(), "arithmetic", "data") if key not in record]
+    needed = (*RESULTS.values(), "arithmetic", "data", "initial_sha256")
+    missing = [key for key in needed if key not in record]
     if missing:
         raise UserError(f"{where}: has no {missing[0]!r}: it is of an older version; train again")
     world = discover()
@@ -63,7 +64,7 @@ def reproduce(
     runtime.pin(run.threads, device, parallel.keeps_bits(run))
     now = {
         "versions": provenance.versions(),
-        "code": provenance.code_digest("lockstep.train", run.model),
+        "code": provenance.code("lockstep.train", run.model),
         "arithmetic": runtime.arithmetic(),
         "ranks": [runtime.describe(world, device)],
     }
@@ -149,10 +150,12 @@ def differences(record: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
 
     Args:
         record: what train.json says.
-        now: the same keys `versions`, `code`, `arithmetic` and `ranks` of this launch.
+        now: the same keys `versions`, `code`, `arithmetic` and `ranks` of this launch; and, once
+            the model has been built, `initial_sha256`.
     """
     pairs = {name: (record["versions"].get(name), now["versions"].get(name)) for name in PACKAGES}
-    pairs["code of lockstep and of the model"] = record["code"], now["code"]
+    if "initial_sha256" in now:
+        pairs["initial weights"] = record["initial_sha256"], now["initial_sha256"]
     old, new = dict(record["arithmetic"]), dict(now["arithmetic"])
     for group in ("libraries", "caps"):
         then, here = old.pop(group), new.pop(group)
@@ -165,11 +168,9 @@ def differences(record: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
         pairs[name] = ", ".join(sorted(then)), ", ".join(sorted(here))
     for name, (then, here) in pairs.items():
         if then != here:
-            yield f"{name}: {_say(here)} here, {_say(then)} in the record"
-
-
-def _say(value: Any) -> str:
-    return "not set" if value is None else str(value)
+            yield f"{name}: {in_words(here)} here, {in_words(then)} in the record"
+    if names := provenance.other_code(record["code"], now["code"]):
+        yield f"code: other than in the record is {names}"
 
 
 def _verdict(record: dict[str, Any], again: dict[str, Any]) -> bool:

@@ -136,11 +136,11 @@ def arithmetic() -> dict[str, Any]:
         "flush_denormal": not torch.tensor(1e-40).mul(0.5).item(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "float32": torch.get_float32_matmul_precision(),
-        "libraries": _libraries(),
+        "libraries": libraries(),
     }
 
 
-def _libraries() -> dict[str, str]:
+def libraries() -> dict[str, str]:
     """Return the versions of what torch was built with: one release has several builds."""
     text = torch.__config__.show()
     found = {"torch": torch.__version__, "torch_commit": torch.version.git_version}

@@ -32,9 +32,10 @@ from safetensors.torch import save_file
 
 from lockstep import faults, state
 from lockstep.checkpoint import Checkpoint, Progress
-from lockstep.errors import UserError, first_line, in_one_line, say
+from lockstep.errors import UserError, first_line, in_one_line, in_words, say
 from lockstep.files import naming, sha256, sync
 from lockstep.optim import State
+from lockstep.provenance import other_code
 
 TENSORS = ("model.safetensors", "optimizer.safetensors", "strategy.safetensors")
 PARTS = (*TENSORS, "progress.json")
@@ -273,10 +274,13 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     found = []
     for key in sorted({*then, *now}):
         old, new = then.get(key), now.get(key)
+        if old == new:
+            continue
         if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new)
-        elif old != new:
-            found.append(f"{key} was {str(old)[:12]}, is {str(new)[:12]}")
+            of_code = key == "code"  # which has many files, of which a hash says nothing
+            found += [f"other code: {other_code(old, new)}"] if of_code else differences(old, new)
+        else:
+            found.append(f"{key} was {in_words(old)}, is {in_words(new)}")
     return found
 
 

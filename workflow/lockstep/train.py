@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from lockstep import faults, optim, parallel, provenance, runtime, state
 from lockstep.checkpoint import Checkpoint, Keeper, Progress, spread
 from lockstep.comm import rendezvous
+from lockstep.comm.alike import check_same, gather
 from lockstep.comm.interrupt import Interrupt, name_of
 from lockstep.comm.meter import Meter
 from lockstep.comm.world import World, discover
@@ -26,7 +26,7 @@ from lockstep.data.arrays import open_part
 from lockstep.data.batches import Batches
 from lockstep.data.manifest import Manifest, check_files, read_manifest
 from lockstep.data.shards import is_edited, read_members
-from lockstep.errors import say
+from lockstep.errors import UserError, in_one_line, say
 from lockstep.files import sha256
 from lockstep.models import build
 from lockstep.objective import CrossEntropy, Normalize, check_bfloat16
@@ -72,22 +72,26 @@ def _train(
     interrupt: Interrupt,
     stack: contextlib.ExitStack,
 ) -> dict[str, Any] | None:
+    manifest = read_manifest(data)
+    inputs = _inputs(run, manifest, partition)
+    mine = {"flags": _flags(run, data, partition), **inputs}
+    if world.comm is not None:  # at once: with other flags, ranks may not even meet
+        check_same(mine, world.comm.allgather)
     device = runtime.choose_device(world, run.device)
     if not run.oversubscribe:
         runtime.check_cores(world, run.threads)
     runtime.pin(run.threads, device, parallel.keeps_bits(run))
     started = datetime.datetime.now(datetime.UTC)
 
-    manifest = read_manifest(data)
     part = open_part(data / "train")
-    if world.rank == 0:
-        check_files(data, manifest, "train")
+    problem = _problem_of_files(data, manifest) if world.local_rank == 0 else ""
     members = read_members(partition, part.labels, run.shards)
     edited = is_edited(partition)
     if edited and world.rank == 0:
         say(f"{partition}: is not what `partition` wrote; trained with all the same, and recorded")
     batches = Batches(part, members, run.batch, run.seed, run.shift, run.flip)
     model = build(run.model, manifest.shape, manifest.classes, run.seed)
+    initial = state.digest(model.state_dict() | dict(model.named_buffers()))
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     parameters = sum(p.numel() for p in model.parameters())
@@ -102,12 +106,12 @@ def _train(
     backend = rendezvous.start(world, device, run.backend, run.init_method, run.timeout)
     if world.comm is None or world.size == 1:  # else MPI ends a job that does not get to `stop`
         stack.callback(rendezvous.leave)
-    places: list[Any] = [None] * world.size
-    dist.all_gather_object(places, runtime.describe(world, device))
+    check_same({**mine, "initial weights": initial}, gather, problem)
+    places = gather(runtime.describe(world, device))
     if world.rank == 0 and (kinds := runtime.unlike(places)):
         say(f"ranks compute in {kinds}: the bits depend on which rank is where")
 
-    about = _about(run, manifest, partition, device, backend)
+    about = _about(run, inputs, initial, device, backend)
     store = None
     if world.rank == 0:
         store = Store(output / "checkpoints", about, run.checkpoint_keep)
@@ -161,6 +165,7 @@ def _train(
         "partition_sha256": about["partition"],
         "partition": str(partition),
         "partition_edited": edited,
+        "initial_sha256": initial,
         "parameters": parameters,
         "bfloat16_distance": bfloat16_distance,
         "checkpoint_pauses": keeper.pauses,
@@ -170,13 +175,45 @@ def _train(
         "arithmetic": runtime.arithmetic(),
         "versions": provenance.versions(),
         "code": about["code"],
-        "git": provenance.git_state(),
+        "git": provenance.git_state(run.model),
     }
     return write_results(output, run, progress, weights, trained, optimizer_state, origin)
 
 
+def _flags(run: Run, data: Path, partition: Path) -> dict[str, Any]:
+    return run.model_dump() | {"data": str(data), "partition": str(partition)}
+
+
+def _inputs(run: Run, manifest: Manifest, partition: Path) -> dict[str, Any]:
+    """Return what a rank trains with, apart from its flags and the machine."""
+    found = provenance.versions()
+    others = {name: found.get(name) for name in ("python", "torchvision", "numpy")}
+    return {
+        "data": {
+            "shape": list(manifest.shape),
+            "classes": manifest.classes,
+            "mean": manifest.mean,
+            "std": manifest.std,
+            **manifest.sha256,
+        },
+        "partition": sha256(partition),
+        "libraries": runtime.libraries() | others,
+        "caps": provenance.caps(),
+        "code": provenance.code("lockstep.train", run.model),
+    }
+
+
+def _problem_of_files(data: Path, manifest: Manifest) -> str:
+    """Return what is wrong with the arrays that this host sees, if something is."""
+    try:
+        check_files(data, manifest, "train")
+    except (UserError, OSError) as error:
+        return in_one_line(error)
+    return ""
+
+
 def _about(
-    run: Run, manifest: Manifest, partition: Path, device: torch.device, backend: str
+    run: Run, inputs: dict[str, Any], initial: str, device: torch.device, backend: str
 ) -> dict[str, Any]:
     """Return all that the run's bits follow from, and nothing that they do not depend on."""
     configuration = run.model_dump(exclude=PLACE)
@@ -184,12 +221,9 @@ def _about(
         configuration |= {"ranks": run.ranks, "backend": backend}
     return {
         "configuration": configuration,
-        "data": manifest.sha256,
-        "partition": sha256(partition),
-        "code": provenance.code_digest("lockstep.train", run.model),
+        **inputs,
         "device": device.type,
-        "libraries": runtime.arithmetic()["libraries"],
-        "caps": provenance.caps(),
+        "initial weights": initial,
     }
 
 

@@ -46,7 +46,8 @@ class DataParallelByTorch(Replicated):
 
     def alike(self) -> dict[str, torch.Tensor]:
         # Buffers are rank 0's from the next forward pass on.
-        return {name: p.detach() for name, p in self.model.named_parameters()}
+        weights = {name: p.detach() for name, p in self.model.named_parameters()}
+        return weights | optim.named(self.optimizer_state())
 
     def _all_reduce(self, _: None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         # Buckets that are sent while backward goes on count as communication too.

@@ -56,6 +56,7 @@ class Pipeline:
         replicas: dist.ProcessGroup | None,
     ) -> None:
         self.run, self.model, self.objective, self.stages = run, model, objective, stages
+        self.replicas = replicas
         self.chain = cut(model, shape, stages.size())[stages.rank()]
         self.optimizer = optim.make_optimizer(run, self.chain)
         together = optim.parameters(optim.make_optimizer(run, model))
@@ -133,7 +134,8 @@ class Pipeline:
         optim.load_state(self.optimizer, self.model, optimizer)
 
     def alike(self) -> dict[str, torch.Tensor]:
-        return self._mine()
+        kept = optim.state_of(self.optimizer, self.model) if self.replicas else {}
+        return self._mine() | optim.named(kept)
 
     def _mine(self) -> dict[str, torch.Tensor]:
         """Return what this stage has of the model's state_dict."""

@@ -47,7 +47,8 @@ class Replicated:
         optim.load_state(self.optimizer, self.model, optimizer)
 
     def alike(self) -> dict[str, torch.Tensor]:
-        return self.model.state_dict()
+        # A resumed run has rank 0's optimizer on all ranks: what is in it must be everybody's.
+        return self.model.state_dict() | optim.named(self.optimizer_state())
 
 
 def mean_of_shards(

@@ -1,0 +1,81 @@
+"""A program for two ranks on one host: launches in which one rank has something of its own.
+
+Each rank works in a folder of its own name, which has `data`, `shards.csv` and `own.py`.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lockstep.checkpoint import Keeper
+from lockstep.comm import rendezvous
+from lockstep.comm.world import discover
+from lockstep.config import Run
+from lockstep.errors import UserError
+from lockstep.provenance import CAPS
+from lockstep.train import train
+
+DATA, SHARDS = Path("data"), Path("shards.csv")
+BUSY = {"model": "tests.mpi.models:busy"}
+# Of each case: how the run is configured, what rank 1 has otherwise, and the data.
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Path, Path]] = {
+    "flags": ({}, {"backend": "gloo"}, DATA, SHARDS),
+    "data": ({}, {}, Path("inverted"), SHARDS),
+    "mean": ({}, {}, Path("brighter"), SHARDS),
+    "files": ({}, {}, Path("damaged"), SHARDS),
+    "partition": ({}, {}, DATA, Path("other.csv")),
+    "caps": ({}, {}, DATA, SHARDS),
+    "code": ({"model": "own:make"}, {}, DATA, SHARDS),
+    "weights": ({"model": "tests.mpi.models:other_on_rank_1"}, {}, DATA, SHARDS),
+    "alike": (BUSY, {}, DATA, SHARDS),
+    "momentum": (BUSY, {}, DATA, SHARDS),
+    "momentum of ddp": (BUSY | {"strategy": "ddp"}, {}, DATA, SHARDS),
+    "momentum of hybrid": (BUSY | {"strategy": "hybrid", "stages": 1}, {}, DATA, SHARDS),
+}
+
+
+@contextlib.contextmanager
+def circumstances(name: str, rank: int) -> Iterator[None]:
+    """Let the environment, or a bit of rank 0's optimizer, be other."""
+    check = Keeper._check
+
+    def strike(self: Keeper, step: int) -> None:
+        kept = next(iter(self.strategy.optimizer.state.values()))  # type: ignore[attr-defined]
+        kept["exp_avg"].view(-1)[:1].view(torch.int32).bitwise_xor_(1)
+        check(self, step)
+
+    if name == "caps" and rank == 1:
+        os.environ[CAPS[0]] = "avx2"
+    if name.startswith("momentum") and rank == 0:
+        Keeper._check = strike  # type: ignore[method-assign]
+    yield
+    os.environ.pop(CAPS[0], None)
+    Keeper._check = check  # type: ignore[method-assign]
+
+
+def main(folder: Path) -> None:
+    """Try each case, and write what it was refused with on this rank."""
+    world = discover()
+    os.chdir(folder / str(world.rank))
+    said = {}
+    for name, (how, other, data, shards) in CASES.items():
+        values = {"ranks": 2, "oversubscribe": True, "epochs": 1, "snapshots": 1, "batch": 512}
+        run = Run(**values | how | (other if world.rank == 1 else {}))
+        with circumstances(name, world.rank):
+            try:
+                train(run, data, shards, folder / name)
+                said[name] = ""
+            except UserError as error:
+                said[name] = str(error)
+                rendezvous.leave()
+    (folder / f"said-{world.rank}.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
