@@ -14,7 +14,7 @@ import pytest
 from lockstep.config import Dataset
 from lockstep.data.manifest import write_manifest
 from lockstep.errors import UserError
-from lockstep.files import sha256
+from lockstep.files import sha256, write_json
 from lockstep.prepare import prepare
 
 # The same examples each time: what fails on one machine fails on all.
@@ -78,6 +78,30 @@ def write_part():
         files = (f"{folder.name}/{name}.npy" for name in ("images", "labels"))
         record["sha256"] = {file: sha256(folder.parent / file) for file in files}
         write_manifest(folder.parent, record)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_records():
+    """A function that writes what train and evaluate leave of a run, but for its models."""
+
+    def write(folder, run, model="ab" * 32):
+        folder.mkdir()
+        for name in ("history.csv", "predictions.csv", "confusion.csv"):
+            (folder / name).write_text(f"of {name}\n")
+        digest = {name: sha256(folder / f"{name}.csv") for name in ("predictions", "confusion")}
+        same = {"model_sha256": model, "snapshots_sha256": "cd" * 32}
+        train = {"configuration": run.model_dump(), "dataset": "digits", "data_sha256": {}, **same}
+        train |= {"snapshots": {}, "history_csv_sha256": sha256(folder / "history.csv")}
+        train |= {"images_per_second": 9.6, "seconds": 2.0, "bytes_sent": [3, 4]}
+        train |= {"parameters": 5, "steps": 6}
+        of_class = {"a": {"samples": 2, "correct": 1, "accuracy": 0.5}}
+        measured = {"accuracy": 0.5, "correct": 1, "loss": 1.0, "per_class": of_class}
+        metrics = {"last": measured, "averaged": measured, **same}
+        metrics |= {f"{name}_sha256": value for name, value in digest.items()}
+        write_json(folder / "train.json", train)
+        write_json(folder / "metrics.json", metrics)
 
     return write
 

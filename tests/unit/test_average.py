@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from lockstep import state
 from lockstep.average import average, mean_state
 from lockstep.config import Dataset, Run
-from lockstep.files import sha256
+from lockstep.data.manifest import read_manifest
+from lockstep.files import sha256, write_json
 from lockstep.prepare import prepare
 from lockstep.provenance import read_run
 
@@ -120,7 +121,7 @@ def make(shape, classes):
 
 
 @pytest.fixture
-def trained(tmp_path, monkeypatch):
+def trained(tmp_path, monkeypatch, write_records):
     """The folders of a run without snapshots, and of 9 training images of 2 x 2 pixels."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -130,9 +131,7 @@ def trained(tmp_path, monkeypatch):
     dataset = Dataset(name="npz", path=str(tmp_path / "own.npz"), test_fraction=0.25)
     prepare(dataset, tmp_path / "data")
     run = Run(model="ownnorm:make", ranks=1, shards=2, batch=4, epochs=2, snapshots=2)
-    (tmp_path / "run").mkdir()
-    record = {"configuration": run.model_dump()}
-    (tmp_path / "run" / "train.json").write_text(json.dumps(record))
+    write_records(tmp_path / "run", run)
     threads = torch.get_num_threads()
     yield tmp_path / "run", tmp_path / "data"
     torch.set_num_threads(threads)
@@ -149,6 +148,10 @@ def test_the_averaged_model_has_the_mean_weights_and_statistics_of_its_own(train
             layers[2].weight.fill_(epoch)
             layers[1].running_mean.fill_(100.0 * epoch)
         state.save(layers.state_dict(), results / "snapshots" / f"epoch-000{epoch}.safetensors")
+    train = json.loads((results / "train.json").read_text())
+    train["data_sha256"] = read_manifest(data).sha256
+    train["snapshots"] = {path.name: sha256(path) for path in (results / "snapshots").iterdir()}
+    write_json(results / "train.json", train)
     record = average(results, data, threads=1)
     found = state.read(results / "averaged.safetensors")
     assert record == json.loads((results / "averaged.json").read_text())
@@ -165,5 +168,8 @@ def test_the_averaged_model_has_the_mean_weights_and_statistics_of_its_own(train
 
 
 def test_a_run_without_snapshots_is_refused(trained, refused):
-    with refused(trained[0] / "snapshots", "no snapshot", "train again"):
-        average(*trained, threads=1)
+    results, data = trained
+    train = json.loads((results / "train.json").read_text())
+    write_json(results / "train.json", train | {"data_sha256": read_manifest(data).sha256})
+    with refused(results / "train.json", "no snapshot", "train again"):
+        average(results, data, threads=1)

@@ -1,7 +1,6 @@
 """The command line: every flag is explained, every mistake is one line and status 2."""
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -137,8 +136,11 @@ def test_a_wrong_command_line_is_one_line_and_status_2(lockstep, words, expected
         (["summarize", "gone", "--output", "o.csv"], "gone"),
         (["check", "--data", "gone", "--output", "o"], "gone/manifest.json"),
         (["check", "--output", "o.csv"], "o.csv: the table gets this name"),
-        (["report", "--launch", "gone.json", "--output", "o"], "gone.json: cannot be drawn"),
-        (["report", "--results", "gone", "--checks", "c.json", "--output", "o"], "no prediction"),
+        (
+            ["report", "--launch", "gone.json", "--output", "o"],
+            "gone.json: not the record of a check",
+        ),
+        (["report", "--results", "gone", "--checks", "c.json", "--output", "o"], "gone/train.json"),
         (["report", "--results", "gone", "--output", "o"], "flags: partition: is missing"),
     ],
 )
@@ -176,16 +178,10 @@ def test_the_package_runs_as_a_program(tmp_path):
 
 
 @pytest.fixture
-def commands(tmp_path, write_part):
+def commands(tmp_path, write_part, write_records):
     """A command line of each stage that has no use for torch, and what it needs."""
     write_part(tmp_path / "data" / "train", [0, 1, 2] * 8)
-    run = tmp_path / "run"
-    run.mkdir()
-    train = {"configuration": Run().model_dump(), "dataset": "digits", "seconds": 2.0}
-    train |= {"images_per_second": 1000.0, "bytes_sent": [0], "model_sha256": "ab" * 32}
-    (run / "train.json").write_text(json.dumps(train))
-    metrics = {name: {"accuracy": 0.5, "loss": 1.0} for name in ("last", "averaged")}
-    (run / "metrics.json").write_text(json.dumps(metrics))
+    write_records(tmp_path / "run", Run())
     return {
         "download": ["--output", "raw"],
         "partition": ["--data", "data", "--output", "shards"],

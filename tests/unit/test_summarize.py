@@ -1,7 +1,5 @@
 """summarize: which columns there are."""
 
-import json
-
 import pandas as pd
 import pytest
 
@@ -10,17 +8,12 @@ from lockstep.summarize import summarize
 
 
 @pytest.fixture
-def table(tmp_path):
+def table(tmp_path, write_records):
     """A function that summarizes runs of these settings, and reads the table as the report does."""
 
     def make(**runs):
         for name, values in runs.items():
-            (tmp_path / name).mkdir()
-            train = {"configuration": Run(**values).model_dump(), "dataset": "digits"}
-            train |= {"images_per_second": 9.6, "seconds": 2.0, "bytes_sent": [3, 4]}
-            (tmp_path / name / "train.json").write_text(json.dumps(train | {"model_sha256": "ab"}))
-            metrics = {kind: {"accuracy": 0.5, "loss": 1.0} for kind in ("last", "averaged")}
-            (tmp_path / name / "metrics.json").write_text(json.dumps(metrics))
+            write_records(tmp_path / name, Run(**values))
         summarize([tmp_path / name for name in runs], tmp_path / "summary.csv")
         return pd.read_csv(tmp_path / "summary.csv", keep_default_na=False)
 

@@ -13,12 +13,12 @@ from lockstep import runtime, state
 from lockstep.comm.tree import Node, fold, push
 from lockstep.comm.world import discover
 from lockstep.data.arrays import open_part
-from lockstep.data.manifest import read_manifest
+from lockstep.data.manifest import check_files, read_manifest
 from lockstep.errors import UserError
-from lockstep.files import sha256, write_json
+from lockstep.files import check_sha256, sha256, sweep, write_json
 from lockstep.models import build
 from lockstep.objective import Normalize
-from lockstep.provenance import read_run
+from lockstep.records import Training, check_trained_on, read_training
 
 
 def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
@@ -37,26 +37,23 @@ def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
         threads: the number of threads.
 
     Raises:
-        UserError: there are no snapshots, too few replicas, or they differ in keys, shapes or
-            types.
+        UserError: the snapshots or the data are not those of the run, or the snapshots differ in
+            keys, shapes or types.
     """
-    run = read_run(results)
+    for name in ("averaged.safetensors", "averaged.json"):
+        sweep(results / name)
+    training, manifest = read_training(results), read_manifest(data)
+    check_trained_on(training, results, manifest, data)
+    run = training.configuration
     device = runtime.choose_device(discover(1), run.device)
     runtime.pin(threads, device, reproducible=True)
-    paths = sorted((results / "snapshots").glob("*.safetensors"))
-    if not paths:
-        raise UserError(f"{results / 'snapshots'}: there is no snapshot in it; train again")
-    if run.one_shot and len(paths) != run.shards:
-        raise UserError(
-            f"{results / 'snapshots'}: {len(paths)} replicas of {run.shards} shards are in it; "
-            f"train again"
-        )
+    paths = find_snapshots(results, training)
     mean = mean_replica(paths) if run.one_shot else mean_state(paths)
-    manifest = read_manifest(data)
     model = build(run.model, manifest.shape, manifest.classes)
-    model.load_state_dict(mean)
+    state.put(model, mean, results / "snapshots")
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
+        check_files(data, manifest, "train")
         images = open_part(data / "train").images
         normalize = Normalize(manifest.mean, manifest.std, device)
         # Whole batches, as in training: each counts alike, and one image may have no variance.
@@ -65,10 +62,36 @@ def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
     state.save(model.state_dict(), results / "averaged.safetensors")
     record = {
         "snapshots": [path.name for path in paths],
+        "snapshots_sha256": training.snapshots_sha256,
         "model_sha256": sha256(results / "averaged.safetensors"),
     }
     write_json(results / "averaged.json", record)
     return record
+
+
+def find_snapshots(results: Path, training: Training) -> list[Path]:
+    """Return the paths of a run's snapshots in the order in which they were taken.
+
+    Raises:
+        UserError: one is missing, or is another one than was written, or there is one more.
+    """
+    folder, record = results / "snapshots", results / "train.json"
+    # epoch-10000 comes after epoch-9999.
+    names = sorted(training.snapshots, key=lambda name: (len(name), name))
+    paths = [folder / name for name in names]
+    if not paths:
+        raise UserError(f"{record}: there is no snapshot in it; train again")
+    run = training.configuration
+    if run.one_shot and len(paths) != run.shards:
+        raise UserError(
+            f"{record}: {len(paths)} replicas of {run.shards} shards are in it; train again"
+        )
+    for path in sorted(folder.glob("*.safetensors")):
+        if path not in paths:
+            raise UserError(f"{path}: no snapshot of the run in {record}; take it away")
+    for path in paths:
+        check_sha256(path, training.snapshots[path.name], record, "train again")
+    return paths
 
 
 def mean_state(paths: list[Path]) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ The models below are the only list of keys. The flags of `lockstep train` are ma
 import io
 import json
 import re
+import reprlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -336,6 +337,11 @@ class RunRow(Run):
     """The run's name, and that of its folder of results."""
 
 
+# A wrong value may be of any size, and a few aliases of YAML make one that no memory holds as text.
+QUOTE = reprlib.Repr()
+QUOTE.maxlevel, QUOTE.maxstring, QUOTE.maxother, QUOTE.maxlong = 2, 80, 80, 40
+
+
 def divisors(n: int) -> str:
     """Return the divisors of `n`, for a message."""
     return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
@@ -351,7 +357,7 @@ def parse(model: type[BaseModel], values: Any, where: str) -> Any:
         found = (
             ""
             if first["type"] in ("extra_forbidden", "missing", "value_error")
-            else f", not {first['input']!r}"
+            else f", not {QUOTE.repr(first['input'])}"
         )
         message = {"missing": "is missing"}.get(
             first["type"], first["msg"].removeprefix("Value error, ")

@@ -20,13 +20,15 @@ from lockstep.comm import rendezvous
 from lockstep.comm.world import discover
 from lockstep.config import Run
 from lockstep.data.arrays import Part, open_part
-from lockstep.data.manifest import read_manifest
-from lockstep.files import atomic, write_json
+from lockstep.data.manifest import check_files, read_manifest
+from lockstep.errors import UserError
+from lockstep.files import atomic, check_sha256, sha256, sweep, write_json
 from lockstep.models import build
 from lockstep.objective import Normalize, autocast
-from lockstep.provenance import read_run
+from lockstep.records import check_trained_on, read_averaged, read_training
 
 CHUNK = 250
+OUTPUTS = ("predictions.csv", "confusion.csv", "metrics.json")
 MODELS = {"last": "model.safetensors", "averaged": "averaged.safetensors"}
 
 
@@ -41,12 +43,28 @@ def evaluate(results: Path, data: Path, ranks: int, threads: int) -> dict[str, A
 
     Returns:
         What metrics.json holds, on rank 0.
+
+    Raises:
+        UserError: a model or the test set is not what its record says, or a model gives scores
+            that are no numbers.
     """
-    run = read_run(results)
     world = discover(ranks)
+    training, manifest = read_training(results), read_manifest(data)
+    averaged = read_averaged(results, training)
+    run = training.configuration
+    if world.local_rank == 0:  # a host's ranks read the same files
+        check_trained_on(training, results, manifest, data)
+        for file, record, expected, do in (
+            ("model.safetensors", "train.json", training.model_sha256, "train again"),
+            ("averaged.safetensors", "averaged.json", averaged.model_sha256, "`average` again"),
+        ):
+            check_sha256(results / file, expected, results / record, do)
+        check_files(data, manifest, "test")
+    if world.rank == 0:
+        for file in OUTPUTS:
+            sweep(results / file)
     device = runtime.choose_device(world, run.device)
     runtime.pin(threads, device, reproducible=True)
-    manifest = read_manifest(data)
     part = open_part(data / "test")
     normalize = Normalize(manifest.mean, manifest.std, device)
     model = build(run.model, manifest.shape, manifest.classes)
@@ -68,15 +86,28 @@ def evaluate(results: Path, data: Path, ranks: int, threads: int) -> dict[str, A
     predictions = pd.DataFrame({"sample": np.arange(len(labels)), "label": labels})
     metrics: dict[str, Any] = {"samples": len(labels)}
     confusions = []
-    for name in MODELS:
+    for name, file in MODELS.items():
         losses = np.concatenate([some[name][0] for some in everyone])
+        if (wrong := np.flatnonzero(np.isnan(losses))).size:
+            raise UserError(
+                f"{results / file}: its scores of sample {wrong[0]} of the test set are no "
+                f"numbers; train with a smaller lr, or with clip"
+            )
         predicted = np.concatenate([some[name][1] for some in everyone])
         predictions[name] = predicted
         metrics[name], confusion = measure(labels, predicted, losses, manifest.class_names)
         confusions.append(confusion.assign(model=name))
-    for file, frame in (("predictions", predictions), ("confusion", pd.concat(confusions))):
-        with atomic(results / f"{file}.csv") as draft:
+    metrics |= {
+        "model_sha256": training.model_sha256,
+        "averaged_sha256": averaged.model_sha256,
+        "snapshots_sha256": training.snapshots_sha256,
+        "data_sha256": manifest.sha256,
+    }
+    for name, frame in (("predictions", predictions), ("confusion", pd.concat(confusions))):
+        path = results / f"{name}.csv"
+        with atomic(path) as draft:
             frame.to_csv(draft, index=False)
+        metrics[f"{name}_sha256"] = sha256(path)
     write_json(results / "metrics.json", metrics)
     return metrics
 

@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import shutil
+import stat
 import struct
 import tarfile
 import tempfile
@@ -15,6 +16,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from lockstep.errors import UserError, first_line
 
 # What readers raise when a file is damaged, or is something else.
 DAMAGE = (
@@ -46,7 +49,7 @@ def atomic(path: Path) -> Iterator[Path]:
         draft = folder / path.name
         with naming(path):
             yield draft
-        draft.chmod(0o666 & ~_umask())  # some libraries leave files to their owner alone
+        draft.chmod(_mode(folder))  # some libraries leave files to their owner alone
         sync(draft)
         draft.replace(path)
         sync(path.parent)
@@ -71,10 +74,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _mode(folder: Path) -> int:
+    """Return the permissions that a new file in `folder` gets.
+
+    The system is asked by making one: to read the umask is to change it, under every thread.
+    """
+    descriptor = os.open(folder / ".mode", os.O_CREAT | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -92,3 +101,48 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes in hex, as `sha256sum` prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path, what: str, do: str) -> dict[str, Any]:
+    """Return the object that the JSON file `path` holds.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message.
+        do: what to do where it is not, for the message.
+
+    Raises:
+        UserError: it is missing, cannot be read, or is not JSON of an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"it is a {type(value).__name__}")
+        return value
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else first_line(error)
+    except RecursionError:
+        why = "it is nested too deeply"
+    raise UserError(f"{path}: not {what} ({why}); {do}")
+
+
+def check_sha256(path: Path, expected: object, where: Path, do: str) -> None:
+    """Refuse a file that is not the one that another file names by its SHA-256.
+
+    Args:
+        path: the file, which is read once.
+        expected: its SHA-256 in hex.
+        where: the file that says so, for the message.
+        do: what to do, for the message.
+
+    Raises:
+        UserError: it is missing, or another one.
+    """
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {do}") from None
+    if found != expected:
+        raise UserError(
+            f"{path}: has SHA-256 {found[:12]}, not {str(expected)[:12]} as in {where}; {do}"
+        )

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lockstep.config import Run
-from lockstep.errors import UserError, first_line
-from lockstep.files import sha256
+from lockstep.config import Run, parse
+from lockstep.errors import UserError
+from lockstep.files import read_json, sha256
 
 PACKAGE = Path(__file__).parent
 
@@ -251,10 +251,9 @@ def read_record(results: Path) -> tuple[Run, dict[str, Any]]:
     Raises:
         UserError: it is missing or damaged.
     """
-    path = results / "train.json"
+    path, what, do = results / "train.json", "the record of a run", "train again"
+    record = read_json(path, what, do)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return Run(**record["configuration"]), record
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = first_line(error)
-        raise UserError(f"{path}: not the record of a run ({why}); train again") from None
+        return parse(Run, record.get("configuration"), "configuration"), record
+    except UserError as error:
+        raise UserError(f"{path}: not {what} ({error}); {do}") from None

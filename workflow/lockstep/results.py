@@ -56,7 +56,7 @@ def write_results(
         history.to_csv(draft, index=False)
     parameters = {name: value for name, value in weights.items() if name in trained}
     buffers = {name: value for name, value in weights.items() if name not in trained}
-    snapshots = {path.name: sha256(path) for path in (output / "snapshots").iterdir()}
+    snapshots = {path.name: sha256(path) for path in sorted((output / "snapshots").iterdir())}
     seconds = sum(row["seconds"] for row in progress.history)
     record = {
         **origin,
@@ -65,7 +65,9 @@ def write_results(
         "buffers_sha256": state.digest(buffers) if buffers else None,
         "optimizer_sha256": state.digest(optimizer),
         "history_sha256": state.digest(history[RESULTS].to_csv(index=False)),
+        "history_csv_sha256": sha256(output / "history.csv"),  # of the times as well
         "snapshots_sha256": state.digest(snapshots),
+        "snapshots": snapshots,
         "steps": progress.step,
         "images_per_second": progress.step * run.batch / seconds,
         "seconds": seconds,

@@ -49,8 +49,17 @@ def load(model: nn.Module, path: Path) -> None:
     Raises:
         UserError: the file is damaged, or is of another model.
     """
+    put(model, read(path), path)
+
+
+def put(model: nn.Module, values: dict[str, torch.Tensor], path: Path) -> None:
+    """Put weights that come from `path` into `model`, which must have just these.
+
+    Raises:
+        UserError: they are of another model.
+    """
     try:
-        model.load_state_dict(read(path))
+        model.load_state_dict(values)
     except RuntimeError as error:
         first = str(error).splitlines()[1:2] or [str(error)]
         raise UserError(f"{path}: not the weights of this model: {first[0].strip()}") from None

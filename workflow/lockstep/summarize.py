@@ -1,13 +1,12 @@
 """summarize: one table of all runs."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
 from lockstep.config import Run
-from lockstep.errors import UserError
-from lockstep.files import atomic
+from lockstep.files import atomic, sweep
+from lockstep.records import read_metrics, read_training
 
 COLUMNS = ("model", "strategy", "shards", "ranks", "seed", "epochs")
 # These have a column where a run's strategy asks for them, with no value for the others.
@@ -29,8 +28,9 @@ def summarize(results: list[Path], output: Path) -> pd.DataFrame:
         output: the table to write (CSV).
 
     Raises:
-        UserError: a run's records are missing or damaged.
+        UserError: a run's records are missing or damaged, or not of one training.
     """
+    sweep(output)
     table = pd.DataFrame([_row(folder) for folder in results])
     table = table.drop(columns=[name for name in OTHERS if table[name].nunique(dropna=False) == 1])
     table = table.drop(columns=[name for name in ASKED_BY if (table[name] == "").all()])
@@ -40,26 +40,23 @@ def summarize(results: list[Path], output: Path) -> pd.DataFrame:
 
 
 def _row(folder: Path) -> dict[str, object]:
-    try:
-        train = json.loads((folder / "train.json").read_text(encoding="utf-8"))
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        run = train["configuration"]
-        return {
-            "run": folder.name,
-            "dataset": train["dataset"],
-            **{name: run[name] for name in COLUMNS[:2]},
-            **{name: run[name] if run["strategy"] in by else "" for name, by in ASKED_BY.items()},
-            **{name: run[name] for name in (*COLUMNS[2:], *OTHERS)},
-            "accuracy_last": metrics["last"]["accuracy"],
-            "accuracy_averaged": metrics["averaged"]["accuracy"],
-            "loss": metrics["last"]["loss"],
-            "images_per_second": round(train["images_per_second"]),
-            "seconds": round(train["seconds"], 2),
-            "bytes_sent": sum(train["bytes_sent"]),
-            "model_sha256": train["model_sha256"],
-        }
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: its records are not whole ({error!r}); train again") from None
+    training = read_training(folder)
+    metrics = read_metrics(folder, training)
+    run = training.configuration.model_dump()
+    return {
+        "run": folder.name,
+        "dataset": training.dataset,
+        **{name: run[name] for name in COLUMNS[:2]},
+        **{name: run[name] if run["strategy"] in by else "" for name, by in ASKED_BY.items()},
+        **{name: run[name] for name in (*COLUMNS[2:], *OTHERS)},
+        "accuracy_last": metrics.last.accuracy,
+        "accuracy_averaged": metrics.averaged.accuracy,
+        "loss": metrics.last.loss,
+        "images_per_second": round(training.images_per_second),
+        "seconds": round(training.seconds, 2),
+        "bytes_sent": sum(training.bytes_sent),
+        "model_sha256": training.model_sha256,
+    }
 
 
 def for_terminal(table: Path) -> str:

@@ -25,6 +25,7 @@ rule average_run:
 
 
 rule average:
-    """Every run's averaged model."""
+    """Every run's averaged model, and what it is of."""
     input:
+        expand(rules.train_run.output, run=RUNS),
         expand(rules.average_run.output, run=RUNS),

@@ -3,7 +3,7 @@ rule evaluate_run:
     input:
         record=rules.train_run.output.record,
         last=rules.train_run.output.model,
-        averaged=rules.average_run.output.model,
+        averaged=rules.average_run.output,
         manifest=rules.prepare.output.manifest,
         arrays=rules.prepare.output.arrays,
     output:
@@ -34,6 +34,8 @@ rule evaluate_run:
 
 
 rule evaluate:
-    """Every run's metrics."""
+    """Every run's metrics, and what they are of: Snakemake makes nothing again that lies between."""
     input:
+        expand(rules.train_run.output, run=RUNS),
+        expand(rules.average_run.output, run=RUNS),
         expand(rules.evaluate_run.output, run=RUNS),

@@ -29,6 +29,9 @@ def train_points(commands: dict[str, list[str]], data: str, folder: Path) -> Non
         world = discover()
         if world.rank == 0:  # one snapshot is its own average
             shutil.copy(results / "model.safetensors", results / "averaged.safetensors")
+            record = json.loads((results / "train.json").read_text())
+            same = {key: record[key] for key in ("model_sha256", "snapshots_sha256")}
+            (results / "averaged.json").write_text(json.dumps(same))
         if world.comm is not None:
             world.comm.Barrier()  # before rank 0 came here, train.json was not written
         ranks = str(world.size)

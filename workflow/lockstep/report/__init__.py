@@ -3,13 +3,17 @@
 It reads what other stages wrote and loads no torch, so that it also runs where nothing can train.
 """
 
-import json
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from lockstep.errors import UserError
-from lockstep.files import write_text
+from lockstep.errors import UserError, first_line
+from lockstep.files import check_sha256, read_json, sweep, write_text
+from lockstep.records import Training, read_metrics, read_training
 from lockstep.report import (
     communication,
     comparison,
@@ -33,31 +37,28 @@ def draw_run(results: Path, partition: Path, output: Path) -> None:
     Raises:
         UserError: a file is missing or damaged.
     """
-    try:
-        train = _read_json(results / "train.json")
-        metrics = _read_json(results / "metrics.json")
-        history = pd.read_csv(results / "history.csv")
+    training = read_training(results)
+    found = read_metrics(results, training)
+    with _drawing(results, "train again"):
+        run, metrics = training.configuration.model_dump(), found.model_dump()
+        history = _read_history(results, training)
         # Classes have names, and "NA" or "01" is one as well.
         confusion = pd.read_csv(
             results / "confusion.csv",
             dtype={"label": str, "predicted": str, "model": str},
             keep_default_na=False,
         )
-        counts = pd.read_csv(partition)
-        run = train["configuration"]
-        classes = list(metrics["last"]["per_class"])
-        drawn = {
+        steps = training.steps / run["epochs"]
+        figures = {
             "curves": curves.draw_curves(results.name, run, history, metrics),
-            "time": curves.draw_time(results.name, run, history, train["steps"] / run["epochs"]),
+            "time": curves.draw_time(results.name, run, history, steps),
             "confusion": matrices.draw_confusion(results.name, confusion, metrics["last"]),
-            "shards": matrices.draw_shards(results.name, run, counts, classes),
         }
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{results}: its records are not whole ({_say(error)}); train again"
-        ) from error
-    for name, figure in drawn.items():
-        style.save(figure, output / f"{name}.svg")
+    with _drawing(partition, "run `partition` again"):
+        classes = list(found.last.per_class)
+        counts = pd.read_csv(partition)
+        figures["shards"] = matrices.draw_shards(results.name, run, counts, classes)
+        _save(output, figures)
 
 
 def draw_summary(summary: Path, checks: list[Path], output: Path) -> None:
@@ -71,19 +72,17 @@ def draw_summary(summary: Path, checks: list[Path], output: Path) -> None:
     Raises:
         UserError: a file is missing or damaged.
     """
-    try:
+    with _drawing(summary, "summarize again"):
         # No reduction is "" and no number; the loss of a run that diverged is no number either.
         table = pd.read_csv(
             summary, dtype={"run": str}, keep_default_na=False, na_values={"loss": [""]}
         )
-        found = {path.stem: _read_json(path) for path in checks}
-        pages = {"runs": runs.page_of_runs(table), "machine": machine.page_of_machine(found)}
-        figure = comparison.draw_accuracy(table)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{summary}: cannot be drawn ({_say(error)}); summarize again") from error
-    for name, page in pages.items():
-        write_text(output / f"{name}.html", page)
-    style.save(figure, output / "accuracy.svg")
+        pages = {"runs": runs.page_of_runs(table)}
+        figures = {"accuracy": comparison.draw_accuracy(table)}
+    found = {path.stem: _read_check(path) for path in checks}
+    with _drawing(", ".join(map(str, checks)), "check again"):
+        pages["machine"] = machine.page_of_machine(found)
+        _save(output, figures, pages)
 
 
 def draw_launch(check: Path, output: Path) -> None:
@@ -96,18 +95,15 @@ def draw_launch(check: Path, output: Path) -> None:
     Raises:
         UserError: a file is missing, damaged, or that of a launch with one rank.
     """
-    try:
-        record, table = _read_check(check)
-        page = communication.page_of_communication(check.stem, record, table)
+    record = _read_check(check)
+    with _drawing(check, "check again"):
+        table = _read_times(check)
+        pages = {"communication": communication.page_of_communication(check.stem, record, table)}
         figures = {
             "latency": communication.draw_latency(check.stem, record, table),
             "bandwidth": communication.draw_bandwidth(check.stem, record, table),
         }
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{check}: cannot be drawn ({_say(error)}); check again") from None
-    write_text(output / "communication.html", page)
-    for name, figure in figures.items():
-        style.save(figure, output / f"{name}.svg")
+        _save(output, figures, pages)
 
 
 def draw_prediction(results: Path, check: Path, output: Path) -> None:
@@ -121,27 +117,55 @@ def draw_prediction(results: Path, check: Path, output: Path) -> None:
     Raises:
         UserError: a file is missing, damaged, or that of a launch with one rank.
     """
+    training = read_training(results)
+    record = _read_check(check)
+    with _drawing(f"{results}, {check}", "train or check again"):
+        history = _read_history(results, training)
+        train = training.model_dump()
+        figure = scaling.draw_scaling(results.name, train, history, record, _read_times(check))
+        _save(output, {"scaling": figure})
+
+
+@contextlib.contextmanager
+def _drawing(what: object, do: str) -> Iterator[None]:
+    """Have whatever goes wrong be said in one line: the files are all that it can be for.
+
+    Those without a SHA-256 in another file may hold anything, and so may what it does to a figure.
+    """
     try:
-        train = _read_json(results / "train.json")
-        history = pd.read_csv(results / "history.csv")
-        figure = scaling.draw_scaling(results.name, train, history, *_read_check(check))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{results}, {check}: no prediction from them ({_say(error)}); train or check again"
-        ) from None
-    style.save(figure, output / "scaling.svg")
+        yield
+    except (UserError, OSError):  # they say which file, and what is wrong
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{what}: cannot be drawn ({why}); {do}") from None
 
 
-def _read_check(path: Path) -> tuple[dict, pd.DataFrame]:
+def _save(
+    output: Path, figures: Mapping[str, Figure], pages: Mapping[str, str] | None = None
+) -> None:
+    """Write figures and pages by name to the folder `output`."""
+    for name, page in (pages or {}).items():
+        sweep(output / f"{name}.html")
+        write_text(output / f"{name}.html", page)
+    for name, figure in figures.items():
+        sweep(output / f"{name}.svg")
+        style.save(figure, output / f"{name}.svg")
+
+
+def _read_history(results: Path, training: Training) -> pd.DataFrame:
+    path = results / "history.csv"
+    check_sha256(path, training.history_csv_sha256, results / "train.json", "train again")
+    return pd.read_csv(path)
+
+
+def _read_check(path: Path) -> dict[str, Any]:
+    return read_json(path, "the record of a check", "check again")
+
+
+def _read_times(path: Path) -> pd.DataFrame:
+    """Return the table beside a check's record."""
     table = pd.read_csv(path.with_suffix(".csv"))
     if table.empty:
         raise ValueError("one rank has no communication")
-    return _read_json(path), table
-
-
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _say(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"  # the repr of an OSError does not name the file
+    return table

@@ -1,0 +1,175 @@
+"""records: each stage compares what it reads with what the stage before wrote down of it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from lockstep import state
+from lockstep.average import average
+from lockstep.config import Run
+from lockstep.evaluate import evaluate
+from lockstep.files import sha256, write_json
+from lockstep.partition import partition
+from lockstep.report import draw_prediction, draw_run
+from lockstep.summarize import summarize
+from lockstep.train import train
+
+pytestmark = pytest.mark.usefixtures("arithmetic_as_it_was")
+
+RUN = Run(model="linear", ranks=1, epochs=3, snapshots=2)
+
+
+@pytest.fixture(scope="module")
+def finished(digits, tmp_path_factory):
+    """A folder with data, shards, and a run that every stage was done of."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(digits, folder / "data")
+    partition(folder / "data", RUN.scheme, RUN.shards, RUN.seed, RUN.alpha, folder / "shards")
+    train(RUN, folder / "data", folder / "shards" / "shards.csv", folder / "run")
+    do(folder, "average", "evaluate", "summarize", "draw")
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of it to damage."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def do(folder, *stages):
+    """Do stages of the run in `folder`."""
+    results, data = folder / "run", folder / "data"
+    known = {
+        "average": lambda: average(results, data, threads=1),
+        "evaluate": lambda: evaluate(results, data, ranks=1, threads=1),
+        "summarize": lambda: summarize([results], folder / "summary.csv"),
+        "draw": lambda: draw_run(results, folder / "shards" / "summary.csv", folder / "figures"),
+        "predict": lambda: draw_prediction(results, folder / "check.json", folder / "figures"),
+    }
+    for stage in stages:
+        known[stage]()
+
+
+def flip(path):
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) * 3 // 4] ^= 1
+    path.write_bytes(content)
+
+
+def edit(path, **changes):
+    write_json(path, json.loads(path.read_text()) | changes)
+
+
+SNAPSHOT = "run/snapshots/epoch-0002.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [
+        ("average", SNAPSHOT),
+        ("evaluate", "run/model.safetensors"),
+        ("evaluate", "run/averaged.safetensors"),
+        ("evaluate", "data/test/images.npy"),
+        ("evaluate", "data/test/labels.npy"),
+        ("summarize", "run/predictions.csv"),
+        ("summarize", "run/confusion.csv"),
+        ("draw", "run/confusion.csv"),
+        ("draw", "run/history.csv"),
+    ],
+)
+def test_a_flipped_bit_is_one_line_that_names_the_file(copy, refused, litter, stage, file):
+    for name in (".metrics.json-abcdefgh", ".averaged.safetensors-abcdefgh"):
+        (copy / "run" / name).mkdir()
+        (copy / "run" / name / "left").write_text("by a killed process")
+    flip(copy / file)
+    before = {path: (copy / path).read_bytes() for path in litter(copy)}
+    with refused(copy / file, "SHA-256", "again"):
+        do(copy, stage)
+    after = {path: (copy / path).read_bytes() for path in litter(copy)}
+    assert after.items() <= before.items()  # nothing new, and nothing half-written
+
+
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [
+        ("average", SNAPSHOT),
+        ("average", "run/train.json"),
+        ("evaluate", "run/averaged.json"),
+        ("evaluate", "run/averaged.safetensors"),
+        ("summarize", "run/metrics.json"),
+        ("draw", "run/history.csv"),
+    ],
+)
+def test_a_missing_file_is_one_line_that_says_what_makes_it_again(copy, refused, stage, file):
+    (copy / file).unlink()
+    with refused(copy / file, "No such file", "again"):
+        do(copy, stage)
+
+
+def test_a_snapshot_of_another_run_is_no_snapshot_of_this_one(copy, refused):
+    foreign = copy / "run/snapshots/epoch-0001.safetensors"
+    shutil.copy(copy / SNAPSHOT, foreign)
+    with refused(foreign, "no snapshot of the run"):
+        do(copy, "average")
+
+
+@pytest.mark.parametrize("stage", ["average", "evaluate"])
+def test_other_data_than_those_of_the_training_are_refused(copy, refused, stage):
+    manifest = copy / "data/manifest.json"
+    sums = json.loads(manifest.read_text())["sha256"]
+    edit(manifest, sha256={**sums, "train/images.npy": "0" * 64})
+    with refused(manifest, "train.json"):
+        do(copy, stage)
+
+
+def test_what_is_left_of_an_older_training_is_refused(copy, refused):
+    edit(copy / "run/train.json", snapshots_sha256="0" * 64)
+    with refused("averaged.json", "not of the snapshots", "`average` again"):
+        do(copy, "evaluate")
+    for stage in ("summarize", "draw"):
+        with refused("metrics.json", "not of the training", "`evaluate` again"):
+            do(copy, stage)
+    edit(copy / "run/train.json", snapshots=None)
+    with refused("train.json", "snapshots", "train again"):
+        do(copy, "average")
+
+
+def test_scores_that_are_no_numbers_are_refused(copy, refused):
+    path = copy / "run/model.safetensors"
+    weights = state.read(path)
+    weights["1.bias"][3] = torch.nan
+    state.save(weights, path)
+    edit(copy / "run/train.json", model_sha256=sha256(path))
+    (copy / "run/metrics.json").unlink()
+    with refused(path, "sample 0 of the test set", "no numbers"):
+        do(copy, "evaluate")
+    assert not (copy / "run/metrics.json").exists()
+
+
+def test_weights_of_another_model_are_refused_by_average(copy, refused):
+    record = json.loads((copy / "run/train.json").read_text())
+    edit(copy / "run/train.json", configuration=record["configuration"] | {"model": "cnn"})
+    with refused("run/snapshots", "not the weights of this model"):
+        do(copy, "average")
+
+
+def test_a_second_time_gives_the_same_files_and_sweeps_away_what_was_left(finished, copy, litter):
+    for name in (".metrics.json-abcdefgh", ".averaged.json-abcdefgh", ".confusion.csv-abcdefgh"):
+        (copy / "run" / name).mkdir()
+    (copy / ".summary.csv-abcdefgh").mkdir()
+    (copy / "figures/.time.svg-abcdefgh").mkdir()
+    do(copy, "average", "evaluate", "summarize", "draw")
+    assert not list(copy.rglob("*-abcdefgh"))
+    for path in litter(finished):
+        assert (copy / path).read_bytes() == (finished / path).read_bytes(), path
+
+
+@pytest.mark.parametrize("stage", ["summarize", "draw", "predict"])
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"configuration": {}}', "\xff"])
+def test_a_record_that_is_none_is_one_line(copy, refused, stage, text):
+    (copy / "run/train.json").write_bytes(text.encode("latin-1"))
+    with refused(copy / "run/train.json", "not the record of a run", "train again"):
+        do(copy, stage)

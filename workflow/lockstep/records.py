@@ -1,0 +1,143 @@
+"""The records that stages leave for those after them: what of them is read, and whether they agree.
+
+A stage takes no file on trust. It compares the SHA-256 of what it reads with what the stage before
+wrote down: `average` that of the snapshots, `evaluate` that of the models and of the test set,
+`summarize` and `report` that of the tables. So what is put together is of one training.
+"""
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lockstep.config import Run, parse
+from lockstep.data.manifest import Manifest
+from lockstep.errors import UserError
+from lockstep.files import check_sha256, read_json
+
+T = TypeVar("T", bound="Record")
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# What a record counts fits a column of int64; no run has taken as many seconds, nor seen as many
+# images in one.
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Record(BaseModel):
+    """What later stages read of a JSON file; there may be more in it."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Training(Record):
+    """train.json."""
+
+    configuration: Run
+    dataset: str
+    data_sha256: dict[str, Sha256]
+    model_sha256: Sha256
+    snapshots: dict[str, Sha256]
+    snapshots_sha256: Sha256
+    history_csv_sha256: Sha256
+    parameters: Count
+    steps: Annotated[Count, Field(gt=0)]
+    images_per_second: Amount
+    seconds: Amount
+    bytes_sent: list[Count]
+
+
+class Averaged(Record):
+    """averaged.json."""
+
+    snapshots_sha256: Sha256
+    model_sha256: Sha256
+
+
+class ClassMeasured(Record):
+    """What a model does with one class of the test set."""
+
+    samples: Count
+    correct: Count
+    accuracy: Share
+
+
+class Measured(Record):
+    """What a model does with the test set."""
+
+    accuracy: Share
+    correct: Count
+    loss: float
+    per_class: dict[str, ClassMeasured]
+
+
+class Metrics(Record):
+    """metrics.json."""
+
+    last: Measured
+    averaged: Measured
+    model_sha256: Sha256
+    snapshots_sha256: Sha256
+    predictions_sha256: Sha256
+    confusion_sha256: Sha256
+
+
+def read_training(results: Path) -> Training:
+    """Read the train.json in `results`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    return _read(Training, results / "train.json", "the record of a run", "train again")
+
+
+def read_averaged(results: Path, training: Training) -> Averaged:
+    """Read the averaged.json in `results`.
+
+    Raises:
+        UserError: it is missing or damaged, or of other snapshots than this training's.
+    """
+    path, do = results / "averaged.json", "run `average` again"
+    found = _read(Averaged, path, "the record of an average", do)
+    if found.snapshots_sha256 != training.snapshots_sha256:
+        raise UserError(f"{path}: not of the snapshots that {results / 'train.json'} lists; {do}")
+    return found
+
+
+def read_metrics(results: Path, training: Training) -> Metrics:
+    """Read the metrics.json in `results`; the tables beside it are compared with it.
+
+    Raises:
+        UserError: one of them is missing or damaged, or of another training than this one.
+    """
+    path, do = results / "metrics.json", "run `evaluate` again"
+    found = _read(Metrics, path, "the metrics of a run", do)
+    for key in ("model_sha256", "snapshots_sha256"):
+        if getattr(found, key) != getattr(training, key):
+            raise UserError(f"{path}: not of the training in {results / 'train.json'}; {do}")
+    check_sha256(results / "predictions.csv", found.predictions_sha256, path, do)
+    check_sha256(results / "confusion.csv", found.confusion_sha256, path, do)
+    return found
+
+
+def check_trained_on(training: Training, results: Path, manifest: Manifest, data: Path) -> None:
+    """Refuse other data than those that a run was trained on.
+
+    Raises:
+        UserError: they are others.
+    """
+    if manifest.sha256 != training.data_sha256:
+        raise UserError(
+            f"{data / 'manifest.json'}: not of the data that {results / 'train.json'} was trained "
+            f"on; name these, or train again"
+        )
+
+
+def _read(kind: type[T], path: Path, what: str, do: str) -> T:
+    values = read_json(path, what, do)
+    try:
+        found: T = parse(kind, values, "")
+    except UserError as error:
+        raise UserError(f"{path}: not {what} ({error}); {do}") from None
+    return found
