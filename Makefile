@@ -23,7 +23,7 @@ help:  ## say what there is to do
 setup: $(VENV)/ready  ## make the environment .venv from locked requirements
 
 run: setup  ## train, evaluate and report
-	@ls $(CONFIG) > /dev/null
+	@lockstep config config/config.yaml $(CONFIG)
 	snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
 
 test: setup  ## run all tests but those that want root

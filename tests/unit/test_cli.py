@@ -40,7 +40,9 @@ def lockstep(capsys):
 
 
 def test_the_stages_are_those_of_the_workflow():
-    known = "average check download evaluate partition prepare report reproduce summarize train"
+    known = (
+        "average check config download evaluate partition prepare report reproduce summarize train"
+    )
     assert known.split() == STAGES
 
 
@@ -128,6 +130,7 @@ def test_a_wrong_command_line_is_one_line_and_status_2(lockstep, words, expected
             "flags: the dataset 'npz' needs key 'path'",
         ),
         (["download", "--mirror", "here", "--output", "o"], "flags: mirror"),
+        (["config", "gone.yaml"], "gone.yaml: No such file"),
         (["download", "--name", "npz", "--path", "gone.npz", "--output", "o"], "gone.npz"),
         (["prepare", "--name", "mnist", "--output", "o"], "train-images-idx3-ubyte.gz"),
         (["partition", "--data", "gone", "--output", "o"], "gone/train/images.npy"),

@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lockstep.config
-from lockstep.config import RESERVED, Config, Dataset, Run, RunRow, divisors, load, parse
+from lockstep.config import (
+    RESERVED,
+    Config,
+    Dataset,
+    Run,
+    RunRow,
+    check_file,
+    divisors,
+    load,
+    parse,
+)
 
 # Of these a run differs from the defaults in each value.
 OTHER = {
@@ -137,12 +147,38 @@ def test_a_hash_within_a_cell_cuts_nothing_off(read):
             ["configuration: dataset", "'imagefolder' needs key 'path'"],
         ),
         (
+            {"dataset": {"name": "npz", "path": "a{b}"}},
+            ["configuration: dataset: path: ", "'a{b}'"],
+        ),
+        (
             {"dataset": {"name": "mnist", "path": "x"}},
             ["configuration: dataset", "'mnist' takes no key 'path'"],
         ),
         ({"pathvars": {"results": 3}}, ["configuration: pathvars.results", "not 3"]),
         ({"pathvars": "out"}, ["configuration: pathvars", "'out'"]),
         ({"runs": ["a", "b"]}, ["configuration: runs", "['a', 'b']"]),
+        *(
+            ({"defaults": {key: 10**30}}, [f"configuration: defaults.{key}: ", f"not {10**30}"])
+            for key in (
+                *("shards", "ranks", "stages", "threads", "epochs", "batch", "sync_every", "clip"),
+                *("step_epochs", "checkpoint_keep", "alpha", "lr", "weight_decay", "warmup"),
+                "timeout",
+            )
+        ),
+        ({"check_seconds": 1e300}, ["configuration: check_seconds: ", "not 1e+300"]),
+        ({"defaults": {"checkpoint_every": "0 s"}}, ["checkpoint_every: expected more", "'0 s'"]),
+        ({"defaults": {"checkpoint_every": "0.00 h"}}, ["checkpoint_every: expected more"]),
+        ({"defaults": {"checkpoint_every": "9" * 400 + " s"}}, ["checkpoint_every: ", "999..."]),
+        ({"defaults": {"epochs": ["x" * 10**6] * 3}}, ["defaults.epochs: ", "xxx..."]),
+        ({"pathvars": {"results": "logs"}}, ["pathvars: logs: 'logs' is that of results"]),
+        ({"pathvars": {"results": "./logs/benchmarks/"}}, ["benchmarks", "that of results"]),
+        ({"pathvars": {"results": "data"}}, ["pathvars: results: 'data' is among the datasets"]),
+        ({"pathvars": {"logs": "data/logs"}}, ["pathvars: logs: ", "is among the datasets"]),
+        ({"pathvars": {"results": "."}}, ["pathvars: results: '.' holds the workflow itself"]),
+        ({"pathvars": {"results": "results/.."}}, ["results: 'results/..' holds the workflow"]),
+        ({"pathvars": {"results": "/"}}, ["pathvars: results: '/' holds the workflow itself"]),
+        ({"pathvars": {"results": ""}}, ["pathvars: results: '' cannot be the path"]),
+        ({"pathvars": {"results": "a{b}"}}, ["pathvars: results: 'a{b}' cannot be the path"]),
     ],
 )
 def test_a_wrong_configuration_is_one_line(read, refused, values, words):
@@ -183,6 +219,8 @@ def test_a_wrong_configuration_is_one_line(read, refused, values, words):
             ["a: warmup", "3", "2 epochs"],
         ),
         ("run\tseed\na\t1\na\t2\n", ["a: run: is there twice"]),
+        ("run\tseed\nFirst\t1\nfirst\t2\n", ["first: run: is there twice", "'First'"]),
+        ("run\nCheck\n", ["Check: run: is a name that Lockstep uses itself"]),
         *((f"run\n{name}\n", [f"{name}: run", "uses itself"]) for name in RESERVED),
         ("run\n../up\n", ["../up: run"]),
         ("run\n.hidden\n", [".hidden: run"]),
@@ -209,6 +247,81 @@ def test_what_is_missing_is_not_followed_by_all_the_rest(read):
     with pytest.raises(lockstep.config.UserError) as caught:
         read("run\tseed\n\t1\n")
     assert str(caught.value).endswith("run: is missing")
+
+
+def test_as_many_snapshots_are_kept_as_there_are_epochs_but_not_more_than_three(read):
+    table = "run\tepochs\tsnapshots\na\t1\t\nb\t2\t\nc\t9\t\nd\t9\t5\n"
+    for values in ({}, {"defaults": {"snapshots": None}}):
+        _, runs = read(table, values)
+        assert [run.snapshots for run in runs.values()] == [1, 2, 3, 5]
+
+
+def test_folders_may_lie_within_one_another(read):
+    pathvars = {"results": "out", "logs": "out/logs", "benchmarks": "/elsewhere/benchmarks"}
+    assert read("run\na\n", {"pathvars": pathvars})[0].pathvars == pathvars
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a: 1\nb: 2\na: 3\n", ["line 3: the key 'a' is there twice, first in line 1"]),
+        ("d:\n  a: 1\n  a: 2\n", ["line 3: the key 'a' is there twice, first in line 2"]),
+        ('{"a": 1,\n\t"a": 2}', ["line 2: the key 'a' is there twice"]),
+        ("a: [1\nb: 2\n", ["line 2, column 2: not YAML"]),
+        ("a: 1\n\tb: 2\n", ["line 2, column 1: not YAML", "'\\t'"]),
+        ("a: 1\n---\na: 2\n", ["line 2, column 1: not YAML"]),
+        ("a: &a [*a]\n", ["line 1: it contains itself"]),
+        ("a: " + "[" * 5_000, ["nested too deeply"]),
+        ('{"a": ' * 5_000, ["nested too deeply"]),
+        (
+            "a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+            + "".join(
+                f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n"
+                for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+            ),
+            ["line 5: more than 100,000 values, aliases written out"],
+        ),
+        ("- a\n", ["expected keys with values"]),
+        ("a\n", ["expected keys with values"]),
+        ("? [a, b]\n: 1\n", ["line 1: a key must be a word"]),
+        ("a: " + "9" * 5000, ["a value cannot be read", "4300 digits"]),
+        ("a: 2000-13-01\n", ["a value cannot be read", "month"]),
+        ("a: !!python/name:os.system\n", ["line 1, column 4: not YAML"]),
+        ("a: \0\n", ["not YAML", "special characters"]),
+        ("mu: \xfc\n".encode("latin-1"), ["not a text in UTF-8", "at byte 4"]),
+        ("a: 1\n".encode("utf-16"), ["not a text in UTF-8", "at byte 0"]),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_one_line(tmp_path, refused, content, words):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with refused(path, *words):
+        check_file(path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, refused):
+    with refused(tmp_path / "gone.yaml", "No such file"):
+        check_file(tmp_path / "gone.yaml")
+    with refused(tmp_path, "Is a directory"):
+        check_file(tmp_path)
+
+
+@given(st.binary(max_size=60) | st.text("a:1 -[]{}&*!|>'\"\n\t#?,%<@", max_size=40))
+def test_a_file_of_anything_is_a_configuration_or_refused(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("odd") / "mine.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    try:
+        check_file(path)
+    except lockstep.config.UserError as error:
+        assert str(error).startswith(str(path))
+    else:
+        assert isinstance(yaml.safe_load(path.read_text("utf-8")), dict | None)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "{}", "\ufeffa: 1\n", '{"a":\t1}'])
+def test_files_that_say_little_are_files(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    check_file(tmp_path / "mine.yaml")
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path, refused):
@@ -317,6 +430,7 @@ def test_ready_experiments_fit_the_schema_and_load(repository):
     paths = sorted((repository / "config").glob("*.yaml"))
     assert paths
     for path in paths:
+        check_file(path)
         values = yaml.safe_load(path.read_text())
         jsonschema.validate(values, schema)
         _, runs = load(values, repository)

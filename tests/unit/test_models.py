@@ -160,7 +160,8 @@ def test_a_model_of_the_users_is_found_below_the_working_directory(own):
         ("zoo.own:nothing", ["zoo.own:nothing", "NoneType"]),
         ("zoo.own:broken", ["zoo.own:broken", "(1, 4, 4)", "no"]),
         ("zoo.own:takes_none", ["zoo.own:takes_none", "argument"]),
-        ("zoo.own:number", ["zoo.own:number", "not callable"]),
+        ("zoo.own:number", ["zoo.own:number", "cannot be called"]),
+        ("os:system", ["os:system", "cannot be called", "argument"]),
     ],
 )
 def test_a_wrong_model_of_the_users_is_one_line(own, refused, name, words):

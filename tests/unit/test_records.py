@@ -1,18 +1,25 @@
 """records: each stage compares what it reads with what the stage before wrote down of it."""
 
+import copy as copies
 import json
 import shutil
 
+import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lockstep import state
 from lockstep.average import average
+from lockstep.comm.probe import COLUMNS
 from lockstep.config import Run
+from lockstep.errors import UserError
 from lockstep.evaluate import evaluate
 from lockstep.files import sha256, write_json
 from lockstep.partition import partition
-from lockstep.report import draw_prediction, draw_run
+from lockstep.records import read_averaged, read_metrics, read_training
+from lockstep.report import draw_launch, draw_prediction, draw_run, draw_summary
 from lockstep.summarize import summarize
 from lockstep.train import train
 
@@ -47,6 +54,8 @@ def do(folder, *stages):
         "summarize": lambda: summarize([results], folder / "summary.csv"),
         "draw": lambda: draw_run(results, folder / "shards" / "summary.csv", folder / "figures"),
         "predict": lambda: draw_prediction(results, folder / "check.json", folder / "figures"),
+        "launch": lambda: draw_launch(folder / "check.json", folder / "figures"),
+        "table": lambda: draw_summary(folder / "summary.csv", [], folder / "figures"),
     }
     for stage in stages:
         known[stage]()
@@ -173,3 +182,100 @@ def test_a_record_that_is_none_is_one_line(copy, refused, stage, text):
     (copy / "run/train.json").write_bytes(text.encode("latin-1"))
     with refused(copy / "run/train.json", "not the record of a run", "train again"):
         do(copy, stage)
+
+
+# Whatever is in a file, it is read right or refused in one line.
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from(
+        [0, -1, 2**31, 2**63, 10**30, 10**300, 1e308, -0.0, float("nan"), float("inf")]
+    ),
+    st.sampled_from(["", "9" * 5000, "\ud800", "\0", "<b>", [], {}, [[[]]], {"a": {}}]),
+)
+
+
+def places(value, path=()):
+    """Yield the place of each value in nested dictionaries and lists."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in inside:
+        yield (*path, key)
+        if isinstance(inner, dict | list):
+            yield from places(inner, (*path, key))
+
+
+@given(st.data())
+def test_a_record_with_anything_in_it_is_read_or_refused(finished, tmp_path_factory, data):
+    results = finished / "run"
+    name = data.draw(st.sampled_from(["train.json", "averaged.json", "metrics.json"]))
+    record = copies.deepcopy(json.loads((results / name).read_text()))
+    *above, key = data.draw(st.sampled_from(list(places(record))))
+    where = record
+    for step in above:
+        where = where[step]
+    where[key] = data.draw(ODD)
+    folder = tmp_path_factory.mktemp("odd")
+    for path in results.glob("*.*"):
+        (folder / path.name).symlink_to(path)
+    (folder / name).unlink()
+    (folder / name).write_text(json.dumps(record))
+    try:
+        training = read_training(folder)
+        read_averaged(folder, training)
+        found = read_metrics(folder, training)
+    except UserError as error:
+        assert str(folder / name) in str(error)
+        assert len(str(error)) < 1000
+    else:
+        json.dumps([training.model_dump(), found.model_dump()], ensure_ascii=False).encode()
+    shutil.rmtree(folder)
+
+
+@given(st.data())
+def test_weights_with_anything_in_their_header_are_read_or_refused(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("odd") / "weights"
+    state.save({"a": torch.zeros(2, 3), "b": torch.tensor(1)}, path)
+    content = bytearray(path.read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        state.read(path)
+    except UserError as error:
+        assert str(path) in str(error)
+    path.write_bytes(b"\xff" * 7 + b"\x7f" + content)  # a header of 9e18 bytes
+    with pytest.raises(UserError):
+        state.read(path)
+
+
+CHECK = {"ranks": [{"host": "a", "cores": 2, "load": 0.5}] * 2, "mpi": "an MPI"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "content"),
+    [
+        ("draw", "shards/summary.csv", b"\xff\xfe\0"),
+        ("draw", "shards/summary.csv", b"shard,label,samples\n0,0,x\n"),
+        ("draw", "shards/summary.csv", b"shard,label,samples\n0,0," + b"9" * 400),
+        ("table", "summary.csv", b""),
+        ("table", "summary.csv", b"run,model_sha256\na,b\n"),
+        ("launch", "check.json", b'{"ranks": 3}'),
+        ("launch", "check.json", b'{"ranks": ' + b"[" * 100_000),
+        ("launch", "check.csv", b"a,b\n1\n2,3,4\n"),
+        ("predict", "check.csv", b"\xff"),
+        ("predict", "check.json", b'{"ranks": [1, 2]}'),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line(copy, refused, litter, stage, file, content):
+    rows = [["gloo", "all_reduce", 8 * 4**i, 3, 1.0, 2.0 + i, 9.0 + i, 0.1, 0.1] for i in range(4)]
+    write_json(copy / "check.json", CHECK)
+    pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(copy / "check.csv", index=False)
+    if stage in ("launch", "predict"):
+        do(copy, stage)  # as they are, they can be
+    (copy / file).write_bytes(content)
+    before = litter(copy)
+    with refused(copy / file, "again"):
+        do(copy, stage)
+    assert litter(copy) == before

@@ -11,6 +11,14 @@ MISTAKES = {
         ("config/config.yaml", "lr: 0.01", "lr: fast"),
         "config/config.yaml: defaults.lr: ",
     ),
+    "a key that is there twice": (
+        ("config/config.yaml", "  lr: 0.01", "  lr: 0.01\n  lr: 0.02"),
+        "config/config.yaml: line 31: the key 'lr' is there twice, first in line 30; take one away",
+    ),
+    "no YAML": (
+        ("config/config.yaml", "  lr: 0.01", "  lr: [0.01"),
+        "config/config.yaml: line 31, column 11: not YAML: ",
+    ),
     "ranks that do not divide the shards": (
         ("config/runs.tsv", "digits\t2", "digits\t3"),
         "config/runs.tsv: digits: ranks: 3 ranks cannot share 4 shards evenly; take one of 1, 2, 4",

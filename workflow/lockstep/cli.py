@@ -6,7 +6,6 @@ torch, and no process touches MPI that need not.
 
 import argparse
 import faulthandler
-import math
 import os
 import signal
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lockstep import __version__
-from lockstep.config import Config, Dataset, Defaults, Run, Strict, parse
+from lockstep.config import DAY, Config, Dataset, Defaults, Run, Strict, check_file, parse
 from lockstep.errors import Interrupted, UserError, in_one_line, say
 
 
@@ -76,6 +75,9 @@ def make_parser() -> Parser:
         sub = stages.add_parser(name, help=help, description=help)
         sub.set_defaults(go=go)
         return sub
+
+    sub = stage("config", "Look for mistakes of YAML in configuration files.", _config)
+    sub.add_argument("files", type=Path, nargs="+", help="the files")
 
     sub = stage("download", "Fetch a dataset's files and check them.", _download)
     _add_fields(sub, Dataset)
@@ -211,6 +213,11 @@ def _limit_threads(threads: int) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+def _config(args: dict[str, Any]) -> None:
+    for path in args["files"]:
+        check_file(path)
+
+
 def _download(args: dict[str, Any]) -> None:
     from lockstep.download import download
 
@@ -237,8 +244,8 @@ def _partition(args: dict[str, Any]) -> None:
 
 
 def _check(args: dict[str, Any]) -> None:
-    if not 0 <= args["seconds"] < math.inf:
-        raise UserError(f"flags: seconds: expected 0 or more, not {args['seconds']}")
+    if not 0 <= args["seconds"] <= DAY:
+        raise UserError(f"flags: seconds: expected 0 to {DAY:g}, not {args['seconds']}")
     _limit_threads(args["threads"])
     from lockstep.check import check, for_terminal
 

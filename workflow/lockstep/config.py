@@ -6,6 +6,7 @@ The models below are the only list of keys. The flags of `lockstep train` are ma
 
 import io
 import json
+import os
 import re
 import reprlib
 from pathlib import Path
@@ -22,10 +23,17 @@ from pydantic import (
     model_validator,
 )
 
-from lockstep.errors import UserError
+from lockstep.errors import UserError, first_line
 
 # Names of files and folders that lie beside the runs' folders in the results.
 RESERVED = {"check", "config.json", "figures", "report.html", "summary.csv"}
+
+# What is larger than these is a slip of the pen, and would run for ever, or overflow somewhere.
+MOST_RANKS = 2**20  # also shards: messages list divisors, and every rank knows of every other
+MOST_THREADS = 4096  # no machine has as many cores
+MOST_EPOCHS = 100_000  # each checkpoint has a row of history for each, some 20 MB in all
+MOST = 10**9  # counts fit an int32, and learning rates and their like the square of a float32
+DAY, MONTH = 86_400.0, 30 * 86_400.0  # seconds; torch counts milliseconds, and no job is as long
 
 
 class Strict(BaseModel):
@@ -70,6 +78,8 @@ class Dataset(Strict):
         if own != (self.path is not None):
             verb = "needs" if own else "takes no"
             raise ValueError(f"the dataset {self.name!r} {verb} key 'path'")
+        if self.path is not None and re.search("[{}]", self.path):
+            raise ValueError(f"path: Snakemake takes braces for wildcards, not {self.path!r}")
         return self
 
     @property
@@ -83,14 +93,14 @@ class Dataset(Strict):
 class Defaults(Strict):
     """What a run may set, and what it has where it does not."""
 
-    shards: int = Field(default=4, ge=1)
+    shards: int = Field(default=4, ge=1, le=MOST_RANKS)
     """S, the number of disjoint parts of the training set. The result depends on it."""
 
     scheme: Literal["iid", "stratified", "contiguous", "dirichlet"] = "stratified"
     """How samples are assigned to shards: at random, at random within each class, in the order of
     the files, or with classes skewed by `alpha`."""
 
-    alpha: float = Field(default=0.5, gt=0)
+    alpha: float = Field(default=0.5, gt=0, le=MOST)
     """The concentration of the `dirichlet` scheme: small is skewed, large is even."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -121,11 +131,11 @@ class Defaults(Strict):
     """How `sync_sgd` sums gradients: along a fixed `tree` over the shards, which gives the same
     bits at any number of ranks, or by one all-reduce over the ranks (`fast`)."""
 
-    sync_every: int = Field(default=8, ge=0)
+    sync_every: int = Field(default=8, ge=0, le=MOST)
     """The steps of `local_sgd` from one average of the replicas to the next; 0: they are averaged
     once, after training, by `average`."""
 
-    stages: int = Field(default=2, ge=1)
+    stages: int = Field(default=2, ge=1, le=MOST_RANKS)
     """The stages that `hybrid` cuts the model into; it divides `ranks`. `pipeline` has as many as
     ranks."""
 
@@ -133,11 +143,11 @@ class Defaults(Strict):
     """The order of `pipeline` and `hybrid`: all forward passes before all backward ones (`gpipe`),
     or one forward, one backward (`1f1b`), which keeps fewer activations."""
 
-    ranks: int = Field(default=2, ge=1)
+    ranks: int = Field(default=2, ge=1, le=MOST_RANKS)
     """P, the number of processes. It divides `shards`, but with `pipeline`; rank r owns the r-th
     block of S/P shards. With `hybrid` it is `ranks`/`stages` that divides them."""
 
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=MOST_THREADS)
     """The number of threads of each rank. The bits depend on it."""
 
     oversubscribe: bool = False
@@ -159,11 +169,11 @@ class Defaults(Strict):
     `file:///path` (which all ranks see), `tcp://host:port` (of rank 0). `auto` asks MPI where it
     has started the ranks, else what torchrun has set."""
 
-    epochs: int = Field(default=30, ge=1)
+    epochs: int = Field(default=30, ge=1, le=MOST_EPOCHS)
     """The number of passes over the training set. A pass takes whole micro-batches alone: up to
     B/S - 1 samples of each shard, others each time, are left out of it."""
 
-    batch: int = Field(default=128, ge=1)
+    batch: int = Field(default=128, ge=1, le=MOST)
     """B, the global batch in images. `shards` divides it: each gives B/S images to every step."""
 
     shift: int = Field(default=0, ge=0, le=1024)
@@ -176,7 +186,7 @@ class Defaults(Strict):
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     """The optimizer."""
 
-    lr: float = Field(default=0.01, gt=0)
+    lr: float = Field(default=0.01, gt=0, le=MOST)
     """The learning rate, at its peak where the schedule has one."""
 
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -185,7 +195,7 @@ class Defaults(Strict):
     nesterov: bool = True
     """Nesterov's momentum in `sgd`."""
 
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=MOST)
     """The weight decay."""
 
     decay_norm_bias: bool = False
@@ -194,11 +204,11 @@ class Defaults(Strict):
     schedule: Literal["constant", "step", "cosine", "onecycle"] = "onecycle"
     """How the learning rate goes over the steps."""
 
-    warmup: float = Field(default=0.0, ge=0)
+    warmup: float = Field(default=0.0, ge=0, le=MOST)
     """Epochs over which the learning rate rises from 0, before any schedule but `onecycle`, which
     has a rise of its own."""
 
-    step_epochs: int = Field(default=10, ge=1)
+    step_epochs: int = Field(default=10, ge=1, le=MOST)
     """The `step` schedule: the epochs between two drops."""
 
     step_gamma: float = Field(default=0.1, gt=0, le=1)
@@ -207,27 +217,36 @@ class Defaults(Strict):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """The share of each label that is spread over all classes."""
 
-    clip: float | None = Field(default=None, gt=0)
+    clip: float | None = Field(default=None, gt=0, le=MOST)
     """The largest norm of the gradient; a longer one is scaled down to it."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the model computes in. Weights, gradients and their sums are float32 either way."""
 
-    snapshots: int = Field(default=3, ge=1)
-    """The number of last epochs whose weights are kept, and averaged by `average`."""
+    snapshots: int | None = Field(default=None, ge=1)
+    """The number of last epochs whose weights are kept, and averaged by `average`. Where it is not
+    set, the last 3, or all of fewer."""
 
     checkpoint_every: str = Field(
         default="1 min",
-        pattern=r"^([0-9]+(\.[0-9]+)? ?(s|min|h)|[1-9][0-9]* (step|steps|epoch|epochs))$",
+        pattern=r"^([0-9]{1,9}(\.[0-9]{1,9})? ?(s|min|h)"
+        r"|[1-9][0-9]{0,8} (step|steps|epoch|epochs))$",
     )
     """How often the run is saved, to go on after an interruption: `30 s`, `10 min`, `1 h`,
     `500 steps`, `1 epoch`."""
 
-    checkpoint_keep: int = Field(default=2, ge=1)
+    checkpoint_keep: int = Field(default=2, ge=1, le=MOST)
     """How many checkpoints are kept: if the last is damaged, the one before is used."""
 
-    timeout: float = Field(default=600.0, gt=0)
+    timeout: float = Field(default=600.0, gt=0, le=MONTH)
     """Seconds that ranks wait for one another in a communication before the job is ended."""
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _some_time_passes(cls, value: str) -> str:
+        if not re.search("[1-9]", value):
+            raise ValueError(f"expected more than {value!r}; `1 steps` is after every step")
+        return value
 
 
 # What says where and how a run is computed, and nothing about its result, where its strategy keeps
@@ -242,6 +261,15 @@ UPKEEP = {"checkpoint_every", "checkpoint_keep", "timeout"}
 
 class Run(Defaults):
     """One training run. Its results follow from these values, the data and the machine's kind."""
+
+    snapshots: int = Field(default=None, ge=1, validate_default=True)
+    """The number of last epochs whose weights are kept, and averaged by `average`. Where it is not
+    set, the last 3, or all of fewer."""
+
+    @field_validator("snapshots", mode="before")
+    @classmethod
+    def _last_three(cls, value: Any, info: ValidationInfo) -> Any:
+        return min(3, info.data.get("epochs", 3)) if value is None else value
 
     @model_validator(mode="after")
     def _numbers_divide(self) -> "Run":
@@ -322,12 +350,31 @@ class Config(Strict):
     """The table of runs: tab-separated, a row each; the column `run` names it, any other column
     overrides the default of that name where the cell is not empty."""
 
-    check_seconds: float = Field(default=5.0, ge=0)
+    check_seconds: float = Field(default=5.0, ge=0, le=DAY)
     """About how many seconds `check` measures the communication of each kind of launch. More of
     them give more iterations, and larger messages."""
 
     pathvars: dict[Literal["results", "logs", "benchmarks"], str] = Field(default_factory=dict)
     """Snakemake's path variables: `results`, `logs`, `benchmarks` may lie elsewhere."""
+
+    @field_validator("pathvars")
+    @classmethod
+    def _folders_apart(cls, value: dict[str, str]) -> dict[str, str]:
+        folders = {"results": "results", "logs": "logs", "benchmarks": "logs/benchmarks", **value}
+        here, data = os.path.realpath("."), os.path.realpath("data")
+        seen: dict[str, str] = {}
+        for name, folder in folders.items():
+            if not folder or re.search(r"[{}<>\0\n]", folder):
+                raise ValueError(f"{name}: {folder!r} cannot be the path of a folder here")
+            path = os.path.realpath(folder)
+            if os.path.commonpath([path, here]) == path:
+                raise ValueError(f"{name}: {folder!r} holds the workflow itself; take another")
+            if os.path.commonpath([path, data]) == data:
+                raise ValueError(f"{name}: {folder!r} is among the datasets; take another")
+            if path in seen:
+                raise ValueError(f"{name}: {folder!r} is that of {seen[path]}; take another")
+            seen[path] = name
+        return value
 
 
 class RunRow(Run):
@@ -374,6 +421,89 @@ def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[
     return list(model.model_fields)
 
 
+# A configuration has some hundred values; aliases of aliases make more of them than memory holds.
+MOST_VALUES = 100_000
+
+
+def check_file(path: Path) -> None:
+    """Refuse a configuration file that cannot be read, or is read otherwise than it looks.
+
+    Snakemake reads the file itself. It says neither where a mistake is, nor that a key is there
+    twice, of which the last one counts.
+
+    Raises:
+        UserError: the first thing that is wrong, with the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        # JSON may be indented by tabs, YAML may not.
+        loader = yaml.SafeLoader(text.replace("\t", " ") if _is_json(text) else text)
+        if (top := loader.get_single_node()) is not None:
+            _check_node(top, path, {})
+            loader.construct_document(top)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not a text in UTF-8: {error.reason} at byte {error.start}"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply") from None
+    except yaml.YAMLError as error:
+        mark, why = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"{path}: {line}not YAML: {why or first_line(error)}") from None
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        # Of a number with 5,000 digits, say, or a tag that does not fit.
+        raise UserError(f"{path}: a value cannot be read: {first_line(error)}") from None
+    if not isinstance(top, yaml.MappingNode | None):
+        raise UserError(f"{path}: expected keys with values, as in config/config.yaml")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _check_node(node: yaml.Node, path: Path, sizes: dict[int, int]) -> int:
+    """Return how many values a node of YAML stands for, aliases written out.
+
+    Args:
+        node: the node.
+        path: the file, for messages.
+        sizes: what is known, by the nodes' identity; 0 for one that is being counted.
+    """
+    if id(node) in sizes and not sizes[id(node)]:
+        raise UserError(f"{path}: line {node.start_mark.line + 1}: it contains itself")
+    if id(node) in sizes:
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    inner = list(node.value) if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        keys: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError(f"{path}: line {line}: a key must be a word")
+            if key.value in keys:
+                first = keys[key.value]
+                why = f"the key {key.value!r} is there twice, first in line {first}; take one away"
+                raise UserError(f"{path}: line {line}: {why}")
+            keys[key.value] = line
+            inner.append(value)
+    size = 1 + sum(_check_node(one, path, sizes) for one in inner)
+    if size > MOST_VALUES:
+        line = node.start_mark.line + 1
+        raise UserError(
+            f"{path}: line {line}: more than {MOST_VALUES:,} values, aliases written out"
+        )
+    sizes[id(node)] = size
+    return size
+
+
 def load(
     values: dict[str, Any], folder: Path = Path(), where: str = "configuration"
 ) -> tuple[Config, dict[str, Run]]:
@@ -407,14 +537,16 @@ def load(
         found = ", ".join(map(repr, rows))
         raise UserError(f"{table}: no column 'run' among {found}; tabs separate columns")
     runs: dict[str, Run] = {}
+    taken = {name.casefold(): "is a name that Lockstep uses itself" for name in RESERVED}
     for number, row in enumerate(rows.to_dict("records"), start=1):
         name = row.get("run") or f"row {number}"
         cells = {str(key): cell for key, cell in row.items() if cell != ""}
         values_of_run = {**config.defaults.model_dump(), **cells}
         parsed = parse(RunRow, values_of_run, f"{table}: {name}")
-        if parsed.run in runs or parsed.run in RESERVED:
-            why = "is there twice" if parsed.run in runs else "is a name that Lockstep uses itself"
-            raise UserError(f"{table}: {name}: run: {why}; give it another name")
+        key = parsed.run.casefold()  # not every file system tells a folder "A" from "a"
+        if key in taken:
+            raise UserError(f"{table}: {name}: run: {taken[key]}; give it another name")
+        taken[key] = f"is there twice, for {parsed.run!r} above has the same folder"
         runs[parsed.run] = Run(**parsed.model_dump(exclude={"run"}))
     if not runs:
         raise UserError(f"{table}: there is no run in it; write a row for each")

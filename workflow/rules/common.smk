@@ -8,22 +8,14 @@ import sys
 import time
 from pathlib import Path
 
-# Jobs find this package and this Python: a shell's `python` may be another, and a conda environment
-# that is activated later still comes before both.
-PACKAGE = Path(workflow.current_basedir).parent.resolve()
-SNAKEFILE = str(PACKAGE / "Snakefile")
-sys.path.insert(0, str(PACKAGE))
-os.environ.update(
-    PATH=os.pathsep.join([str(Path(sys.executable).parent), os.getenv("PATH", "")]),
-    PYTHONPATH=os.pathsep.join(filter(None, [str(PACKAGE), os.getenv("PYTHONPATH")])),
-)
-
-from lockstep.config import UPKEEP, load
+from lockstep.config import UPKEEP, check_file, load
 from lockstep.data.sources import SOURCES
 from lockstep.errors import UserError
 from lockstep.provenance import caps, code_digest
 
 try:
+    for file in workflow.configfiles:
+        check_file(Path(file))
     EXPERIMENT, RUNS = load(config, where=", ".join(map(str, workflow.configfiles)))
     TRAIN_CODE = {
         name: code_digest("lockstep.train", run.model) for name, run in RUNS.items()

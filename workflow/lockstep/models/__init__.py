@@ -1,6 +1,7 @@
 """Models: the small ones of the tutorials, torchvision's classifiers, and the user's own."""
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -96,13 +97,21 @@ def _import(name: str) -> Callable[[tuple[int, int, int], int], nn.Module]:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        return getattr(importlib.import_module(module), function)
+        make = getattr(importlib.import_module(module), function)
     except Exception as error:  # it is the user's code that runs here
         missing = isinstance(error, ModuleNotFoundError) or type(error) is AttributeError
         raise UserError(
             f"model: {name} cannot be imported ({type(error).__name__}: {error}); it is looked for "
             f"in {here} and among the installed packages"
         ) from (None if missing else error)
+    try:
+        inspect.signature(make).bind((1, 28, 28), 10)
+    except (TypeError, ValueError) as error:  # such as os:system: it is not called to see
+        raise UserError(
+            f"model: {name} cannot be called with the shape (C, H, W) and the number of classes: "
+            f"{first_line(error)}"
+        ) from None
+    return make
 
 
 def linear(shape: tuple[int, int, int], classes: int) -> nn.Module:

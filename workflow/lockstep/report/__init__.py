@@ -165,7 +165,9 @@ def _read_check(path: Path) -> dict[str, Any]:
 
 def _read_times(path: Path) -> pd.DataFrame:
     """Return the table beside a check's record."""
-    table = pd.read_csv(path.with_suffix(".csv"))
+    path = path.with_suffix(".csv")
+    with _drawing(path, "check again"):
+        table = pd.read_csv(path)
     if table.empty:
-        raise ValueError("one rank has no communication")
+        raise UserError(f"{path}: nothing is in it to be drawn: one rank has no communication")
     return table

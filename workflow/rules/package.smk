@@ -1,0 +1,25 @@
+"""The package that the rules are made with, and the configuration looked at before Snakemake does."""
+
+import os
+import sys
+from pathlib import Path
+
+# Jobs find this package and this Python: a shell's `python` may be another, and a conda environment
+# that is activated later still comes before both.
+PACKAGE = Path(workflow.current_basedir).parent.resolve()
+SNAKEFILE = str(PACKAGE / "Snakefile")
+sys.path.insert(0, str(PACKAGE))
+os.environ.update(
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), os.getenv("PATH", "")]),
+    PYTHONPATH=os.pathsep.join(filter(None, [str(PACKAGE), os.getenv("PYTHONPATH")])),
+)
+
+from lockstep.config import check_file
+from lockstep.errors import UserError
+
+try:
+    if Path("config/config.yaml").exists():
+        check_file(Path("config/config.yaml"))
+except UserError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)
