@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def bits(value):
     if isinstance(value, torch.Tensor):
         raw = value.contiguous().view(-1).view(torch.uint8).tolist()
         return value.dtype, tuple(value.shape), raw
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: bits(some) for key, some in value.items()}
     if isinstance(value, Checkpoint):
         return {key: bits(some) for key, some in vars(value).items()}
@@ -272,6 +273,7 @@ def test_others_checkpoints_are_named_with_what_differs_and_not_used(tmp_path):
 
 HOLD = """
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from lockstep.store import Store
 store = Store(Path(sys.argv[1]), {}, 2)

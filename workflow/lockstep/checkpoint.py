@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import time
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from lockstep.comm.interrupt import Agreement, Interrupt
 from lockstep.comm.world import World
 from lockstep.config import Run
 from lockstep.errors import Interrupted, UserError
-from lockstep.optim import State
+from lockstep.optim import LazyState
 
 if TYPE_CHECKING:
     from lockstep.store import Store
@@ -39,9 +40,9 @@ class Checkpoint:
     """A run's state after a step; all tensors are whole, on the CPU and its own."""
 
     progress: Progress
-    model: dict[str, torch.Tensor]
-    optimizer: State
-    strategy: dict[str, torch.Tensor]
+    model: Mapping[str, torch.Tensor]
+    optimizer: LazyState
+    strategy: Mapping[str, torch.Tensor]
     """What else the strategy keeps, and `sums`: the running sums of each rank, a row each."""
 
 
@@ -49,54 +50,89 @@ def collect(
     strategy: parallel.Strategy, progress: Progress, sums: torch.Tensor, sent: float, world: World
 ) -> Checkpoint | None:
     """Return a run's state on rank 0, copied, so that training may go on; all ranks call it."""
-    model, optimizer, own = strategy.model_state(), strategy.optimizer_state(), strategy.own_state()
+    model = _moved(strategy.model_state(), world)
+    optimizer = {name: _moved(kept, world) for name, kept in strategy.optimizer_state().items()}
+    own = _moved(strategy.own_state(), world)
     everyones: list[Any] = [None] * world.size
     dist.all_gather_object(everyones, (sums.cpu(), round(sent)))
     progress.segments[-1]["last_step"] = progress.step
     progress.segments[-1]["bytes_sent"] = [sent for _, sent in everyones]
     if world.rank:
         return None
-    kept = {name: _copy(state) for name, state in optimizer.items()}
-    rest = _copy(own) | {"sums": torch.stack([sums for sums, _ in everyones])}
-    return Checkpoint(copy.deepcopy(progress), _copy(model), kept, rest)
+    own["sums"] = torch.stack([sums for sums, _ in everyones])
+    return Checkpoint(copy.deepcopy(progress), model, optimizer, own)
+
+
+def _moved(tensors: dict[str, torch.Tensor], world: World) -> dict[str, torch.Tensor]:
+    """Return copies on the CPU of rank 0, letting go of each tensor as soon as it is copied."""
+    if world.rank:
+        return {}
+    return {name: _copied(tensors.pop(name)) for name in list(tensors)}
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    # As it lies: putting elements in another order takes longer, and can be done while writing.
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # As they lie: putting elements in another order takes longer, and can be done while writing.
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+    return {name: _copied(tensor) for name, tensor in tensors.items()}
+
+
+class Spread(Mapping[str, torch.Tensor]):
+    """Rank 0's tensors, on all ranks: whichever one is asked for, all ask for it together.
+
+    A rank has no more of them at a time than it keeps of what it was given.
+    """
+
+    def __init__(self, names: list[str], source: Mapping[str, torch.Tensor] | None) -> None:
+        self.names, self.source = names, source
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = self.source[name] if self.source is not None else torch.empty(0)
+        message = [(tensor.shape, tensor.dtype)]
+        dist.broadcast_object_list(message)
+        if self.source is None:
+            tensor = torch.empty(message[0][0], dtype=message[0][1])
+        dist.broadcast(tensor, 0)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def spread(found: Checkpoint | None) -> Checkpoint | None:
-    """Return rank 0's checkpoint, or None, on all ranks: they need not see its files."""
-    parts: list[Any] = [found.model, found.optimizer, found.strategy] if found else []
-    message: list[Any] = [(found.progress, [_described(part) for part in parts]) if found else None]
+    """Return rank 0's checkpoint, or None, on all ranks: they need not see its files.
+
+    They must all go through its tensors in the same order: see `Spread`.
+    """
+    message: list[Any] = [None]
+    if found:
+        names = {name: list(kept) for name, kept in found.optimizer.items()}
+        message[0] = found.progress, list(found.model), names, list(found.strategy)
     dist.broadcast_object_list(message)
     if message[0] is None:
         return None
-    progress, described = message[0]
-    parts = parts or [_empty(part) for part in described]
-    for part in parts:
-        for tensor in _tensors(part):
-            dist.broadcast(tensor, 0)
-    return Checkpoint(progress, *parts)
+    progress, model, optimizer, own = message[0]
+    return Checkpoint(
+        progress,
+        Spread(model, found.model if found else None),
+        {
+            name: Spread(keys, found.optimizer[name] if found else None)
+            for name, keys in optimizer.items()
+        },
+        Spread(own, found.strategy if found else None),
+    )
 
 
-def _described(part: Any) -> Any:
-    if isinstance(part, dict):
-        return {name: _described(value) for name, value in part.items()}
-    return tuple(part.shape), part.dtype
-
-
-def _empty(described: Any) -> Any:
-    if isinstance(described, dict):
-        return {name: _empty(value) for name, value in described.items()}
-    return torch.empty(described[0], dtype=described[1])
-
-
-def _tensors(part: Any) -> list[torch.Tensor]:
-    if isinstance(part, dict):
-        return [tensor for value in part.values() for tensor in _tensors(value)]
-    return [part]
+def fill(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Set a model's state to tensors by name, one after the other."""
+    state = model.state_dict()
+    for name, tensor in tensors.items():
+        state[name].copy_(tensor)
 
 
 class Keeper:
@@ -188,9 +224,9 @@ class Keeper:
 
     def snapshot(self, name: str) -> None:
         """Have the weights kept as they are now; all ranks call it."""
-        weights = self.strategy.model_state()
+        weights = _moved(self.strategy.model_state(), self.world)
         if self.store:
-            self.store.put_snapshot(name, _copy(weights))
+            self.store.put_snapshot(name, weights)
 
     def _is_late(self) -> bool:
         return (

@@ -1,6 +1,7 @@
 """Optimizers, and learning rates as a function of the step."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -10,6 +11,8 @@ from lockstep.errors import UserError
 
 # What an optimizer keeps for each parameter, by the name of the parameter.
 State = dict[str, dict[str, torch.Tensor]]
+# That again, where its tensors are read one at a time.
+LazyState = Mapping[str, Mapping[str, torch.Tensor]]
 
 
 def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
@@ -61,15 +64,20 @@ def named(state: State) -> dict[str, torch.Tensor]:
     return {f"{key} of {name}": v for name, kept in state.items() for key, v in kept.items()}
 
 
-def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: State) -> None:
-    """Give an optimizer what `state_of` returned, as far as it has the parameters."""
+def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: LazyState) -> None:
+    """Give an optimizer what `state_of` returned, as far as it has the parameters.
+
+    It goes through all of `state`, in its order.
+    """
     mine = {id(p) for p in parameters(optimizer)}
-    for name, p in model.named_parameters():
-        if id(p) in mine and name in state:
-            optimizer.state[p] = {key: _like(p, value) for key, value in state[name].items()}
+    by_name = dict(model.named_parameters())
+    for name, kept in state.items():
+        for key, value in kept.items():
+            if id(p := by_name[name]) in mine:
+                optimizer.state[p][key] = like(p, value)
 
 
-def _like(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+def like(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
     """Return a copy of `value` beside a parameter, and lying in memory as that does."""
     if value.shape != parameter.shape:
         return value.to(parameter.device, copy=True)

@@ -1,11 +1,12 @@
 """Weights in files: safetensors, so that opening one runs nothing."""
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,11 +25,37 @@ def save(state: dict[str, torch.Tensor], path: Path) -> None:
         raise UserError(f"{path}: cannot be written ({error})") from None
 
 
-def to_cpu(state: Any) -> Any:
-    """Return nested dictionaries of tensors as they are, with the tensors on the CPU."""
-    if isinstance(state, dict):
-        return {key: to_cpu(value) for key, value in state.items()}
-    return state.cpu()
+class Stored(Mapping[str, torch.Tensor]):
+    """The tensors of a safetensors file, each read when it is asked for.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            # "pread": memory that is mapped counts as this process's as long as the file is open.
+            self.file = safe_open(path, framework="pt", backend="pread")
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{path}: not a whole safetensors file ({error}); train again"
+            ) from None
+        self.names = dict(zip(self.file.keys(), self.file.keys(), strict=True))
+
+    def some(self, names: dict[str, str]) -> "Stored":
+        """Return some of them, under names of their own (the keys)."""
+        part = object.__new__(Stored)
+        part.file, part.names = self.file, names
+        return part
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.file.get_tensor(self.names[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
@@ -73,7 +100,7 @@ def digest(value: Any) -> str:
         if isinstance(part, torch.Tensor):
             hasher.update(f"{part.dtype}{tuple(part.shape)};".encode())
             hasher.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        elif isinstance(part, dict):
+        elif isinstance(part, Mapping):
             hasher.update(f"dict {len(part)};".encode())
             for key in sorted(part, key=repr):
                 hasher.update(f"{key!r}:".encode())

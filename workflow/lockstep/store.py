@@ -22,7 +22,7 @@ import queue
 import shutil
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +34,7 @@ from lockstep import faults, state
 from lockstep.checkpoint import Checkpoint, Progress
 from lockstep.errors import UserError, first_line, in_one_line, in_words, say
 from lockstep.files import naming, sha256, sync
-from lockstep.optim import State
+from lockstep.optim import LazyState
 from lockstep.provenance import other_code
 
 TENSORS = ("model.safetensors", "optimizer.safetensors", "strategy.safetensors")
@@ -124,7 +124,10 @@ class Store:
     # Reading.
 
     def newest(self) -> Checkpoint | None:
-        """Return the last checkpoint that is whole; what is damaged is reported and passed over."""
+        """Return the last checkpoint that is whole; what is damaged is reported and passed over.
+
+        Its tensors are read when they are asked for, each time.
+        """
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             try:
                 return self._read(folder)
@@ -143,7 +146,7 @@ class Store:
                 raise ValueError(f"manifest.json lists {name}, which is no part of it")
             if sha256(self.folder / name) != digest:
                 raise ValueError(f"{name} is not what manifest.json says")
-        model, optimizer, strategy = (state.read(folder / name) for name in TENSORS)
+        model, optimizer, strategy = (state.Stored(folder / name) for name in TENSORS)
         progress = Progress(**json.loads((folder / "progress.json").read_text("utf-8")))
         self._snapshots = snapshots
         return Checkpoint(progress, model, _nested(optimizer), strategy)
@@ -284,7 +287,7 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:  # that of a full disk is not an OSError
@@ -295,13 +298,13 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _flat(optimizer: State) -> dict[str, torch.Tensor]:
+def _flat(optimizer: LazyState) -> dict[str, torch.Tensor]:
     return {f"{key}/{name}": v for name, kept in optimizer.items() for key, v in kept.items()}
 
 
-def _nested(flat: dict[str, torch.Tensor]) -> State:
-    optimizer: State = {}
-    for name, value in flat.items():
+def _nested(flat: state.Stored) -> dict[str, state.Stored]:
+    names: dict[str, dict[str, str]] = {}
+    for name in flat:
         key, _, parameter = name.partition("/")
-        optimizer.setdefault(parameter, {})[key] = value
-    return optimizer
+        names.setdefault(parameter, {})[key] = name
+    return {parameter: flat.some(some) for parameter, some in names.items()}

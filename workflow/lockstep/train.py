@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from lockstep import faults, optim, parallel, provenance, runtime, state
-from lockstep.checkpoint import Checkpoint, Keeper, Progress, spread
+from lockstep.checkpoint import Checkpoint, Keeper, Progress, fill, spread
 from lockstep.comm import rendezvous
 from lockstep.comm.alike import check_same, gather
 from lockstep.comm.interrupt import Interrupt, name_of
@@ -119,7 +119,7 @@ def _train(
         clear_results(output)
     found = spread(_find(store) if store else None)
     if found:
-        model.load_state_dict(found.model)
+        fill(model, found.model)
     strategy = parallel.make(run, model, objective, world, manifest.shape)
     progress, sums = Progress(), None
     if found:

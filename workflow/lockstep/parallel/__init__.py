@@ -4,7 +4,7 @@ A strategy says which shards' micro-batches its rank wants, and takes a step wit
 backward, communication, optimizer. What a micro-batch's loss is, it is told.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from lockstep.comm.world import World
 from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
-from lockstep.optim import State
+from lockstep.optim import LazyState, State
 
 
 class Objective(Protocol):
@@ -92,9 +92,10 @@ class Strategy(Protocol):
         """Return what else the strategy keeps between steps, whole, on rank 0; all call it."""
         ...
 
-    def load(self, optimizer: State, own: dict[str, torch.Tensor]) -> None:
+    def load(self, optimizer: LazyState, own: Mapping[str, torch.Tensor]) -> None:
         """Go on from what `optimizer_state` and `own_state` returned, on any number of ranks.
 
+        The tensors come one at a time: all ranks go through them in their order, and keep a part.
         The strategy has been made with a model that has the state of `model_state`.
         """
         ...

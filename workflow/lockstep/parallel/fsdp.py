@@ -7,7 +7,7 @@ the shards; and what works on a part finds it as it lies in the whole.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -120,13 +120,13 @@ class FullySharded:
     def own_state(self) -> dict[str, torch.Tensor]:
         return {}
 
-    def load(self, optimizer: optim.State, own: dict[str, torch.Tensor]) -> None:
-        for name, part in self.parts.items():
-            if name in optimizer:
-                self.optimizer.state[part.values] = {
-                    key: part.part_of(value) if value.ndim else value.to(self.flat.device)
-                    for key, value in optimizer[name].items()
-                }
+    def load(self, optimizer: optim.LazyState, own: Mapping[str, torch.Tensor]) -> None:
+        for name, kept in optimizer.items():
+            part = self.parts[name]
+            for key, value in kept.items():
+                self.optimizer.state[part.values][key] = (
+                    part.part_of(value) if value.ndim else value.to(self.flat.device, copy=True)
+                )
 
     def alike(self) -> dict[str, torch.Tensor]:
         return dict(self.model.named_buffers())  # of the rest, each rank has a part

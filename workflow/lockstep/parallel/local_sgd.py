@@ -13,7 +13,7 @@ gradients for all. The replicas are the terms of their sum: a rank adds them up 
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -136,36 +136,35 @@ class LocalSGD:
         }
         return {**common, **replicas}
 
-    def load(self, optimizer: optim.State, own: dict[str, torch.Tensor]) -> None:
-        replicas = {
-            name.removeprefix("replica."): value
-            for name, value in own.items()
-            if name.startswith("replica.")
-        }
-        for shard, replica in zip(self.shards, self.replicas, strict=True):
-            if replicas:
-                replica.model.load_state_dict({name: v[shard] for name, v in replicas.items()})
-            mine = {
-                name: {key: value[shard] for key, value in state.items()}
-                for name, state in optimizer.items()
-            }
-            optim.load_state(replica.optimizer, replica.model, mine)
-        if replicas:
-            for place, buffer in enumerate(self.common):
-                buffer.copy_(own[f"common.{place}"])
-        self.equal = not replicas
+    def load(self, optimizer: optim.LazyState, own: Mapping[str, torch.Tensor]) -> None:
+        named = [dict(replica.model.named_parameters()) for replica in self.replicas]
+        for name, kept in optimizer.items():
+            for key, value in kept.items():
+                for shard, replica, its in zip(self.shards, self.replicas, named, strict=True):
+                    state = replica.optimizer.state[its[name]]
+                    state[key] = optim.like(its[name], value[shard])
+        states = [replica.model.state_dict() for replica in self.replicas]
+        for name, value in own.items():
+            kind, _, rest = name.partition(".")
+            if kind == "common":
+                self.common[int(rest)].copy_(value)
+            elif kind == "replica":
+                self.equal = False
+                for shard, state in zip(self.shards, states, strict=True):
+                    state[rest].copy_(value[shard])
 
     def alike(self) -> dict[str, torch.Tensor]:
         return self.replicas[0].model.state_dict() if self.equal else {}
 
     def _gather(self, values: list[torch.Tensor]) -> torch.Tensor:
+        """Return everyone's values on the CPU of rank 0 (S x the shape), nothing on the others."""
         mine = torch.stack(values).contiguous()
         if self.world.rank:
             dist.gather(mine)
-            return mine
-        everyones = [torch.empty_like(mine) for _ in range(self.world.size)]
-        dist.gather(mine, everyones)
-        return torch.cat(everyones)
+            return mine.new_empty(0)
+        everyones = mine.new_empty(self.run.shards, *mine.shape[1:])
+        dist.gather(mine, list(everyones.chunk(self.world.size)))
+        return everyones.cpu()
 
     def states(self) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Yield each shard and its replica's state_dict on rank 0; all ranks go through it."""

@@ -9,7 +9,7 @@ shards.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
-from lockstep import optim, state
+from lockstep import optim
 from lockstep.comm.tree import Node, TreeReduce, block
 from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
@@ -120,17 +120,21 @@ class Pipeline:
         return sums.sum(dim=0) if mine else torch.zeros_like(sums[0])
 
     def model_state(self) -> dict[str, torch.Tensor]:
-        return self._gather(self._mine(), self.model.state_dict())
+        found = self._gather(self._mine())
+        return {name: found[name] for name in self.model.state_dict() if name in found}
 
     def optimizer_state(self) -> optim.State:
-        return self._gather(
-            optim.state_of(self.optimizer, self.model), dict(self.model.named_parameters())
-        )
+        mine = optim.state_of(self.optimizer, self.model)
+        found = self._gather({(n, key): v for n, kept in mine.items() for key, v in kept.items()})
+        return {
+            name: {key: value for (whose, key), value in found.items() if whose == name}
+            for name in dict.fromkeys(name for name, _ in found)
+        }
 
     def own_state(self) -> dict[str, torch.Tensor]:
         return {}
 
-    def load(self, optimizer: optim.State, own: dict[str, torch.Tensor]) -> None:
+    def load(self, optimizer: optim.LazyState, own: Mapping[str, torch.Tensor]) -> None:
         optim.load_state(self.optimizer, self.model, optimizer)
 
     def alike(self) -> dict[str, torch.Tensor]:
@@ -143,12 +147,26 @@ class Pipeline:
         whole = self.model.state_dict(keep_vars=True)
         return {name: t.detach() for name, t in whole.items() if id(t) in mine}
 
-    def _gather(self, mine: dict[str, Any], order: dict[str, Any]) -> dict[str, Any]:
-        """Return on rank 0 what the first pipeline's stages have by name, in the model's order."""
-        everyone: list[Any] | None = [None] * dist.get_world_size() if not dist.get_rank() else None
-        dist.gather_object(state.to_cpu(mine) if self.replica == 0 else {}, everyone)
-        together = {name: value for some in everyone or () for name, value in some.items()}
-        return {name: together[name] for name in order if name in together}
+    def _gather(self, mine: dict[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
+        """Return on the CPU of rank 0 what the first pipeline's stages have, each by its name.
+
+        It takes one tensor at a time, and makes no other rank hold any that is not its own.
+        """
+        rank = dist.get_rank()
+        everyones: list[Any] = [{}] * dist.get_world_size()
+        kinds = {name: (t.shape, t.dtype, t.device.type) for name, t in mine.items()}
+        dist.gather_object({} if self.replica else kinds, None if rank else everyones)
+        if rank:
+            for tensor in mine.values() if self.replica == 0 else ():
+                dist.send(tensor.contiguous(), 0)
+            return {}
+        found = {name: tensor.cpu() for name, tensor in mine.items()}
+        for other, theirs in enumerate(everyones[1:], start=1):
+            for name, (shape, dtype, device) in theirs.items():
+                tensor = torch.empty(shape, dtype=dtype, device=device)
+                dist.recv(tensor, other)
+                found[name] = tensor.cpu()
+        return found
 
 
 class ShardStage(PipelineStage):

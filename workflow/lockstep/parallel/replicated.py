@@ -1,7 +1,7 @@
 """What strategies have in common: a whole model on each rank, and a step shard by shard."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -43,7 +43,7 @@ class Replicated:
     def own_state(self) -> dict[str, torch.Tensor]:
         return {}
 
-    def load(self, optimizer: optim.State, own: dict[str, torch.Tensor]) -> None:
+    def load(self, optimizer: optim.LazyState, own: Mapping[str, torch.Tensor]) -> None:
         optim.load_state(self.optimizer, self.model, optimizer)
 
     def alike(self) -> dict[str, torch.Tensor]:
