@@ -138,8 +138,14 @@ def test_the_innermost_module_that_differs_is_named(refused):
 
 
 def test_state_that_no_checkpoint_keeps_is_refused(refused):
-    with refused("the module 1 (Extra)", "get_extra_state"):
+    with refused("1._extra_state", "get_extra_state"):
         try_it(nn.Sequential(make_model(), Extra(3, 3)))
+    model = make_model()
+    model.register_state_dict_post_hook(
+        lambda model, state, *_: state.update({"0.bias": state["0.bias"].clone()})
+    )
+    with refused("0.bias", "a hook"):
+        try_it(model)
 
 
 @pytest.mark.parametrize("act", [center, lambda model, x: x])

@@ -38,7 +38,7 @@ def rehearse(model: nn.Module, objective: Objective, batch: MicroBatch) -> None:
         UserError: the passes differ, or change what only an optimizer may change, or keep state
             where no checkpoint finds it; names the module, buffer or parameter.
     """
-    _refuse_extra_state(model)
+    _refuse_other_state(model)
     weights = _digests(model.named_parameters())
     (first, went), (second, went_again) = (_pass(model, objective, batch) for _ in range(2))
     changed = [n for n, d in _digests(model.named_parameters()).items() if d != weights.get(n)]
@@ -57,12 +57,15 @@ def rehearse(model: nn.Module, objective: Objective, batch: MicroBatch) -> None:
     )
 
 
-def _refuse_extra_state(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if type(module).get_extra_state is not nn.Module.get_extra_state:
+def _refuse_other_state(model: nn.Module) -> None:
+    """Refuse what a state_dict has beside parameters and buffers (get_extra_state, hooks)."""
+    known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) not in known:
             raise UserError(
-                f"model: {_named(name, module)} keeps state by get_extra_state, which no "
-                f"checkpoint here keeps; keep it in a buffer"
+                f"model: its state_dict has {name}, which is no parameter and no buffer (it comes "
+                f"from get_extra_state, or a hook), and no checkpoint here keeps it; keep it in a "
+                f"buffer"
             )
 
 
