@@ -65,7 +65,8 @@ def read_members(table: Path, labels: np.ndarray, shards: int) -> list[np.ndarra
     """
     samples = len(labels)
     try:
-        frame = pd.read_csv(table, usecols=["sample", "label", "shard"], dtype=np.int64)
+        with np.errstate(invalid="raise"):  # what is no number would become one
+            frame = pd.read_csv(table, usecols=["sample", "label", "shard"], dtype=np.int64)
     except DAMAGE as error:
         why = first_line(error)
         raise UserError(f"{table}: not a table of sample, label and shard ({why})") from None
