@@ -114,6 +114,16 @@ def test_other_data_are_refused(trained, tmp_path, refused):
         again(trained / "run", data=tmp_path / "data")
 
 
+def test_data_that_are_scaled_otherwise_are_refused(trained, tmp_path, refused):
+    shutil.copytree(trained / "data", tmp_path / "data")
+    path = tmp_path / "data" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for name, old in (("mean", manifest["mean"]), ("std", manifest["std"])):
+        path.write_text(json.dumps(manifest | {name: [old[0] / 2]}))
+        with refused("data: ", path, f"another {name}", "--data"):
+            again(trained / "run", data=tmp_path / "data")
+
+
 def test_other_shards_are_refused(trained, tmp_path, refused):
     partition(trained / "data", RUN.scheme, RUN.shards, RUN.seed + 1, RUN.alpha, tmp_path)
     with refused("partition:", tmp_path / "shards.csv", "--partition"):

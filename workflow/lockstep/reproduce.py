@@ -136,11 +136,17 @@ def check_data(record: dict[str, Any], data: Path, partition: Path, where: Path)
     for name, path in (("data", data / "manifest.json"), ("partition", partition)):
         if not path.exists():
             raise UserError(f"{name}: {path} is not here; say where it is by --{name}")
-    if read_manifest(data).sha256 != record["data_sha256"]:
-        raise UserError(f"data: {data / 'manifest.json'} is not of the data in {where}")
-    if (found := sha256(partition)) != record["partition_sha256"]:
+    manifest = read_manifest(data)
+    found = {"data_sha256": manifest.sha256, "mean": manifest.mean, "std": manifest.std}
+    for name, value in found.items():
+        if value != record[name]:
+            raise UserError(
+                f"data: {data / 'manifest.json'} has another {name.removeprefix('data_')} than the "
+                f"data in {where}; say where those are by --data"
+            )
+    if (digest := sha256(partition)) != record["partition_sha256"]:
         raise UserError(
-            f"partition: {partition} has SHA-256 {found[:12]}, not "
+            f"partition: {partition} has SHA-256 {digest[:12]}, not "
             f"{record['partition_sha256'][:12]} as in {where}; say where that one is by --partition"
         )
 

@@ -74,7 +74,8 @@ def _train(
 ) -> dict[str, Any] | None:
     manifest = read_manifest(data)
     inputs = _inputs(run, manifest, partition)
-    mine = {"flags": _flags(run, data, partition), **inputs}
+    flags = run.model_dump() | {"data": str(data), "partition": str(partition)}
+    mine = {"flags": flags, "versions": provenance.versions(), **inputs}
     if world.comm is not None:  # at once: with other flags, ranks may not even meet
         check_same(mine, world.comm.allgather)
     device = runtime.choose_device(world, run.device)
@@ -162,6 +163,8 @@ def _train(
         "dataset": manifest.name,
         "data_sha256": manifest.sha256,
         "data": str(data),
+        "mean": manifest.mean,
+        "std": manifest.std,
         "partition_sha256": about["partition"],
         "partition": str(partition),
         "partition_edited": edited,
@@ -180,14 +183,9 @@ def _train(
     return write_results(output, run, progress, weights, trained, optimizer_state, origin)
 
 
-def _flags(run: Run, data: Path, partition: Path) -> dict[str, Any]:
-    return run.model_dump() | {"data": str(data), "partition": str(partition)}
-
-
 def _inputs(run: Run, manifest: Manifest, partition: Path) -> dict[str, Any]:
     """Return what a rank trains with, apart from its flags and the machine."""
-    found = provenance.versions()
-    others = {name: found.get(name) for name in ("python", "torchvision", "numpy")}
+    versions = provenance.versions()
     return {
         "data": {
             "shape": list(manifest.shape),
@@ -197,7 +195,10 @@ def _inputs(run: Run, manifest: Manifest, partition: Path) -> dict[str, Any]:
             **manifest.sha256,
         },
         "partition": sha256(partition),
-        "libraries": runtime.libraries() | others,
+        "libraries": {
+            **{name: versions.get(name) for name in provenance.LIBRARIES},
+            **runtime.libraries(),
+        },
         "caps": provenance.caps(),
         "code": provenance.code("lockstep.train", run.model),
     }

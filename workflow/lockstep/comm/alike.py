@@ -23,6 +23,7 @@ CURES = {
     "flags": "launch all ranks by the same command",
     "data": "let all hosts read the same prepared data",
     "partition": "let all hosts read the same table of shards",
+    "versions": "give all hosts the same environment",
     "libraries": "give all hosts the same environment",
     "caps": "export the same variables to all ranks",
     "code": "let all hosts run the same files",
