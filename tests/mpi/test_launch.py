@@ -100,17 +100,17 @@ def test_a_rank_that_fails_brings_the_others_down(digits, tmp_path):
     assert not (tmp_path / "out" / "train.json").exists()
 
 
-def make_folder(folder, digits, other):
-    """Make what a rank works in: the prepared data, shards, a model; some of it another if so."""
+def make_folder(folder, digits, rank):
+    """Make what a rank works in: the prepared data, shards, a model; some of rank 1's are other."""
     folder.mkdir()
-    for name in ("data", "inverted", "brighter", "damaged"):
+    for name in ("data", "inverted", "brighter", "damaged-0", "damaged-1"):
         shutil.copytree(digits, folder / name)
+    (folder / f"damaged-{rank}" / "train" / "images.npy").write_bytes(inverted(digits))
     for name in ("shards.csv", "other.csv"):
         shutil.copy(digits / "4" / "shards.csv", folder / name)
     (folder / "own.py").write_text("from tests.mpi.models import busy as make\n")
     manifest = json.loads((digits / "manifest.json").read_text())
-    if not other:  # of a host, the first rank looks at the files
-        (folder / "damaged" / "train" / "images.npy").write_bytes(inverted(digits))
+    if rank == 0:
         return
     (folder / "inverted" / "train" / "images.npy").write_bytes(inverted(digits))
     manifest["sha256"]["train/images.npy"] = sha256(folder / "inverted" / "train" / "images.npy")
@@ -133,7 +133,7 @@ def inverted(digits):
 
 def test_ranks_that_have_not_the_same_are_refused_before_anything_is_trained(digits, tmp_path):
     for rank in (0, 1):
-        make_folder(tmp_path / str(rank), digits, other=rank == 1)
+        make_folder(tmp_path / str(rank), digits, rank)
     program = [*mpirun(2), "-m", "tests.mpi.programs.unlike", tmp_path]
     done = run(program, REPOSITORY)
     assert done.returncode == 0, done.stderr
@@ -146,7 +146,8 @@ def test_ranks_that_have_not_the_same_are_refused_before_anything_is_trained(dig
         "flags": [f"flags: backend is gloo {one} auto on rank 0 ({host})", "the same command"],
         "data": ["data: train/images.npy is", one, f"{digest} on rank 0", "same prepared data"],
         "mean": [f"data: mean is [0.5] {one} [0.", "same prepared data"],
-        "files": ["damaged/train/images.npy: has SHA-256", digest, f"by rank 0 on {host}"],
+        "files": ["damaged-0/train/images.npy: has SHA-256", digest, f"by rank 0 on {host}"],
+        "files of another host": ["damaged-1/train/images.npy: has", f"by rank 1 on {host}"],
         "partition": ["partition: SHA-256 is", one, "same table of shards"],
         "caps": [f"caps: {CAPS[0]} is avx2 {one} not set on rank 0", "same variables"],
         "code": ["code: own.py is", one, "same files"],

@@ -4,6 +4,7 @@ Each rank works in a folder of its own name, which has `data`, `shards.csv` and 
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+import lockstep.train
 from lockstep.checkpoint import Keeper
 from lockstep.comm import rendezvous
 from lockstep.comm.world import discover
@@ -28,7 +30,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Path, Path]] = {
     "flags": ({}, {"backend": "gloo"}, DATA, SHARDS),
     "data": ({}, {}, Path("inverted"), SHARDS),
     "mean": ({}, {}, Path("brighter"), SHARDS),
-    "files": ({}, {}, Path("damaged"), SHARDS),
+    "files": ({}, {}, Path("damaged-0"), SHARDS),
+    "files of another host": ({}, {}, Path("damaged-1"), SHARDS),
     "partition": ({}, {}, DATA, Path("other.csv")),
     "caps": ({}, {}, DATA, SHARDS),
     "code": ({"model": "own:make"}, {}, DATA, SHARDS),
@@ -42,7 +45,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Path, Path]] = {
 
 @contextlib.contextmanager
 def circumstances(name: str, rank: int) -> Iterator[None]:
-    """Let the environment, or a bit of rank 0's optimizer, be other."""
+    """Let the environment, a bit of rank 0's optimizer, or rank 1's host be other."""
     check = Keeper._check
 
     def strike(self: Keeper, step: int) -> None:
@@ -54,7 +57,10 @@ def circumstances(name: str, rank: int) -> Iterator[None]:
         os.environ[CAPS[0]] = "avx2"
     if name.startswith("momentum") and rank == 0:
         Keeper._check = strike  # type: ignore[method-assign]
+    if name == "files of another host":  # as far as files go: each rank is the first of its own
+        lockstep.train.discover = lambda ranks: dataclasses.replace(discover(ranks), local_rank=0)
     yield
+    lockstep.train.discover = discover
     os.environ.pop(CAPS[0], None)
     Keeper._check = check  # type: ignore[method-assign]
 
