@@ -1,12 +1,15 @@
 """local_sgd and data_parallel on one rank: replicas train apart and are averaged."""
 
 import copy
+import weakref
+from collections.abc import Mapping
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from lockstep import optim, parallel
+from lockstep.checkpoint import Checkpoint, Progress, _moved, collect, fill, spread
 from lockstep.comm.world import World
 from lockstep.config import Run
 from lockstep.objective import CrossEntropy, Normalize
@@ -146,3 +149,65 @@ def test_data_parallel_on_a_cpu_steps_on_the_whole_batch_and_says_so(capsys):
         optim.update(its, 0.01, None)
         assert torch.equal(sums, expected)
     assert same(strategy.model_state(), alone.state_dict())
+
+
+class Watched(Mapping):
+    """Tensors that are copied when they are asked for, of which few may be there at a time."""
+
+    def __init__(self, tensors, alive):
+        self.tensors, self.alive = tensors, alive
+
+    def __getitem__(self, name):
+        assert len(self.alive) < 2  # the last one, which the loop still has
+        copied = self.tensors[name].clone()
+        self.alive.add(copied)
+        return copied
+
+    def __iter__(self):
+        return iter(self.tensors)
+
+    def __len__(self):
+        return len(self.tensors)
+
+
+def test_what_a_run_goes_on_from_is_there_one_tensor_at_a_time():
+    trained, *_ = make(make_model(norm=True, dropout=True), sync_every=2, optimizer="adamw")
+    for step in range(3):
+        trained.step(make_batches(step), 0.01)
+    sums = torch.zeros(SHARDS, 2, dtype=torch.float64)
+    saved = collect(trained, Progress(3, segments=[{}]), sums, 0.0, ALONE)
+    alive = weakref.WeakSet()
+    found = spread(
+        Checkpoint(
+            saved.progress,
+            Watched(saved.model, alive),
+            {name: Watched(kept, alive) for name, kept in saved.optimizer.items()},
+            Watched(saved.strategy, alive),
+        )
+    )
+    model = make_model(norm=True, dropout=True)
+    fill(model, found.model)
+    other, *_ = make(model, sync_every=2, optimizer="adamw")
+    other.load(found.optimizer, found.strategy)
+    assert all(map(same, states(trained), states(other)))
+    for step in (3, 4):
+        for strategy in (trained, other):
+            strategy.step(make_batches(step), 0.01)
+    assert all(map(same, states(trained), states(other)))
+    ours, theirs = other.optimizer_state(), trained.optimizer_state()
+    assert all(same(ours[name], theirs[name]) for name in theirs)
+
+
+def test_what_is_saved_is_let_go_as_it_is_copied():
+    alive = weakref.WeakSet()
+
+    def fresh():
+        tensor = torch.ones(3)
+        alive.add(tensor)
+        return tensor
+
+    taken = {name: fresh() for name in "abc"}
+    copies = _moved(taken, ALONE)
+    assert not alive
+    assert list(copies) == list("abc")
+    assert _moved({"a": torch.ones(1)}, World(1, 2, 1, 2, "python")) == {}

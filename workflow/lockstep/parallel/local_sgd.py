@@ -13,7 +13,7 @@ gradients for all. The replicas are the terms of their sum: a rank adds them up 
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -89,7 +89,7 @@ class LocalSGD:
         self.common = self.replicas[0].layout.read()
         self.equal = True
 
-    def _mean(self, terms: list[torch.Tensor]) -> torch.Tensor:
+    def _mean(self, terms: Iterable[torch.Tensor]) -> torch.Tensor:
         """Return the mean of all shards' parameters and of the changes of their buffers.
 
         `terms` hold this rank's parameters; they are used up, and the mean may be one of them.
@@ -109,7 +109,7 @@ class LocalSGD:
         first = self.replicas[0].model
         if self.equal or self.run.one_shot:
             return first.state_dict()
-        mean = self._mean([replica.flat.clone() for replica in self.replicas])
+        mean = self._mean(self.tree.take().copy_(replica.flat) for replica in self.replicas)
         model = copy.deepcopy(first)
         layout = Flat(model)
         layout.take(mean)
