@@ -4,7 +4,10 @@ rule draw_run:
         record=rules.train_run.output.record,
         history=rules.train_run.output.history,
         metrics=rules.evaluate_run.output.metrics,
-        confusion=rules.evaluate_run.output.confusion,
+        tables=[
+            rules.evaluate_run.output.predictions,
+            rules.evaluate_run.output.confusion,
+        ],
         partition=run_partition_summary,
     output:
         curves=report(

@@ -2,7 +2,7 @@ rule summarize:
     """One table of all runs."""
     input:
         records=expand("<results>/{run}/train.json", run=RUNS),
-        metrics=expand("<results>/{run}/metrics.json", run=RUNS),
+        metrics=expand(rules.evaluate_run.output, run=RUNS),
     output:
         "<results>/summary.csv",
     log:
