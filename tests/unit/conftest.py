@@ -93,6 +93,7 @@ def write_records():
         digest = {name: sha256(folder / f"{name}.csv") for name in ("predictions", "confusion")}
         same = {"model_sha256": model, "snapshots_sha256": "cd" * 32}
         train = {"configuration": run.model_dump(), "dataset": "digits", "data_sha256": {}, **same}
+        train |= {"mean": [], "std": [], "classes": []}
         train |= {"snapshots": {}, "history_csv_sha256": sha256(folder / "history.csv")}
         train |= {"images_per_second": 9.6, "seconds": 2.0, "bytes_sent": [3, 4]}
         train |= {"parameters": 5, "steps": 6}

@@ -132,6 +132,10 @@ def trained(tmp_path, monkeypatch, write_records):
     prepare(dataset, tmp_path / "data")
     run = Run(model="ownnorm:make", ranks=1, shards=2, batch=4, epochs=2, snapshots=2)
     write_records(tmp_path / "run", run)
+    train = json.loads((tmp_path / "run" / "train.json").read_text())
+    manifest = read_manifest(tmp_path / "data")
+    train |= {"data_sha256": manifest.sha256, "mean": manifest.mean, "std": manifest.std}
+    write_json(tmp_path / "run" / "train.json", train | {"classes": manifest.class_names})
     threads = torch.get_num_threads()
     yield tmp_path / "run", tmp_path / "data"
     torch.set_num_threads(threads)
@@ -149,7 +153,6 @@ def test_the_averaged_model_has_the_mean_weights_and_statistics_of_its_own(train
             layers[1].running_mean.fill_(100.0 * epoch)
         state.save(layers.state_dict(), results / "snapshots" / f"epoch-000{epoch}.safetensors")
     train = json.loads((results / "train.json").read_text())
-    train["data_sha256"] = read_manifest(data).sha256
     train["snapshots"] = {path.name: sha256(path) for path in (results / "snapshots").iterdir()}
     write_json(results / "train.json", train)
     record = average(results, data, threads=1)
@@ -168,8 +171,5 @@ def test_the_averaged_model_has_the_mean_weights_and_statistics_of_its_own(train
 
 
 def test_a_run_without_snapshots_is_refused(trained, refused):
-    results, data = trained
-    train = json.loads((results / "train.json").read_text())
-    write_json(results / "train.json", train | {"data_sha256": read_manifest(data).sha256})
-    with refused(results / "train.json", "no snapshot", "train again"):
-        average(results, data, threads=1)
+    with refused(trained[0] / "train.json", "no snapshot", "train again"):
+        average(*trained, threads=1)

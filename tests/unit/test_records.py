@@ -129,9 +129,16 @@ def test_a_snapshot_of_another_run_is_no_snapshot_of_this_one(copy, refused):
 def test_other_data_than_those_of_the_training_are_refused(copy, refused, stage):
     manifest = copy / "data/manifest.json"
     sums = json.loads(manifest.read_text())["sha256"]
-    edit(manifest, sha256={**sums, "train/images.npy": "0" * 64})
-    with refused(manifest, "train.json"):
-        do(copy, stage)
+    for key, other in (
+        ("sha256", {**sums, "train/images.npy": "0" * 64}),
+        ("mean", [0.5]),
+        ("classes", list("1023456789")),
+    ):
+        text = manifest.read_text()
+        edit(manifest, **{key: other})
+        with refused(manifest, "train.json"):
+            do(copy, stage)
+        manifest.write_text(text)
 
 
 def test_what_is_left_of_an_older_training_is_refused(copy, refused):

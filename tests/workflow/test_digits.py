@@ -153,6 +153,15 @@ def test_a_product_that_was_removed_is_made_again(finished, product, rule):
         path.with_suffix(".away").rename(path)
 
 
+def test_a_record_that_was_removed_is_missed_by_what_lies_behind(finished):
+    path = finished.folder / "results/digits/train.json"
+    path.rename(path.with_suffix(".away"))
+    try:
+        assert finished.jobs("evaluate")["train_run"] == 1
+    finally:
+        path.with_suffix(".away").rename(path)
+
+
 def test_code_reruns_the_stages_that_run_it(restored):
     jobs = restored(
         "workflow/lockstep/summarize.py", "table = pd", "other = 1\n    table = pd"

@@ -37,6 +37,9 @@ class Training(Record):
     configuration: Run
     dataset: str
     data_sha256: dict[str, Sha256]
+    mean: list[float]
+    std: list[float]
+    classes: list[str]
     model_sha256: Sha256
     snapshots: dict[str, Sha256]
     snapshots_sha256: Sha256
@@ -127,10 +130,11 @@ def check_trained_on(training: Training, results: Path, manifest: Manifest, data
     Raises:
         UserError: they are others.
     """
-    if manifest.sha256 != training.data_sha256:
+    here = manifest.sha256, manifest.mean, manifest.std, manifest.class_names
+    if here != (training.data_sha256, training.mean, training.std, training.classes):
         raise UserError(
             f"{data / 'manifest.json'}: not of the data that {results / 'train.json'} was trained "
-            f"on; name these, or train again"
+            f"on; name these, or prepare and train again"
         )
 
 

@@ -162,6 +162,10 @@ def _train(
         "configuration": run.model_dump(),
         "dataset": manifest.name,
         "data_sha256": manifest.sha256,
+        # A model is fed (pixels / 255 - mean) / std, channel by channel.
+        "mean": manifest.mean,
+        "std": manifest.std,
+        "classes": manifest.class_names,
         "data": str(data),
         "mean": manifest.mean,
         "std": manifest.std,
