@@ -14,6 +14,7 @@ from lockstep import state
 from lockstep.average import average
 from lockstep.comm.probe import COLUMNS
 from lockstep.config import Run
+from lockstep.data.manifest import write_manifest
 from lockstep.errors import UserError
 from lockstep.evaluate import evaluate
 from lockstep.files import sha256, write_json
@@ -135,7 +136,8 @@ def test_other_data_than_those_of_the_training_are_refused(copy, refused, stage)
         ("classes", list("1023456789")),
     ):
         text = manifest.read_text()
-        edit(manifest, **{key: other})
+        whole = {k: v for k, v in json.loads(text).items() if k != "manifest_sha256"}
+        write_manifest(copy / "data", whole | {key: other})
         with refused(manifest, "train.json"):
             do(copy, stage)
         manifest.write_text(text)

@@ -163,8 +163,6 @@ def _train(
         "dataset": manifest.name,
         "data_sha256": manifest.sha256,
         # A model is fed (pixels / 255 - mean) / std, channel by channel.
-        "mean": manifest.mean,
-        "std": manifest.std,
         "classes": manifest.class_names,
         "data": str(data),
         "mean": manifest.mean,
