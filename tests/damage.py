@@ -1,8 +1,19 @@
 """Damage to files, as a power cut or a bad disk leaves it: for tests of what reads them."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from lockstep.data.manifest import write_manifest
+
+
+def change_manifest(data: Path, **changes: Any) -> None:
+    """Give prepared data a manifest that is whole, and of other data."""
+    record = json.loads((data / "manifest.json").read_text())
+    del record["manifest_sha256"]
+    write_manifest(data, record | changes)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import pytest
 from lockstep.files import sha256
 from lockstep.provenance import CAPS
 from tests.conftest import REPOSITORY, mpirun, run
+from tests.damage import change_manifest
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -109,15 +110,13 @@ def make_folder(folder, digits, rank):
     for name in ("shards.csv", "other.csv"):
         shutil.copy(digits / "4" / "shards.csv", folder / name)
     (folder / "own.py").write_text("from tests.mpi.models import busy as make\n")
-    manifest = json.loads((digits / "manifest.json").read_text())
     if rank == 0:
         return
     (folder / "inverted" / "train" / "images.npy").write_bytes(inverted(digits))
-    manifest["sha256"]["train/images.npy"] = sha256(folder / "inverted" / "train" / "images.npy")
-    (folder / "inverted" / "manifest.json").write_text(json.dumps(manifest))
-    manifest = json.loads((digits / "manifest.json").read_text())
-    manifest["mean"] = [0.5]
-    (folder / "brighter" / "manifest.json").write_text(json.dumps(manifest))
+    sums = json.loads((digits / "manifest.json").read_text())["sha256"]
+    sums["train/images.npy"] = sha256(folder / "inverted" / "train" / "images.npy")
+    change_manifest(folder / "inverted", sha256=sums)
+    change_manifest(folder / "brighter", mean=[0.5])
     lines = (folder / "other.csv").read_text().splitlines()
     (folder / "other.csv").write_text("\n".join(lines) + "\n\n")
     with (folder / "own.py").open("a") as file:

@@ -14,7 +14,6 @@ from lockstep import state
 from lockstep.average import average
 from lockstep.comm.probe import COLUMNS
 from lockstep.config import Run
-from lockstep.data.manifest import write_manifest
 from lockstep.errors import UserError
 from lockstep.evaluate import evaluate
 from lockstep.files import sha256, write_json
@@ -23,6 +22,7 @@ from lockstep.records import read_averaged, read_metrics, read_training
 from lockstep.report import draw_launch, draw_prediction, draw_run, draw_summary
 from lockstep.summarize import summarize
 from lockstep.train import train
+from tests.damage import change_manifest
 
 pytestmark = pytest.mark.usefixtures("arithmetic_as_it_was")
 
@@ -136,8 +136,7 @@ def test_other_data_than_those_of_the_training_are_refused(copy, refused, stage)
         ("classes", list("1023456789")),
     ):
         text = manifest.read_text()
-        whole = {k: v for k, v in json.loads(text).items() if k != "manifest_sha256"}
-        write_manifest(copy / "data", whole | {key: other})
+        change_manifest(copy / "data", **{key: other})
         with refused(manifest, "train.json"):
             do(copy, stage)
         manifest.write_text(text)

@@ -13,6 +13,7 @@ from lockstep.config import Run
 from lockstep.partition import partition
 from lockstep.provenance import CAPS, code
 from lockstep.train import train
+from tests.damage import change_manifest
 
 pytestmark = pytest.mark.usefixtures("arithmetic_as_it_was")
 
@@ -117,9 +118,9 @@ def test_other_data_are_refused(trained, tmp_path, refused):
 def test_data_that_are_scaled_otherwise_are_refused(trained, tmp_path, refused):
     shutil.copytree(trained / "data", tmp_path / "data")
     path = tmp_path / "data" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    for name, old in (("mean", manifest["mean"]), ("std", manifest["std"])):
-        path.write_text(json.dumps(manifest | {name: [old[0] / 2]}))
+    for name in ("mean", "std"):
+        shutil.copy(trained / "data" / "manifest.json", path)
+        change_manifest(tmp_path / "data", **{name: [0.5]})
         with refused("data: ", path, f"another {name}", "--data"):
             again(trained / "run", data=tmp_path / "data")
 
