@@ -651,7 +651,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(folder, tmp_path, refused
             folder(images)
         odd.unlink()
     odd.symlink_to(tmp_path / "own")
-    with refused(odd, "a link back"):
+    with refused(f"{odd}: is a link back"):
         folder(images)
 
 

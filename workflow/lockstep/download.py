@@ -80,7 +80,8 @@ def _fetch(
                 say(f"{url}: {why}; trying again ({attempt + 1} of {ATTEMPTS})")
                 time.sleep(attempt * PAUSE)
         failures.append(f"{url}: {why}")
-        say(failures[-1])
+        if mirror != mirrors[-1]:
+            say(f"{failures[-1]}; asking the next mirror")
     raise UserError(
         f"{dataset}: {name} cannot be had: {'; '.join(failures)}; check the network, or set "
         f"dataset.mirror to an address that has the original files"

@@ -26,8 +26,7 @@ def files_below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterat
         UserError: a link leads back to where it is, or something is no file that could be read.
         OSError: a folder cannot be read.
     """
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
+    here = _identity(folder)
     if here in above:
         raise UserError(f"{folder}: is a link back to a folder that it is in; remove it")
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -45,6 +44,11 @@ def files_below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterat
             )
 
 
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
 def images_by_class(folder: Path) -> dict[str, list[Path]]:
     """Return the images of each class, which is a folder in `folder`: both in order of names.
 
@@ -56,7 +60,11 @@ def images_by_class(folder: Path) -> dict[str, list[Path]]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.is_dir():
             continue
-        files = [file for file in files_below(path) if file.name.lower().endswith(SUFFIXES)]
+        files = [
+            file
+            for file in files_below(path, (_identity(folder),))
+            if file.name.lower().endswith(SUFFIXES)
+        ]
         if not files:
             raise UserError(
                 f"{folder}: class {path.name!r} has no image; expected names that end in "
