@@ -762,6 +762,18 @@ def test_an_npz_that_claims_more_than_it_has_takes_no_memory(tmp_path, refused):
         prepare(dataset, tmp_path / "o")
 
 
+def test_an_idx_file_that_unpacks_to_gigabytes_takes_no_memory(mnist, refused):
+    for name, head in (("labels-idx1", (2**31,)), ("images-idx3", (40, 2**31, 2**31))):
+        path = mnist / "raw" / f"train-{name}-ubyte.gz"
+        whole = path.read_bytes()
+        with gzip.open(path, "wb", compresslevel=1) as file:
+            file.write(struct.pack(f">HBB{len(head)}I", 0, 8, len(head), *head))
+            file.write(bytes(64 << 20))
+        with refused("train"):
+            assert peak(lambda: prepare(Dataset(name="mnist"), mnist)) < 40
+        path.write_bytes(whole)
+
+
 def test_other_layouts_are_refused(npz, refused):
     labels = np.arange(12) % 3
     with refused("(12, 3, 16, 16)", "looks like N x C x H x W", "transpose"):

@@ -130,7 +130,6 @@ def _write_images(decoded: Decoded, output: Path, moments: Moments, threads: int
     A block is written, hashed and added up at once, while the next one is decoded.
     """
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(min(3, threads)))
         files, digests, size = {}, {}, 0
         for part in PARTS:
             path = output / part / "images.npy"
@@ -148,6 +147,8 @@ def _write_images(decoded: Decoded, output: Path, moments: Moments, threads: int
                 total=size, unit="B", unit_scale=True, leave=False, disable=not sys.stderr.isatty()
             )
         )
+        # Left first, so that nothing is in the midst of being written when a file is closed.
+        pool = stack.enter_context(ThreadPoolExecutor(min(3, threads)))
         busy: list[Future] = []
 
         # Written as a stream and not through a map: a full disk is an error then, not a signal.

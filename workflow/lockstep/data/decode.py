@@ -30,6 +30,9 @@ from lockstep.files import DAMAGE
 # piece of one.
 BLOCK = 4 << 20
 
+# In a part of MNIST, its kin, and CIFAR with both parts.
+MOST_IMAGES = 60_000
+
 # More than any camera has; of each, the mean and deviation are in the manifest.
 MOST_CHANNELS = 1024
 
@@ -178,6 +181,8 @@ def _idx(dataset: Dataset, raw: Path, threads: int) -> Decoded:
         words = struct.unpack(f">{1 + dimensions}I", file.read(4 + 4 * dimensions))
         if words[0] != 8 << 8 | dimensions or 0 in words[2:]:  # 8: unsigned bytes
             raise ValueError(f"begins with {words}, expected bytes in {dimensions} dimensions")
+        if words[1] > MOST_IMAGES:
+            raise ValueError(f"claims {words[1]} images or labels, and there are {MOST_IMAGES}")
         return words[1:]
 
     def pixels(path: Path, test: np.ndarray) -> Pixels:
@@ -216,13 +221,13 @@ def _cifar(dataset: Dataset, raw: Path, threads: int) -> Decoded:
     labels_before = {"cifar10": 1, "cifar100": 2}[dataset.name]  # CIFAR-100: coarse, then fine
     size = labels_before + 3 * 32 * 32
     found: dict[str, dict[str, np.ndarray]] = {"train": {}, "test": {}}
-    left = 60_000 * size  # bytes
+    left = MOST_IMAGES * size  # bytes
     with _expecting(raw / archive, "the whole binary archive", DOWNLOAD_AGAIN):
         with gzip.open(raw / archive) as plain, tarfile.open(fileobj=plain, mode="r:") as tar:
             for member in tar:
                 if member.name.endswith(".bin") and (file := tar.extractfile(member)):
                     if (left := left - member.size) < 0:
-                        raise ValueError("has more than 60,000 images")
+                        raise ValueError(f"has more than {MOST_IMAGES} images")
                     part = "test" if "test" in Path(member.name).name else "train"
                     found[part][member.name] = np.frombuffer(file.read(), np.uint8)
             while plain.read(BLOCK):  # at its end the checksum is compared
