@@ -40,8 +40,9 @@ slurm-test: setup  ## run on a SLURM cluster on this machine: as root, with Debi
 	$(call packages,slurmctld slurmd slurm-client munge libpmix2 iproute2)
 	pytest tests/slurm
 
-promise: setup  ## train the promise's whole matrix, and write docs/promise-matrix.md
+promise: setup  ## train the matrix of the promise and models drawn at random, and write their tables to docs
 	python -m tests.mpi.matrix
+	python -m tests.mpi.drawn_runs
 
 kills: setup  ## kill runs at every place, go on, compare, and write docs/kill-matrix.md
 	python -m tests.mpi.kill_matrix

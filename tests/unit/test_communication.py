@@ -7,6 +7,7 @@ import pytest
 
 from lockstep.config import Run
 from lockstep.errors import UserError
+from lockstep.files import sha256
 from lockstep.report import draw_launch, draw_prediction
 from lockstep.report.communication import draw_bandwidth, draw_latency, page_of_communication
 from lockstep.report.fit import Fit
@@ -120,13 +121,15 @@ def test_a_prediction_says_that_it_is_one_and_ends_where_it_must(table):
     assert "network" not in texts(elsewhere)
 
 
-def test_files_become_figures(table, tmp_path):
+def test_files_become_figures(table, write_records, tmp_path):
     launch, run = tmp_path / "2x1-auto.json", tmp_path / "run"
-    run.mkdir()
+    write_records(run, Run(**TRAIN["configuration"]))
     launch.write_text(json.dumps(check(["a", "a"])))
     table.to_csv(tmp_path / "2x1-auto.csv", index=False)
-    (run / "train.json").write_text(json.dumps(TRAIN))
     HISTORY.to_csv(run / "history.csv", index=False)
+    record = json.loads((run / "train.json").read_text()) | TRAIN
+    record["history_csv_sha256"] = sha256(run / "history.csv")
+    (run / "train.json").write_text(json.dumps(record))
     draw_launch(launch, tmp_path / "out")
     draw_prediction(run, launch, tmp_path / "out")
     made = {path.name for path in (tmp_path / "out").iterdir()}
@@ -137,7 +140,7 @@ def test_a_launch_of_one_rank_has_nothing_to_draw(table, tmp_path):
     launch = tmp_path / "1x1-auto.json"
     launch.write_text(json.dumps(check(["a"])))
     table.iloc[:0].to_csv(tmp_path / "1x1-auto.csv", index=False)
-    with pytest.raises(UserError, match=r"1x1-auto\.json: .*one rank has no communication"):
+    with pytest.raises(UserError, match=r"1x1-auto\.csv: .*one rank has no communication"):
         draw_launch(launch, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

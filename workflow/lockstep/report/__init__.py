@@ -166,6 +166,8 @@ def _read_check(path: Path) -> dict[str, Any]:
 def _read_times(path: Path) -> pd.DataFrame:
     """Return the table beside a check's record."""
     path = path.with_suffix(".csv")
+    if not path.exists():
+        raise UserError(f"{path}: is not there, beside the record of a check; check again")
     with _drawing(path, "check again"):
         table = pd.read_csv(path)
     if table.empty:
