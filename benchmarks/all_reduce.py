@@ -58,7 +58,7 @@ def measure() -> None:
         ways: list[Callable[[], object]] = [
             lambda tensor=tensor: dist.all_reduce(tensor),
             lambda tensor=tensor: dist.all_reduce(tensor, group=gloo),
-            lambda buffer=buffer: world.comm.Allreduce(MPI.IN_PLACE, buffer),
+            lambda buffer=buffer: MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, buffer),
         ]
         seconds: list[list[float]] = [[], [], []]
         calls = max(1, min(100, (4 << 20) // size))

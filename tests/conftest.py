@@ -43,6 +43,18 @@ def mpirun(ranks: int) -> list[str]:
     return [*words, "-n", str(ranks), sys.executable, "-m", "mpi4py"]
 
 
+# InfiniBand's transport, over whatever there is: it has fewer tags than shared memory and TCP.
+UCX = ["OMPI_MCA_pml=ucx", "OMPI_MCA_pml_ucx_tls=any", "OMPI_MCA_pml_ucx_devices=any"]
+
+
+def _has_ucx() -> bool:
+    info = Path(sys.executable).with_name("ompi_info")
+    return info.exists() and "MCA pml: ucx" in run([info], REPOSITORY).stdout
+
+
+needs_ucx = pytest.mark.skipif(not _has_ucx(), reason="this MPI has no UCX")
+
+
 def prepare_digits(folder: Path, shards: Iterable[int]) -> Path:
     """Prepare the digits below `folder`, with partitions into so many shards in folders S."""
     data = folder / "digits"

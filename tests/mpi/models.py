@@ -2,6 +2,7 @@
 
 import os
 import resource
+import time
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,13 @@ def other_on_rank_1(shape: tuple[int, int, int], classes: int) -> nn.Module:
         with torch.no_grad():
             model[0].weight[0, 0, 0, 0].view(torch.int32).bitwise_xor_(1)
     return model
+
+
+def sleepy_on_rank_1(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Return a model on all ranks but one, which does not come back."""
+    if os.environ["RANK"] == "1":
+        time.sleep(600)
+    return busy(shape, classes)
 
 
 def little_resnet(shape: tuple[int, int, int], classes: int) -> nn.Module:

@@ -7,7 +7,7 @@ import sys
 import psutil
 import pytest
 
-from tests.conftest import REPOSITORY, mpirun, run
+from tests.conftest import REPOSITORY, UCX, mpirun, needs_ucx, run
 
 PROGRAMS = REPOSITORY / "tests" / "mpi" / "programs"
 
@@ -46,6 +46,10 @@ def fail(way, tmp_path, launcher):
     return done.stderr
 
 
+def test_a_rank_that_fails_before_there_is_a_group_ends_the_job(tmp_path):
+    assert re.search("rank 1 of 3 .* ending all ranks", fail("early", tmp_path, mpirun(3)[:-2]))
+
+
 # The group's timeout is five minutes in these: the job ends long before.
 @pytest.mark.parametrize("launcher", [mpirun(3), mpirun(3)[:-2]], ids=["mpi4py", "plain"])
 @pytest.mark.parametrize(
@@ -69,7 +73,7 @@ def test_a_rank_that_hangs_is_found_by_the_timeout(launcher, tmp_path):
     errors = fail("hangs", tmp_path, launcher)
     for rank in (0, 2):
         assert re.search(rf"rank {rank} of 3 .* this rank is in all_reduce", errors)
-    assert re.search("rank 1 of 3 .* in no communication: it may be what hangs", errors)
+    assert re.search("rank 1 of 3 .* in no communication over MPI: it may be what hangs", errors)
     line = (PROGRAMS / "failing.py").read_text().partition("# the line that hangs")[0]
     assert re.search(rf'failing.py", line {line.count(chr(10)) + 1} in hang', errors)
 
@@ -108,8 +112,9 @@ def test_more_than_two_to_the_thirty_one_elements(tmp_path):
     assert "longer than 2^31" in done.stdout
 
 
-def test_corners_that_must_not_hang_and_parameters(tmp_path):
-    done = run([*mpirun(3), PROGRAMS / "corners.py"], tmp_path, timeout=120)
+@pytest.mark.parametrize("ucx", [[], pytest.param(UCX, marks=needs_ucx)], ids=["ob1", "ucx"])
+def test_corners_that_must_not_hang_and_parameters(ucx, tmp_path):
+    done = run(["env", *ucx, *mpirun(3), PROGRAMS / "corners.py"], tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "splits_of_which_one_is_long" in done.stdout
 

@@ -84,7 +84,7 @@ def test_a_rank_that_fails_is_named_and_the_next_run_goes_on(digits, tmp_path, a
         "raise": r"rank 1 of 2 .*RuntimeError: a fault on demand",
         "exit": r"process rank 1 with PID \d+ on node \S+ exited|rank 1 .*without calling",
         "kill": r"process rank 1 with PID \d+ on node \S+ exited on\s+signal 9",
-        "hang": r"rank 1 of 2 .*in no communication: it may be what hangs",
+        "hang": r"rank 1 of 2 .*in no communication over MPI: it may be what hangs",
     }
     assert re.search(named[action], done.stderr, re.DOTALL), done.stderr
     assert steps(tmp_path) == [5]
@@ -93,6 +93,17 @@ def test_a_rank_that_fails_is_named_and_the_next_run_goes_on(digits, tmp_path, a
     assert "going on after step 5" in again.stderr
     parts = json.loads((tmp_path / "train.json").read_text())["segments"]
     assert [(part["first_step"], part["last_step"]) for part in parts] == [(0, 5), (5, 33)]
+
+
+def test_a_rank_that_never_has_a_model_is_found(digits, tmp_path):
+    more = ["--model", "tests.mpi.models:sleepy_on_rank_1", "--timeout", 3]
+    done = train(digits, tmp_path, 2, *more)
+    assert done.returncode != 0
+    assert "rank 0 of 2" in done.stderr
+    assert re.search(r"\w+ on group 'world' was not answered within 3 s", done.stderr)
+    assert re.search(r"rank 1 of 2 .*in no communication over MPI: it may be what", done.stderr)
+    assert "in sleepy_on_rank_1" in done.stderr
+    assert not (tmp_path / "train.json").exists()
 
 
 def test_a_rank_that_runs_out_of_memory_says_so(digits, tmp_path):

@@ -8,23 +8,23 @@ import sys
 
 import pytest
 
-from tests.conftest import environment, mpirun, run
+from tests.conftest import UCX, environment, mpirun, needs_ucx, run
 
 SETTINGS = [
     "--shards",
-    "4",
+    "6",
     "--epochs",
     "1",
     "--snapshots",
     "1",
     "--batch",
-    "256",
+    "252",
     "--oversubscribe",
 ]
 
 
 def words(digits, output, *more):
-    data = ["--data", digits, "--partition", digits / "4" / "shards.csv", "--output", output]
+    data = ["--data", digits, "--partition", digits / "6" / "shards.csv", "--output", output]
     return ["-m", "lockstep", "train", *data, *SETTINGS, *more]
 
 
@@ -48,19 +48,20 @@ def reference(digits, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("backend", "init_method"),
+    ("backend", "init_method", "ucx"),
     [
-        ("auto", "auto"),
-        ("gloo", "mpi://"),
-        ("mpi4py", "file://{folder}/meeting"),
-        ("gloo", "tcp://127.0.0.1:{port}"),
+        ("auto", "auto", []),
+        ("gloo", "mpi://", []),
+        ("mpi4py", "file://{folder}/meeting", []),
+        ("gloo", "tcp://127.0.0.1:{port}", []),
+        pytest.param("mpi4py", "auto", UCX, marks=needs_ucx),
     ],
 )
-def test_ranks_of_mpi_meet(backend, init_method, reference, digits, tmp_path):
+def test_ranks_of_mpi_meet(backend, init_method, ucx, reference, digits, tmp_path):
     (tmp_path / "meeting").write_bytes(b"what a killed run left behind")
     init_method = init_method.format(folder=tmp_path, port=free_port())
     more = ["--ranks", 2, "--backend", backend, "--init-method", init_method]
-    done = run([*mpirun(2), *words(digits, tmp_path, *more)], tmp_path)
+    done = run(["env", *ucx, *mpirun(2), *words(digits, tmp_path, *more)], tmp_path)
     assert done.returncode == 0, done.stderr
     assert record(tmp_path)["backend"] == ("gloo" if backend == "gloo" else "mpi4py")
     assert record(tmp_path)["model_sha256"] == reference
@@ -109,3 +110,19 @@ def test_mpi_without_mpi_is_refused(digits, tmp_path):
     done = run([sys.executable, *words(digits, tmp_path, *more)], tmp_path)
     assert done.returncode == 2, done.stderr
     assert "launch with mpirun" in done.stderr
+
+
+def test_a_file_that_is_no_store_is_not_waited_for_without_end(digits, tmp_path):
+    (tmp_path / "left").write_bytes(b"what something else has left behind")
+    more = ["--ranks", 2, "--init-method", f"file://{tmp_path}/left", "--timeout", 1]
+    rank = ["env", "RANK=1", "WORLD_SIZE=2", sys.executable]
+    done = run([*rank, *words(digits, tmp_path, *more)], tmp_path, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert f"the ranks have not met by file://{tmp_path}/left within 1 s" in done.stderr
+
+
+def test_another_launchers_ranks_are_no_worlds_of_one(tmp_path):
+    code = "from lockstep.comm.rendezvous import from_mpi; from_mpi()"
+    done = run(["env", "RANK=1", "WORLD_SIZE=2", sys.executable, "-c", code], tmp_path)
+    assert done.returncode != 0
+    assert "mpi://: WORLD_SIZE is 2, and MPI has started 1 rank" in done.stderr

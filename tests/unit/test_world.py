@@ -37,3 +37,23 @@ def test_torchrun_says_it_in_the_environment(monkeypatch):
 def test_another_number_of_ranks_than_asked_for_is_refused(refused):
     with refused("ranks: 4", "python brought up 1", socket.gethostname(), "mpirun -n 4"):
         discover(4)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"RANK": "abc", "WORLD_SIZE": "2"}, "RANK=abc"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE=two"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1"),
+        ({"TORCHELASTIC_RUN_ID": "x"}, "none of them"),
+        ({"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1"}, "RANK=0, WORLD_SIZE=1"),
+    ],
+)
+def test_variables_that_make_no_sense_are_refused(variables, said, monkeypatch, refused):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with refused("environment: expected RANK, WORLD_SIZE", "found", said):
+        discover()

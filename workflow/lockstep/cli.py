@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from lockstep import __version__
 from lockstep.config import DAY, Config, Dataset, Defaults, Run, Strict, check_file, parse
-from lockstep.errors import Interrupted, UserError, in_one_line, say
+from lockstep.errors import Interrupted, UserError, first_line, in_one_line, say
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(f"{who}: {in_one_line(error)}")
         if error.__cause__ is not None:  # the user's own code: where in it
             traceback.print_exception(error.__cause__)
+        _end(2)
+    except ImportError as error:
+        if "failed to map segment" not in str(error):
+            raise
+        say(f"{who}: memory: {first_line(error)}: too little address space; allow more (ulimit -v)")
         _end(2)
     except Interrupted as interrupted:
         if rank in (None, "0"):

@@ -58,7 +58,7 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any]
         UserError: something that the user can mend is wrong; there is no train.json.
         Interrupted: the run was told to stop by SIGUSR1 or SIGTERM, and is saved.
     """
-    world = discover(run.ranks)
+    world = discover(run.ranks, run.timeout)
     with Interrupt(name_of(world)) as interrupt, contextlib.ExitStack() as stack:
         return _train(run, data, partition, output, world, interrupt, stack)
 
@@ -104,7 +104,7 @@ def _train(
         exact = CrossEntropy(run.model_copy(update={"precision": "float32"}), normalize, device)
         bfloat16_distance = check_bfloat16(model, objective, exact, batches.get(0, 0, 0))
 
-    backend = rendezvous.start(world, device, run.backend, run.init_method, run.timeout)
+    backend = rendezvous.start(world, device, run.backend, run.init_method)
     if world.comm is None or world.size == 1:  # else MPI ends a job that does not get to `stop`
         stack.callback(rendezvous.leave)
     check_same({**mine, "initial weights": initial}, gather, problem)

@@ -31,6 +31,8 @@ def fail(way: str) -> None:
 if __name__ == "__main__":
     way = sys.argv[1]
     store, rank, size = from_mpi()
+    if way == "early" and rank == 1:
+        raise RuntimeError("nothing was begun")
     patience = timedelta(seconds=4 if way == "hangs" else 300)
     dist.init_process_group("cpu:mpi4py", store=store, rank=rank, world_size=size, timeout=patience)
     dist.barrier()

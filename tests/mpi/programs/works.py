@@ -143,6 +143,8 @@ def wrong_use() -> None:
         lambda: dist.all_to_all_single(some, some, [1] * (size() + 1), [1] * size()),
         lambda: dist.all_to_all_single(some, some, [4] * size(), [1] * size()),
         lambda: dist.all_reduce(some.to_sparse(), dist.ReduceOp.MAX),
+        lambda: dist.isend(some, (me() + 1) % size(), tag=2**31 - 1),
+        lambda: dist.irecv(some, (me() + 1) % size(), tag=-1),
     ):
         assert str(raises(ValueError, wrong)), "an error without a message"
     dist.all_reduce(some)  # and the group is as good as before

@@ -4,6 +4,7 @@ torch.distributed asks for a rendezvous before it loads a backend, so the backen
 """
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 
@@ -14,7 +15,7 @@ def register() -> None:
     register_rendezvous_handler("mpi", _rendezvous)
 
 
-def _rendezvous(url: str, **_: Any) -> Iterator[Any]:
+def _rendezvous(url: str, timeout: timedelta | None = None, **_: Any) -> Iterator[Any]:
     from lockstep.comm.rendezvous import from_mpi
 
-    yield from_mpi()
+    yield from_mpi(timeout)

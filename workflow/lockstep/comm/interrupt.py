@@ -4,6 +4,7 @@ mpirun and srun hand SIGUSR1 on to every rank; schedulers send SIGTERM a while b
 Nothing is done in the handler itself: it may run in the middle of anything.
 """
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -119,7 +120,8 @@ def print_stacks(title: str) -> None:
             text = f"{title}\n{stacks.read()}"
     except OSError:  # a full disk
         text = f"{title}\nthe stacks are not to be had: no temporary file can be written"
-    print(text, file=sys.__stderr__, flush=True)
+    with contextlib.suppress(OSError):  # a log on a full disk is no reason not to end
+        print(text, file=sys.__stderr__, flush=True)
 
 
 def name_of(world: World) -> str:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from mpi4py import MPI
 from torch._C._distributed_c10d import Backend, Work
 
-from lockstep.comm import wrapper
+from lockstep.comm import watchdog, wrapper
 from lockstep.comm.buffers import (
     LIMIT,
     blocks,
@@ -36,17 +36,12 @@ from lockstep.comm.buffers import (
     whole_of,
 )
 from lockstep.comm.progress import Mover, Queue, Transfer
-from lockstep.comm.watchdog import Watchdog
 
 NAME = "mpi4py"
-
-# The tag of messages that are part of a collective; torch's users count from 0.
-INTERNAL = 2**30
 
 Tensors = list[torch.Tensor]
 Call = Callable[[], None]
 
-_watchdog: Watchdog | None = None
 _mover = Mover()
 # With TORCH_DISTRIBUTED_DEBUG=DETAIL torch keeps a backend's C++ half alone.
 _alive: set["MPIBackend"] = set()
@@ -65,8 +60,8 @@ def create(opts: Any, _: Any) -> "MPIBackend":
 
     Raises:
         RuntimeError: the group has more ranks than MPI has started.
+        UserError: MPI does not let several threads call it.
     """
-    global _watchdog
     world = MPI.COMM_WORLD
     if opts.group_size > world.size:
         raise RuntimeError(
@@ -74,16 +69,9 @@ def create(opts: Any, _: Any) -> "MPIBackend":
             f"{world.size}; launch with `mpirun -n {opts.group_size}` of the MPI that mpi4py uses, "
             f"or `srun --mpi=pmix`"
         )
-    if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
-        raise RuntimeError(
-            "mpi4py: MPI was initialised without MPI_THREAD_MULTIPLE, which the backend needs; "
-            "leave mpi4py.rc.thread_level as it is"
-        )
-    if _watchdog is None:
-        _watchdog = Watchdog()
-    seconds = opts.timeout.total_seconds()
-    _watchdog.expect(seconds)
-    comm = _watchdog.watch("new_group", opts.group_id, seconds, lambda: _communicator(opts))
+    watcher, seconds = watchdog.start(), opts.timeout.total_seconds()
+    watcher.expect(seconds)
+    comm = watcher.watch("new_group", opts.group_id, seconds, lambda: _communicator(opts))
     return MPIBackend(comm, opts.group_id, opts.timeout)
 
 
@@ -109,12 +97,16 @@ class MPIBackend(Backend):
 
     def __init__(self, comm: Any, name: str, timeout: timedelta) -> None:
         super().__init__(comm.rank, comm.size)
-        assert _watchdog is not None
+        watcher = watchdog.start()
         self.comm, self.ranks, self.me = comm, comm.size, comm.rank
         self.label = name or "default"
         self._options = Backend.Options(NAME, timeout=timeout)
-        _watchdog.expect(timeout.total_seconds())
-        self.queue = Queue(self.label, _watchdog, timeout.total_seconds())
+        # The last tag that this MPI has is that of messages which are part of a collective: MPI
+        # promises 2^15 - 1, and UCX has 2^23 - 1. The others are for torch's users, who count
+        # from 0.
+        self.internal: Any = MPI.COMM_WORLD.Get_attr(MPI.TAG_UB)
+        watcher.expect(timeout.total_seconds())
+        self.queue = Queue(self.label, watcher, timeout.total_seconds())
         self._sequence = 0
         _alive.add(self)
 
@@ -426,10 +418,11 @@ class MPIBackend(Backend):
     def _exchange(self, sent: Sequence[torch.Tensor], received: Sequence[torch.Tensor]) -> None:
         """Send each rank its tensor and receive one from each; they may be of any size."""
         requests = [
-            self.comm.Irecv(moved(buffer), rank, INTERNAL) for rank, buffer in enumerate(received)
+            self.comm.Irecv(moved(buffer), rank, self.internal)
+            for rank, buffer in enumerate(received)
         ]
         requests += [
-            self.comm.Isend(moved(buffer), rank, INTERNAL) for rank, buffer in enumerate(sent)
+            self.comm.Isend(moved(buffer), rank, self.internal) for rank, buffer in enumerate(sent)
         ]
         MPI.Request.Waitall(requests)
 
@@ -439,11 +432,13 @@ class MPIBackend(Backend):
     # Messages from one rank to another.
 
     def send(self, tensors: Tensors, dst: int, tag: int) -> Work:
+        self._check_tag(tag)
         buffer = outgoing(_one(tensors))
         request = self.comm.Isend(moved(buffer), dst, tag)
         return self._transfer("send", request, tensors, lambda _: buffer)
 
     def recv(self, tensors: Tensors, src: int, tag: int) -> Work:
+        self._check_tag(tag)
         tensor = _one(tensors)
         buffer = incoming(tensor)
         message = moved(buffer)
@@ -461,6 +456,10 @@ class MPIBackend(Backend):
 
     def recv_anysource(self, tensors: Tensors, tag: int) -> Work:
         return self.recv(tensors, MPI.ANY_SOURCE, tag)
+
+    def _check_tag(self, tag: int) -> None:
+        if not 0 <= tag < self.internal:
+            raise ValueError(f"mpi4py: tag: expected 0 to {self.internal - 1} here, not {tag}")
 
     def _transfer(
         self, what: str, request: Any, tensors: Tensors, end: Callable[[Any], Any]

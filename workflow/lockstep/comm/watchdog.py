@@ -1,12 +1,14 @@
 """Ranks that fail or hang: the others learn of it, all say where they are, and the job ends.
 
 MPI has no way to take back a call that another rank does not answer. A thread on each rank watches
-the calls that this rank is in. When one has lasted longer than its group allows, the rank tells the
-others, every rank prints the stacks of its threads, and MPI ends the job. A rank that an exception
-ends which nobody caught takes the others with it at once: they would wait for it.
+the calls that this rank is in; `world` starts it before the first. When one has lasted longer than
+its group allows, the rank tells the others, every rank prints the stacks of its threads, and MPI
+ends the job. A rank that an exception ends which nobody caught takes the others with it at once:
+they would wait for it.
 """
 
 import atexit
+import contextlib
 import os
 import socket
 import sys
@@ -15,12 +17,12 @@ import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import torch.distributed as dist
 from mpi4py import MPI
 
 from lockstep.comm.interrupt import print_stacks
+from lockstep.errors import UserError
 
 # Seconds that ranks have for printing before the job ends.
 FAREWELL = 2.0
@@ -30,6 +32,25 @@ ALARM = 2**15 - 1
 
 _T = TypeVar("_T")
 _Call = tuple[str, str, float, float]
+
+_started: "Watchdog | None" = None
+
+
+def start() -> "Watchdog":
+    """Return the process's watchdog, which watches from the first time on.
+
+    Raises:
+        UserError: no thread may call MPI beside another.
+    """
+    global _started
+    if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
+        raise UserError(
+            "mpi4py: MPI was initialised without MPI_THREAD_MULTIPLE, which the watchdog and the "
+            "backend need; leave mpi4py.rc.thread_level as it is, or take an MPI that has it"
+        )
+    if _started is None:
+        _started = Watchdog()
+    return _started
 
 
 class Watchdog:
@@ -75,6 +96,8 @@ class Watchdog:
         while not self._leaving.wait(self._period):
             if self._comm.Iprobe(MPI.ANY_SOURCE, ALARM):
                 self._say("another rank has failed, or waits in vain")
+                if not self._leaving.wait(5 * FAREWELL):  # that rank may have died in between
+                    MPI.COMM_WORLD.Abort(1)
                 return
             now = time.monotonic()
             for what, group, limit, since in list(self._calls.values()):
@@ -92,8 +115,8 @@ class Watchdog:
 
     def _say(self, why: str) -> None:
         """Print why the job ends, what this rank is in, and the stacks of its threads, as one."""
-        where = " and ".join(what for what, *_ in self._calls.values())
-        inside = f"in {where}" if where else "in no communication: it may be what hangs"
+        where = " and ".join(what for what, *_ in list(self._calls.values()))
+        inside = f"in {where}" if where else "in no communication over MPI: it may be what hangs"
         print_stacks(f"{self._who()}: {why}; this rank is {inside}")
 
     def _report(
@@ -101,10 +124,13 @@ class Watchdog:
     ) -> None:
         """End the job by an exception that nobody caught: an excepthook."""
         text = "".join(traceback.format_exception(kind, error, stack))  # whole, not line by line
-        print(text, end="", file=sys.__stderr__, flush=True)
-        if dist.is_initialized() and self._comm.size > 1:
+        all_end = self._comm.size > 1 and not MPI.Is_finalized()
+        if all_end:
             summary = traceback.format_exception_only(kind, error)[-1].strip()
-            print(f"{self._who()}: {summary}; ending all ranks", file=sys.__stderr__, flush=True)
+            text += f"{self._who()}: {summary}; ending all ranks\n"
+        with contextlib.suppress(OSError):  # a log on a full disk
+            print(text, end="", file=sys.__stderr__, flush=True)
+        if all_end:
             self._tell_all()
             time.sleep(FAREWELL)
             MPI.COMM_WORLD.Abort(1)
@@ -116,3 +142,30 @@ class Watchdog:
     def _leave(self) -> None:
         self._leaving.set()
         self._thread.join()  # MPI must not be finalised under its call
+
+
+class Watched:
+    """A communicator whose calls are watched.
+
+    Args:
+        comm: mpi4py's.
+        group: its name, for messages.
+        limit: the seconds that a call may last.
+    """
+
+    def __init__(self, comm: Any, group: str, limit: float) -> None:
+        self._comm, self._group, self._limit = comm, group, limit
+        self._watchdog = start()
+        self._watchdog.expect(limit)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._comm, name)
+        if not callable(found):
+            return found
+
+        def call(*args: Any, **more: Any) -> Any:
+            return self._watchdog.watch(
+                name, self._group, self._limit, lambda: found(*args, **more)
+            )
+
+        return call
