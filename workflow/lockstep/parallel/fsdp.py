@@ -6,6 +6,7 @@ gradients go to the ranks whose parts they are as they are, and are added there 
 the shards; and what works on a part finds it as it lies in the whole.
 """
 
+import ctypes
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -29,6 +30,11 @@ from lockstep.parallel.parts import Part, whole
 from lockstep.parallel.replicated import mean_of_shards
 from lockstep.parallel.split import blocks_apart, images_like, rehearsing
 
+# Blocks of memory of so many bytes go back to the system when they are free. By itself glibc keeps
+# those of up to 32 MiB: whole layers, which FSDP2 takes and frees all the time, in other sizes.
+LARGE = 2**20
+M_MMAP_THRESHOLD = -3  # mallopt(3)
+
 
 class FullySharded:
     """FSDP2, with each shard's gradients by themselves until they are added along the tree."""
@@ -42,6 +48,8 @@ class FullySharded:
         shape: tuple[int, int, int],
     ) -> None:
         self.run, self.model, self.objective = run, model, objective
+        if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's
+            mallopt(M_MMAP_THRESHOLD, LARGE)
         # Not a block: what the ranks have at one time is to be neighbours in the tree.
         self.shards: Sequence[int] = range(world.rank, run.shards, world.size)
         self.flat = Flat(model, gradients=False)
