@@ -44,6 +44,7 @@ def start(
         init_method: how the ranks find each other: an address that torch.distributed knows
             (`mpi://`, `env://`, `file:///path`, `tcp://host:port`), or `auto`: by MPI where it has
             started the ranks, else by the variables that torchrun sets.
+
     Returns:
         The name of the backend that carries this device's tensors.
 
