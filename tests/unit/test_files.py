@@ -129,3 +129,12 @@ def test_a_file_that_is_not_the_one_that_was_written_down_is_named(tmp_path, ref
     path.unlink()
     with refused(path, "No such file", "write it again"):
         check_sha256(path, "0" * 64, record, "write it again")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, refused):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with refused(path, "is no file", "write it again"):
+        check_sha256(path, "0" * 64, path, "write it again")
+    with refused(path, "is no file", "write it again"):
+        read_json(path, "a record", "write it again")

@@ -1,7 +1,9 @@
 """Writing files so that nothing half-written is ever seen, and naming their content by hash."""
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -97,9 +99,25 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_whole(path: Path) -> bytes:
+    """Return what is in a file. One that is a pipe is an OSError: it may never come to an end."""
+    with _opened(path) as file:
+        return file.read()
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no file, but a folder, a pipe or a device", str(path))
+    return path.open("rb")
+
+
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes in hex, as `sha256sum` prints it."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a file's bytes in hex, as `sha256sum` prints it.
+
+    Raises:
+        OSError: it cannot be read, or is no file.
+    """
+    with _opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -115,7 +133,7 @@ def read_json(path: Path, what: str, do: str) -> dict[str, Any]:
         UserError: it is missing, cannot be read, or is not JSON of an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_whole(path).decode())
         if not isinstance(value, dict):
             raise ValueError(f"it is a {type(value).__name__}")
         return value

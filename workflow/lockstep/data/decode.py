@@ -249,6 +249,8 @@ def _cifar(dataset: Dataset, raw: Path, threads: int) -> Decoded:
 def _npz(dataset: Dataset, raw: Path, threads: int) -> Decoded:
     """The user's own arrays: images and labels, and test_images and test_labels, or a share."""
     path = Path(str(dataset.path))
+    if path.exists() and not path.is_file():  # a pipe, that may have nothing in it for ever
+        raise UserError(f"dataset.path: {path} is not a file; expected an .npz of your own")
 
     def expecting() -> contextlib.AbstractContextManager[None]:
         return _expecting(path, "an .npz of plain arrays")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.errors import UserError, first_line
-from lockstep.files import DAMAGE, sha256, write_json
+from lockstep.files import DAMAGE, read_whole, sha256, write_json
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def read_manifest(data: Path) -> Manifest:
     """
     path = data / "manifest.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_whole(path).decode())
         digest = record.pop("manifest_sha256")
         if digest != _digest(record):
             raise ValueError("it was changed after it was written")
