@@ -32,8 +32,10 @@ from lockstep.parallel.split import blocks_apart, images_like, rehearsing
 
 # Blocks of memory of so many bytes go back to the system when they are free. By itself glibc keeps
 # those of up to 32 MiB: whole layers, which FSDP2 takes and frees all the time, in other sizes.
-LARGE = 2**20
-M_MMAP_THRESHOLD = -3  # mallopt(3)
+LARGE = 2**22
+# The top of the heap stays up to so many bytes, as by itself: to fault it in anew takes time.
+TOP = 2**25
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
 class FullySharded:
@@ -50,6 +52,7 @@ class FullySharded:
         self.run, self.model, self.objective = run, model, objective
         if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's
             mallopt(M_MMAP_THRESHOLD, LARGE)
+            mallopt(M_TRIM_THRESHOLD, TOP)
         # Not a block: what the ranks have at one time is to be neighbours in the tree.
         self.shards: Sequence[int] = range(world.rank, run.shards, world.size)
         self.flat = Flat(model, gradients=False)
