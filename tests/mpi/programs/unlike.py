@@ -58,7 +58,7 @@ def circumstances(name: str, rank: int) -> Iterator[None]:
     if name.startswith("momentum") and rank == 0:
         Keeper._check = strike  # type: ignore[method-assign]
     if name == "files of another host":  # as far as files go: each rank is the first of its own
-        lockstep.train.discover = lambda ranks: dataclasses.replace(discover(ranks), local_rank=0)
+        lockstep.train.discover = lambda *how: dataclasses.replace(discover(*how), local_rank=0)
     yield
     lockstep.train.discover = discover
     os.environ.pop(CAPS[0], None)

@@ -5,8 +5,10 @@ over MPI. torch's own ways are there as well.
 """
 
 import contextlib
+import faulthandler
 import os
 import socket
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -26,6 +28,9 @@ from lockstep.errors import UserError, first_line, say
 # Seconds after its timeout that torch has to notice by itself that ranks do not meet, and to say
 # why. It waits without end where a file store holds something else, say.
 GRACE = 5.0
+
+# No entry of a file store, by which ranks meet, has so many bytes.
+LONGEST_ENTRY = 2**24
 
 
 def start(
@@ -69,6 +74,10 @@ def start(
     timer = threading.Timer(world.patience + GRACE, _give_up, (world, meeting.get("init_method")))
     timer.daemon = True
     timer.start()
+    # torch waits in some places without letting another thread speak: then stacks are all there is.
+    faulthandler.dump_traceback_later(
+        world.patience + 2 * GRACE, exit=True, file=sys.__stderr__ or 2
+    )
     try:
         dist.init_process_group(
             devices,
@@ -86,6 +95,7 @@ def start(
         ) from None
     finally:
         timer.cancel()
+        faulthandler.cancel_dump_traceback_later()
     return chosen
 
 
@@ -134,7 +144,9 @@ def _meeting(world: World, init_method: str) -> dict[str, Any]:
                 f"init_method: {path} cannot be a file; expected one in a folder that is there, on "
                 f"a disk that all ranks see"
             )
-        if world.comm is not None:
+        if world.comm is None:
+            _check_store(path)
+        else:
             # What a killed run has left there would be taken for this one's.
             if world.rank == 0:
                 path.unlink(missing_ok=True)
@@ -151,6 +163,24 @@ def _check_host(init_method: str, host: str) -> None:
             f"init_method: {init_method} leads to the host {host!r}, which {socket.gethostname()} "
             f"does not know: {first_line(error)}; expected the name or address of rank 0's host"
         ) from None
+
+
+def _check_store(path: Path) -> None:
+    """Refuse a file that holds something else: torch would look in it for ranks without end.
+
+    A store is of entries, each behind its length (4 bytes); keys and values are short. The last one
+    may be being written.
+    """
+    if path.is_file():
+        content, place = path.read_bytes(), 0
+        while place < len(content):
+            length = int.from_bytes(content[place : place + 4], sys.byteorder)
+            if length > LONGEST_ENTRY:
+                raise UserError(
+                    f"init_method: {path} holds something else than ranks that meet; remove it, or "
+                    f"take another path"
+                )
+            place += 4 + length
 
 
 def from_mpi(timeout: timedelta | None = None) -> tuple[dist.Store, int, int]:
