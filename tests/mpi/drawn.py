@@ -190,6 +190,59 @@ class Recomputed(Block):
         return checkpoint(body, x, use_reentrant=False)
 
 
+class Remembering(Block):
+    """It keeps what it gave last, for whoever looks, and an old-style weight norm's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normed = nn.utils.weight_norm(nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x):
+        self.last = self.normed(super().forward(x))
+        return self.last
+
+
+class AlwaysDropping(Block):
+    """It drops units even when it is evaluated, and has a buffer of a type that Gloo has not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(3, dtype=torch.int16))
+
+    def forward(self, x):
+        if self.training:
+            self.count += 1
+        return functional.dropout(super().forward(x), 0.1)
+
+
+class Lazy(Block):
+    """It finds out by itself how many units come in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LazyLinear(WIDTH)
+
+    def forward(self, x):
+        return self.layer(super().forward(x))
+
+
+class Drawn(Block):
+    """Its weights are drawn by NumPy."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Parameter(torch.from_numpy(np.random.randn(WIDTH, WIDTH)).float() / 5))
+
+
+class Omitting(Block):
+    """It leaves a parameter out of its state_dict: refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_state_dict_post_hook(
+            lambda module, state, prefix, _: state.__delitem__(f"{prefix}bias")
+        )
+
+
 class Noisy(Block):
     """It draws by NumPy: refused."""
 
@@ -214,8 +267,8 @@ def again(of: random.Random, blocks: list[nn.Module]) -> nn.Module:
 
 def tied(of: random.Random, blocks: list[nn.Module]) -> nn.Module:
     """Return a block with the weight of another, if there is one."""
-    weights = [block.weight for block in blocks[3:] if isinstance(block, Block | nn.Linear)]
-    weights = [weight for weight in weights if weight.shape == (WIDTH, WIDTH)]
+    weights = [getattr(block, "weight", None) for block in blocks[3:]]
+    weights = [w for w in weights if isinstance(w, nn.Parameter) and w.shape == (WIDTH, WIDTH)]
     return Block(of.choice(weights)) if weights else Block()
 
 
@@ -230,6 +283,10 @@ KINDS: list[Kind] = [
     lambda of, blocks: Scaled(),
     lambda of, blocks: Twice(),
     lambda of, blocks: Centred(),
+    lambda of, blocks: Remembering(),
+    lambda of, blocks: AlwaysDropping(),
+    lambda of, blocks: Lazy(),
+    lambda of, blocks: Drawn(),
     lambda of, blocks: Recomputed(),
     lambda of, blocks: Normed(norm(of, nn.BatchNorm1d, WIDTH)),
     lambda of, blocks: Normed(nn.LayerNorm(WIDTH)),
@@ -237,6 +294,6 @@ KINDS: list[Kind] = [
     lambda of, blocks: parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)),
     lambda of, blocks: parametrizations.spectral_norm(nn.Linear(WIDTH, WIDTH)),
     lambda of, blocks: of.choice(
-        [Overlapping, Noisy, Counting, lambda: Centred(persistent=False)]
+        [Overlapping, Noisy, Counting, Omitting, lambda: Centred(persistent=False)]
     )(),
 ]

@@ -1,5 +1,8 @@
 """models.layout: parameters that are cut out of others, and those that share what they are."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lockstep.models import build
-from lockstep.models.layout import _places, is_dense, settle
+from lockstep.models.layout import _places, is_dense, move, settle
 
 
 def made(**tensors):
@@ -76,6 +79,36 @@ def low_rank(shape, classes):
 
 def test_a_model_comes_settled():
     assert all(is_dense(p) for p in build(f"{__name__}:low_rank", (1, 4, 4), 3).parameters())
+
+
+def test_a_buffer_under_two_names_stays_one():
+    buffer, images = torch.arange(3).expand(4, 3), torch.ones(2, 3, 4, 4)
+    module = nn.Sequential(made(a=buffer, b=images), made(a=buffer, b=images))
+    settle(module)
+    move(module, torch.device("cpu"))
+    assert module[0].a is module[1].a
+    assert module[0].b is module[1].b
+    assert module[0].b.is_contiguous(memory_format=torch.channels_last)
+
+
+def lazy(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+
+
+def drawn_by_numpy(shape, classes):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(shape[1] * shape[2], classes))
+    with torch.no_grad():
+        model[1].weight[:, 0] = torch.from_numpy(np.random.randn(classes)) + random.random()
+    return model
+
+
+@pytest.mark.parametrize("make", [lazy, drawn_by_numpy])
+def test_weights_depend_on_the_seed_alone(make):
+    once, again, other = (
+        build(f"{__name__}:{make.__name__}", (1, 4, 4), 3, seed)[1].weight for seed in (1, 1, 2)
+    )
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())

@@ -10,6 +10,7 @@ from torch import nn
 
 from lockstep import state
 from lockstep.config import Run
+from lockstep.models.layout import copy_of
 from lockstep.objective import CrossEntropy, Normalize
 from lockstep.rehearsal import rehearse
 from tests.unit.little import make_batches, make_model
@@ -130,10 +131,9 @@ def test_what_another_rank_would_compute_otherwise_is_refused(act, words, refuse
 
 
 def test_the_innermost_module_that_differs_is_named(refused):
+    inner = Odd(count)
+    inner.body = nn.Identity()
     with refused("the module 1 (Odd)"):
-        try_it(nn.Sequential(make_model(), nn.Sequential(nn.Unflatten(1, (3, 1))), nn.Flatten()))
-        inner = Odd(count)
-        inner.body = nn.Identity()
         try_it(nn.Sequential(make_model(), inner))
 
 
@@ -146,6 +146,10 @@ def test_state_that_no_checkpoint_keeps_is_refused(refused):
     )
     with refused("0.bias", "a hook"):
         try_it(model)
+    model = make_model()
+    model.register_state_dict_post_hook(lambda model, state, *_: state.__delitem__("0.bias"))
+    with refused("has not the parameter 0.bias"):
+        try_it(model)
 
 
 @pytest.mark.parametrize("act", [center, lambda model, x: x])
@@ -157,6 +161,33 @@ def test_a_model_is_left_as_it_was(act):
     assert state.digest(model.state_dict()) == before
     assert all(one is other for one, other in zip(model.buffers(), tensors, strict=True))
     assert all(p.grad is None for p in model.parameters())
+
+
+def keep(model, x):
+    model.last = model.all.append(x) or x  # as whoever looks at activations does
+    return x
+
+
+def test_what_modules_keep_of_a_pass_is_gone_and_copies_do_without(refused):
+    model = Odd(keep)
+    model.all = []
+    try_it(model)
+    assert not hasattr(model, "last")
+    loss = model(torch.randn(2, 2, 6, 6)).sum()
+    copy = copy_of(model)
+    assert torch.equal(copy.last, model.last)
+    assert copy.last.is_leaf
+    loss.backward()
+
+
+def test_passes_that_differ_are_let_be_where_no_bits_are_kept():
+    model = Odd(numpy_noise).train()
+    objective = CrossEntropy(Run(), Normalize([0.5, 0.4], [0.3, 0.2], CPU), CPU)
+    rehearse(model, objective, make_batches()[0], same=False)
+
+
+def test_compiled_modules_are_rehearsed():
+    try_it(nn.Sequential(make_model(), torch.jit.script(nn.Linear(3, 3))))
 
 
 def test_a_model_that_is_refused_is_left_as_it_was():

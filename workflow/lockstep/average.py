@@ -17,6 +17,7 @@ from lockstep.data.manifest import check_files, read_manifest
 from lockstep.errors import UserError
 from lockstep.files import check_sha256, sha256, sweep, write_json
 from lockstep.models import build
+from lockstep.models.layout import move
 from lockstep.objective import Normalize
 from lockstep.records import Training, check_trained_on, read_training
 
@@ -51,7 +52,7 @@ def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
     mean = mean_replica(paths) if run.one_shot else mean_state(paths)
     model = build(run.model, manifest.shape, manifest.classes)
     state.put(model, mean, results / "snapshots")
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    move(model, device)
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
         check_files(data, manifest, "train")
         images = open_part(data / "train").images

@@ -17,6 +17,7 @@ from lockstep.comm.world import World
 from lockstep.config import Run
 from lockstep.errors import Interrupted, UserError
 from lockstep.optim import LazyState
+from lockstep.state import as_bytes, digest
 
 if TYPE_CHECKING:
     from lockstep.store import Store
@@ -94,7 +95,8 @@ class Spread(Mapping[str, torch.Tensor]):
         dist.broadcast_object_list(message)
         if self.source is None:
             tensor = torch.empty(message[0][0], dtype=message[0][1])
-        dist.broadcast(tensor, 0)
+        tensor = tensor.contiguous()
+        dist.broadcast(as_bytes(tensor), 0)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -195,7 +197,7 @@ class Keeper:
             state = collect(self.strategy, progress, sums, self.sent, self.world)
             if self.store and state:
                 for name in self.trained:
-                    if name in state.model and not torch.isfinite(state.model[name]).all():
+                    if not torch.isfinite(state.model[name]).all():
                         raise UserError(
                             f"weights: {name} is not finite after step {progress.step}; the last "
                             f"checkpoint is from before; take a smaller lr, or set clip"
@@ -216,7 +218,7 @@ class Keeper:
         check_alike(self.strategy.alike(), step)
         named = dict(self.model.named_buffers())  # a forward pass may have assigned it anew
         for name, value in self.unsaved.items():
-            if not torch.equal(named[name].cpu(), value):
+            if digest(named[name]) != digest(value):
                 raise UserError(
                     f"model: the buffer {name} changes in training, and is not in the state_dict: "
                     f"no checkpoint could keep it; register it without persistent=False"

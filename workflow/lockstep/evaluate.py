@@ -24,6 +24,7 @@ from lockstep.data.manifest import check_files, read_manifest
 from lockstep.errors import UserError
 from lockstep.files import atomic, check_sha256, sha256, sweep, write_json
 from lockstep.models import build
+from lockstep.models.layout import move
 from lockstep.objective import Normalize, autocast
 from lockstep.records import check_trained_on, read_averaged, read_training
 
@@ -68,7 +69,7 @@ def evaluate(results: Path, data: Path, ranks: int, threads: int) -> dict[str, A
     part = open_part(data / "test")
     normalize = Normalize(manifest.mean, manifest.std, device)
     model = build(run.model, manifest.shape, manifest.classes)
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    move(model, device)
     rendezvous.start(world, device)
     chunks = -(-len(part) // CHUNK)
     mine = range(chunks * world.rank // world.size, chunks * (world.rank + 1) // world.size)

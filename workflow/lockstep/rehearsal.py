@@ -16,8 +16,8 @@ from torch.utils import _pytree as pytree
 from lockstep import state
 from lockstep.data.batches import MicroBatch
 from lockstep.errors import UserError
+from lockstep.models.buffers import Buffers
 from lockstep.parallel import Objective
-from lockstep.parallel.buffers import Buffers
 
 CURE = (
     "a pass may depend on weights, buffers, images and torch's random numbers alone: not on "
@@ -26,13 +26,14 @@ CURE = (
 )
 
 
-def rehearse(model: nn.Module, objective: Objective, batch: MicroBatch) -> None:
+def rehearse(model: nn.Module, objective: Objective, batch: MicroBatch, same: bool = True) -> None:
     """Do two forward and backward passes, and leave the model as it was.
 
     Args:
         model: in training mode, without gradients.
         objective: what it is trained for.
         batch: the micro-batch.
+        same: whether the passes must agree; a run that keeps no bits may have kernels that do not.
 
     Raises:
         UserError: the passes differ, or change what only an optimizer may change, or keep state
@@ -40,14 +41,20 @@ def rehearse(model: nn.Module, objective: Objective, batch: MicroBatch) -> None:
     """
     _refuse_other_state(model)
     weights = _digests(model.named_parameters())
-    (first, went), (second, went_again) = (_pass(model, objective, batch) for _ in range(2))
+    kept = {module: dict(vars(module)) for module in model.modules()}
+    try:
+        (first, went), (second, went_again) = (_pass(model, objective, batch) for _ in range(2))
+    finally:  # what modules keep of a pass in attributes goes
+        for module, attributes in kept.items():
+            vars(module).clear()
+            vars(module).update(attributes)
     changed = [n for n, d in _digests(model.named_parameters()).items() if d != weights.get(n)]
     if changed:
         raise UserError(
             f"model: the parameter {changed[0]} changes in a forward or backward pass; expected "
             f"the optimizer alone to change it: another shard's pass would find it changed or not"
         )
-    if first == second:
+    if first == second or not same:
         return
     pairs = zip(went, went_again, strict=False)
     odd = next((one for (one, was), (_, is_now) in pairs if was != is_now), None)
@@ -58,9 +65,18 @@ def rehearse(model: nn.Module, objective: Objective, batch: MicroBatch) -> None:
 
 
 def _refuse_other_state(model: nn.Module) -> None:
-    """Refuse what a state_dict has beside parameters and buffers (get_extra_state, hooks)."""
+    """Refuse what a state_dict has beside parameters and buffers, and parameters that it has not
+    (get_extra_state, hooks)."""
     known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    for name, value in model.state_dict(keep_vars=True).items():
+    saved = model.state_dict(keep_vars=True)
+    there = {id(tensor) for tensor in saved.values()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in there:
+            raise UserError(
+                f"model: its state_dict has not the parameter {name} (a hook takes it away), so "
+                f"that no checkpoint would keep it; let state_dict have all parameters"
+            )
+    for name, value in saved.items():
         if id(value) not in known:
             raise UserError(
                 f"model: its state_dict has {name}, which is no parameter and no buffer (it comes "
@@ -100,7 +116,11 @@ def _pass(
 
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     hooks = [p.register_post_accumulate_grad_hook(take(name)) for name, p in trained]
-    hooks += [m.register_forward_hook(note(name)) for name, m in model.named_modules()]
+    hooks += [
+        module.register_forward_hook(note(name))
+        for name, module in model.named_modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # they take no hooks
+    ]
     try:
         loss, sums = objective(model, [batch])
         loss.backward()

@@ -92,6 +92,14 @@ def put(model: nn.Module, values: dict[str, torch.Tensor], path: Path) -> None:
         raise UserError(f"{path}: not the weights of this model: {first[0].strip()}") from None
 
 
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's elements as bytes (uint8, flat): a view of it, where it is contiguous.
+
+    Bytes can be sent by any backend; Gloo has no int16.
+    """
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+
+
 def digest(value: Any) -> str:
     """Return the SHA-256 of nested dictionaries and lists of tensors and numbers."""
     hasher = hashlib.sha256()
@@ -99,7 +107,7 @@ def digest(value: Any) -> str:
     def add(part: Any) -> None:
         if isinstance(part, torch.Tensor):
             hasher.update(f"{part.dtype}{tuple(part.shape)};".encode())
-            hasher.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            hasher.update(as_bytes(part.cpu()).numpy().data)
         elif isinstance(part, Mapping):
             hasher.update(f"dict {len(part)};".encode())
             for key in sorted(part, key=repr):

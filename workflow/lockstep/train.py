@@ -29,6 +29,7 @@ from lockstep.data.shards import is_edited, read_members
 from lockstep.errors import UserError, in_one_line, say
 from lockstep.files import sha256
 from lockstep.models import build
+from lockstep.models.layout import move
 from lockstep.objective import CrossEntropy, Normalize, check_bfloat16
 from lockstep.parallel.local_sgd import LocalSGD
 from lockstep.rehearsal import rehearse
@@ -93,12 +94,12 @@ def _train(
     batches = Batches(part, members, run.batch, run.seed, run.shift, run.flip)
     model = build(run.model, manifest.shape, manifest.classes, run.seed)
     initial = state.digest(model.state_dict() | dict(model.named_buffers()))
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    move(model, device)
     trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     parameters = sum(p.numel() for p in model.parameters())
     normalize = Normalize(manifest.mean, manifest.std, device)
     objective = CrossEntropy(run, normalize, device)
-    rehearse(model, objective, batches.get(0, 0, 0))
+    rehearse(model, objective, batches.get(0, 0, 0), parallel.keeps_bits(run))
     bfloat16_distance = None
     if run.precision == "bfloat16":
         exact = CrossEntropy(run.model_copy(update={"precision": "float32"}), normalize, device)

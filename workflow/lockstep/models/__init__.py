@@ -2,12 +2,15 @@
 
 import importlib
 import inspect
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from lockstep.data import streams
 from lockstep.errors import UserError, first_line
@@ -27,7 +30,10 @@ def build(name: str, shape: tuple[int, int, int], classes: int, seed: int = 0) -
         UserError: there is no such model, or it does not turn a batch of such images into a score
             for each class.
     """
-    torch.manual_seed(streams.torch_seed("weights", seed))
+    drawn = streams.torch_seed("weights", seed)
+    torch.manual_seed(drawn)
+    random.seed(drawn)  # a model of the user's may draw its weights by these
+    np.random.seed(drawn % 2**32)
     make = _find(name)
     try:
         model = make(shape, classes)
@@ -35,9 +41,11 @@ def build(name: str, shape: tuple[int, int, int], classes: int, seed: int = 0) -
             raise UserError(
                 f"model: {name} gave {type(model).__name__}, expected a torch.nn.Module"
             )
-        settle(model)
         model.eval()
         with torch.no_grad():
+            if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
+                model(torch.zeros(2, *shape))
+            settle(model)
             scores = model(torch.zeros(2, *shape))
     except UserError:
         raise

@@ -4,13 +4,16 @@ What works on parameters (flat gradients, replicas, shards of FSDP, fused optimi
 granted that an element belongs to one of them alone, and that the elements lie side by side.
 """
 
+import copy
 import itertools
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from lockstep.errors import UserError
+from lockstep.models.buffers import Buffers
 
 
 def settle(model: nn.Module) -> None:
@@ -35,10 +38,22 @@ def settle(model: nn.Module) -> None:
     for parameter in model.parameters():
         if not is_dense(parameter):
             parameter.data = parameter.data.contiguous()
-    for module in model.modules():
-        for key, buffer in module._buffers.items():
-            if buffer is not None and not is_dense(buffer):
-                module._buffers[key] = buffer.contiguous()
+    buffers = Buffers(model)
+    buffers.put([b if is_dense(b) else b.contiguous() for b in buffers.first])
+
+
+def move(model: nn.Module, device: torch.device) -> None:
+    """Bring a model to a device, channels last; a buffer under two names stays one."""
+    buffers = Buffers(model)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    buffers.put(buffers.now())
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Return a copy of a model, of which modules may keep tensors of their last forward pass."""
+    kept = pytree.tree_leaves([list(vars(module).values()) for module in model.modules()])
+    behind = [t for t in kept if isinstance(t, torch.Tensor) and not t.is_leaf]
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in behind})
 
 
 def is_dense(tensor: torch.Tensor) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lockstep.errors import UserError
-from lockstep.parallel.buffers import Buffers
+from lockstep.models.buffers import Buffers
 
 # The largest change of an integer buffer in a step. Its sum over 256 shards is still exact in
 # float32, which has 24 bits.

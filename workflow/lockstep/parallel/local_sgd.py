@@ -11,7 +11,6 @@ A rank keeps, for each of its shards, the parameters and the optimizer's state, 
 gradients for all. The replicas are the terms of their sum: a rank adds them up in place.
 """
 
-import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -24,8 +23,10 @@ from lockstep.comm.tree import Node, TreeReduce, block
 from lockstep.comm.world import World
 from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
+from lockstep.models.layout import copy_of
 from lockstep.parallel import Objective
 from lockstep.parallel.flat import Flat
+from lockstep.state import as_bytes
 
 
 class Replica:
@@ -48,7 +49,7 @@ class LocalSGD:
         self.tree = TreeReduce(
             layout.length, run.shards, world.rank, world.size, layout.dtype, layout.device
         )
-        models = [model, *(copy.deepcopy(model) for _ in self.shards[1:])]
+        models = [model, *(copy_of(model) for _ in self.shards[1:])]
         self.replicas = [Replica(run, one, self.tree.take().zero_()) for one in models]
         self.gradients = torch.zeros(layout.length, dtype=layout.dtype, device=layout.device)
         for replica in self.replicas:
@@ -110,7 +111,7 @@ class LocalSGD:
         if self.equal or self.run.one_shot:
             return first.state_dict()
         mean = self._mean(self.tree.take().copy_(replica.flat) for replica in self.replicas)
-        model = copy.deepcopy(first)
+        model = copy_of(first)
         layout = Flat(model)
         layout.take(mean)
         layout.take_changes(mean, self.common)
@@ -160,10 +161,10 @@ class LocalSGD:
         """Return everyone's values on the CPU of rank 0 (S x the shape), nothing on the others."""
         mine = torch.stack(values).contiguous()
         if self.world.rank:
-            dist.gather(mine)
+            dist.gather(as_bytes(mine))
             return mine.new_empty(0)
         everyones = mine.new_empty(self.run.shards, *mine.shape[1:])
-        dist.gather(mine, list(everyones.chunk(self.world.size)))
+        dist.gather(as_bytes(mine), list(as_bytes(everyones).chunk(self.world.size)))
         return everyones.cpu()
 
     def states(self) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
@@ -174,9 +175,9 @@ class LocalSGD:
             if owner and self.world.rank in (0, owner):
                 for name, value in state.items():
                     if self.world.rank == owner:
-                        dist.send(value.contiguous(), 0)
+                        dist.send(as_bytes(value), 0)
                     else:
                         state[name] = torch.empty_like(value.contiguous())
-                        dist.recv(state[name], owner)
+                        dist.recv(as_bytes(state[name]), owner)
             if self.world.rank == 0:
                 yield shard, state

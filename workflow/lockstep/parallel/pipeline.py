@@ -22,10 +22,11 @@ from lockstep import optim
 from lockstep.comm.tree import Node, TreeReduce, block
 from lockstep.config import Run
 from lockstep.data.batches import MicroBatch
+from lockstep.models.buffers import Buffers
 from lockstep.parallel import Objective
-from lockstep.parallel.buffers import Buffers
 from lockstep.parallel.flat import Flat
 from lockstep.parallel.split import cut, tensors_of
+from lockstep.state import as_bytes
 
 
 def pipeline(
@@ -158,13 +159,13 @@ class Pipeline:
         dist.gather_object({} if self.replica else kinds, None if rank else everyones)
         if rank:
             for tensor in mine.values() if self.replica == 0 else ():
-                dist.send(tensor.contiguous(), 0)
+                dist.send(as_bytes(tensor), 0)
             return {}
         found = {name: tensor.cpu() for name, tensor in mine.items()}
         for other, theirs in enumerate(everyones[1:], start=1):
             for name, (shape, dtype, device) in theirs.items():
                 tensor = torch.empty(shape, dtype=dtype, device=device)
-                dist.recv(tensor, other)
+                dist.recv(as_bytes(tensor), other)
                 found[name] = tensor.cpu()
         return found
 
