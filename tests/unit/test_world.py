@@ -1,10 +1,12 @@
 """comm.world: who this process is, where no launcher of MPI's has started it."""
 
+import faulthandler
 import socket
+import sys
 
 import pytest
 
-from lockstep.comm.world import World, discover
+from lockstep.comm.world import World, discover, from_mpi
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +59,16 @@ def test_variables_that_make_no_sense_are_refused(variables, said, monkeypatch, 
         monkeypatch.setenv(name, value)
     with refused("environment: expected RANK, WORLD_SIZE", "found", said):
         discover()
+
+
+def test_without_mpi_a_script_may_go_on(monkeypatch):
+    calls = []
+    for name in ("dump_traceback_later", "cancel_dump_traceback_later"):
+        monkeypatch.setattr(faulthandler, name, lambda *_, name=name, **__: calls.append(name))
+    for name in ("mpi_yield_when_idle", "btl_tcp_if_exclude"):
+        monkeypatch.setenv(f"OMPI_MCA_{name}", "0")
+    monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(ImportError):
+        from_mpi()
+    assert calls == ["dump_traceback_later", "cancel_dump_traceback_later"]

@@ -145,10 +145,11 @@ def from_mpi(timeout: float = TIMEOUT) -> World:
     starts = "mpi4py.MPI" not in sys.modules
     if starts:  # it waits for all ranks, and MPI cannot be asked yet whether one has given up
         faulthandler.dump_traceback_later(longest, exit=True, file=sys.__stderr__ or 2)
-    from mpi4py import MPI
-
-    if starts:
-        faulthandler.cancel_dump_traceback_later()
+    try:
+        from mpi4py import MPI
+    finally:  # without MPI, too: a script may go on by Gloo
+        if starts:
+            faulthandler.cancel_dump_traceback_later()
     from lockstep.comm.watchdog import Watched
 
     comm = MPI.COMM_WORLD
