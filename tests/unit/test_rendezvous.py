@@ -10,6 +10,7 @@ import torch
 
 from lockstep.comm import rendezvous
 from lockstep.comm.world import World
+from lockstep.config import Run
 
 RANKS = 256
 ALONE = World(0, 1, 0, 1, "python")
@@ -71,6 +72,12 @@ def test_a_host_that_nobody_knows_is_refused_at_once(host, init_method, monkeypa
     monkeypatch.setenv("MASTER_PORT", "29500")
     with refused("init_method:", f"the host '{host}'", "does not know"):
         rendezvous.start(ALONE, torch.device("cpu"), "gloo", init_method.format(host))
+
+
+def test_an_address_that_is_none_is_refused(refused):
+    Run(init_method="tcp://[::1:29500")  # looks like one
+    with refused("init_method: tcp://[::1:29500 is no address", "expected tcp://host:port"):
+        rendezvous.start(ALONE, torch.device("cpu"), "gloo", "tcp://[::1:29500")
 
 
 def test_nobody_listens_there(refused):

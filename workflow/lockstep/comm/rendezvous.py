@@ -136,7 +136,14 @@ def _meeting(world: World, init_method: str) -> dict[str, Any]:
             )
         _check_host(init_method, os.environ["MASTER_ADDR"])
     if init_method.startswith("tcp://"):
-        _check_host(init_method, urlsplit(init_method).hostname or "")
+        try:
+            host = urlsplit(init_method).hostname or ""
+        except ValueError as error:  # a bracket that is not closed
+            raise UserError(
+                f"init_method: {init_method} is no address: {first_line(error)}; expected "
+                f"tcp://host:port, or tcp://[address]:port in IPv6"
+            ) from None
+        _check_host(init_method, host)
     if init_method.startswith("file://"):
         path = Path(init_method.removeprefix("file://"))
         if path.is_dir() or not path.parent.is_dir():
