@@ -256,6 +256,27 @@ def test_as_many_snapshots_are_kept_as_there_are_epochs_but_not_more_than_three(
         assert [run.snapshots for run in runs.values()] == [1, 2, 3, 5]
 
 
+def test_where_data_is_a_link_only_datasets_are_taken(read, tmp_path, monkeypatch, refused):
+    scratch, here = tmp_path / "scratch", tmp_path / "here"
+    for folder in (scratch, here, tmp_path / "big"):
+        folder.mkdir()
+    (here / "data").symlink_to(scratch)
+    (scratch / "mnist").symlink_to(tmp_path / "big")
+    monkeypatch.chdir(here)
+    for dataset, results in (("digits", "runs"), ("mnist", "runs"), ("mnist", "digits-runs")):
+        values = {"dataset": {"name": dataset}, "pathvars": {"results": str(scratch / results)}}
+        assert read("run\na\n", values)[0].pathvars == values["pathvars"]
+    for dataset, results in (
+        ("digits", scratch),
+        ("digits", scratch / "digits"),
+        ("digits", scratch / "digits" / "runs"),
+        ("mnist", tmp_path / "big" / "runs"),
+    ):
+        values = {"dataset": {"name": dataset}, "pathvars": {"results": str(results)}}
+        with refused("pathvars: results: ", "is among the datasets"):
+            read("run\na\n", values)
+
+
 def test_folders_may_lie_within_one_another(read):
     pathvars = {"results": "out", "logs": "out/logs", "benchmarks": "/elsewhere/benchmarks"}
     assert read("run\na\n", {"pathvars": pathvars})[0].pathvars == pathvars

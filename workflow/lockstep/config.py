@@ -359,9 +359,13 @@ class Config(Strict):
 
     @field_validator("pathvars")
     @classmethod
-    def _folders_apart(cls, value: dict[str, str]) -> dict[str, str]:
+    def _folders_apart(cls, value: dict[str, str], info: ValidationInfo) -> dict[str, str]:
         folders = {"results": "results", "logs": "logs", "benchmarks": "logs/benchmarks", **value}
         here, data = os.path.realpath("."), os.path.realpath("data")
+        # Where `data` is a link to a large disk, there may be more on that than datasets.
+        datasets = [f"{here}/data"]
+        if dataset := info.data.get("dataset"):
+            datasets.append(os.path.realpath(f"data/{dataset.id}"))
         seen: dict[str, str] = {}
         for name, folder in folders.items():
             if not folder or re.search(r"[{}<>\0\n]", folder):
@@ -369,7 +373,7 @@ class Config(Strict):
             path = os.path.realpath(folder)
             if os.path.commonpath([path, here]) == path:
                 raise ValueError(f"{name}: {folder!r} holds the workflow itself; take another")
-            if os.path.commonpath([path, data]) == data:
+            if path == data or any(os.path.commonpath([path, d]) == d for d in datasets):
                 raise ValueError(f"{name}: {folder!r} is among the datasets; take another")
             if path in seen:
                 raise ValueError(f"{name}: {folder!r} is that of {seen[path]}; take another")
