@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -247,3 +248,10 @@ def test_the_state_of_a_repository_is_its_commit_and_whether_files_differ(tmp_pa
     state = provenance.git_state()
     assert state["commit"] != commit
     assert state["modified"]
+    # A name may be of any bytes.
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/mu\xfc.txt"))
+    odd.write_text("three")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "Three")
+    state = provenance.git_state("own:make")
+    assert (state["modified"], state["untracked"]) == (False, [])

@@ -222,7 +222,8 @@ def git_state(own_model: str = "") -> dict[str, Any] | None:
 
     def git(folder: str | Path, *words: str) -> str:
         command = ["git", "-C", os.fspath(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        done = subprocess.run(command, capture_output=True, check=True)
+        return os.fsdecode(done.stdout)  # a file's name may be of any bytes
 
     try:
         top = Path(git(PACKAGE, "rev-parse", "--show-toplevel").removesuffix("\n"))
