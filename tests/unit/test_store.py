@@ -252,7 +252,7 @@ def test_others_checkpoints_are_named_with_what_differs_and_not_used(tmp_path):
         pass
     with opened(tmp_path) as store:
         assert store.newest() is None
-        why = "code was 2, is 1, lr was 0.2, is 0.1"
+        why = "other code, lr was 0.2, is 0.1"
         assert store.others() == [f"{folder}: checkpoints of another run, not used: {why}"]
         for damage in ("", "[]", "{"):
             (folder / "about.json").write_text(damage)
@@ -262,6 +262,7 @@ def test_others_checkpoints_are_named_with_what_differs_and_not_used(tmp_path):
     files = {"code": {"train.py": "1" * 16, "zoo/flowers.py": "2" * 16}}
     changed = {"code": files["code"] | {"zoo/flowers.py": "3" * 16}, "ranks": 2}
     assert differences(files, changed) == ["other code: zoo/flowers.py", "ranks was not set, is 2"]
+    assert differences({"code": "1" * 16}, files) == ["other code"]
     long = {"model": "zoo.flowers:small_net", "data": "0123456789abcdef" * 4}
     assert differences(long, long | {"model": "zoo.flowers:large_net", "data": "f" * 64}) == [
         "data was 0123456789ab, is ffffffffffff",

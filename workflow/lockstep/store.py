@@ -282,6 +282,8 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if isinstance(old, dict) and isinstance(new, dict):
             of_code = key == "code"  # which has many files, of which a hash says nothing
             found += [f"other code: {other_code(old, new)}"] if of_code else differences(old, new)
+        elif key == "code":  # it was one hash once
+            found.append("other code")
         else:
             found.append(f"{key} was {in_words(old)}, is {in_words(new)}")
     return found
