@@ -6,6 +6,7 @@ the order of the batches, the learning rate, and what is kept.
 
 import contextlib
 import datetime
+import platform
 import sys
 import time
 from pathlib import Path
@@ -75,8 +76,9 @@ def _train(
 ) -> dict[str, Any] | None:
     manifest = read_manifest(data)
     inputs = _inputs(run, manifest, partition)
-    flags = run.model_dump() | {"data": str(data), "partition": str(partition)}
-    mine = {"flags": flags, "versions": provenance.versions(), **inputs}
+    # Where a host has its data is its own affair, and so is what does not compute.
+    versions = {"python": platform.python_version()}
+    mine = {"flags": run.model_dump(), "versions": versions, **inputs}
     if world.comm is not None:  # at once: with other flags, ranks may not even meet
         check_same(mine, world.comm.allgather)
     device = runtime.choose_device(world, run.device)
