@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lockstep import state
 from lockstep.errors import UserError, in_words
 
 # What to do where ranks differ, by what they differ in.
@@ -90,7 +91,7 @@ def check_alike(tensors: dict[str, torch.Tensor], step: int) -> None:
     """
     if dist.get_world_size() == 1:
         return  # there is nobody to be other than
-    mine = {name: _digest(tensor) for name, tensor in tensors.items()}
+    mine = {name: state.digest(tensor)[:16] for name, tensor in tensors.items()}
     # One digest of all of it first: at a thousand ranks, everyone's of each would be megabytes. The
     # smallest number and the smallest complement are of one number where all ranks have that one.
     whole = hashlib.sha256(repr(sorted(mine.items())).encode()).digest()
@@ -120,8 +121,3 @@ def _odd(values: Mapping[int, Any]) -> list[int]:
 def _ranks(ranks: Sequence[int], hosts: Sequence[str]) -> str:
     more = f" and {len(ranks) - NAMED} more" if len(ranks) > NAMED else ""
     return f"rank {', '.join(f'{rank} ({hosts[rank]})' for rank in ranks[:NAMED])}{more}"
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-    return hashlib.sha256(data).hexdigest()[:16]

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.errors import UserError, first_line
-from lockstep.files import DAMAGE, read_whole, sha256, write_json
+from lockstep.files import DAMAGE, read_json, sha256, write_json
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What a prepared dataset is: read from its manifest.json.
 
-    `sha256` is of the arrays, by file; `digest` is of all that the manifest says.
+    `sha256` is of the arrays, by file.
     """
 
     name: str
@@ -23,7 +23,6 @@ class Manifest:
     mean: list[float]
     std: list[float]
     sha256: dict[str, str]
-    digest: str
 
     @property
     def classes(self) -> int:
@@ -42,11 +41,10 @@ def read_manifest(data: Path) -> Manifest:
     Raises:
         UserError: it is missing, damaged, or not what `prepare` wrote.
     """
-    path = data / "manifest.json"
+    path, what, do = data / "manifest.json", "a manifest", "run `prepare` again"
+    record = read_json(path, what, do)
     try:
-        record = json.loads(read_whole(path).decode())
-        digest = record.pop("manifest_sha256")
-        if digest != _digest(record):
+        if record.pop("manifest_sha256") != _digest(record):
             raise ValueError("it was changed after it was written")
         channels, height, width = record["shape"]
         return Manifest(
@@ -56,11 +54,9 @@ def read_manifest(data: Path) -> Manifest:
             mean=record["mean"],
             std=record["std"],
             sha256=record["sha256"],
-            digest=digest,
         )
     except DAMAGE as error:
-        why = first_line(error)
-        raise UserError(f"{path}: not a manifest ({why}); run `prepare` again") from None
+        raise UserError(f"{path}: not {what} ({first_line(error)}); {do}") from None
 
 
 def _digest(record: dict[str, Any]) -> str:
