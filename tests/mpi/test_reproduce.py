@@ -79,7 +79,7 @@ def test_what_cannot_be_tried_is_refused(digits, trained, tmp_path):
     record = json.loads((trained / "train.json").read_text())
     record["partition_sha256"] = "0" * 64
     (tmp_path / "train.json").write_text(json.dumps(record))
-    assert "partition: " in refused(reproduce(mpirun(2), tmp_path))
+    assert "shards.csv: has SHA-256" in refused(reproduce(mpirun(2), tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["train.json"]
 
 

@@ -17,7 +17,6 @@ from lockstep.config import Dataset, Run
 from lockstep.data.manifest import read_manifest
 from lockstep.files import sha256, write_json
 from lockstep.prepare import prepare
-from lockstep.provenance import read_run
 
 
 @pytest.fixture
@@ -98,18 +97,6 @@ def test_a_damaged_snapshot_is_named(save, refused):
     paths[1].write_bytes(paths[1].read_bytes()[:-1])
     with refused(paths[1], "train again"):
         mean_state(paths)
-
-
-def test_a_run_is_read_from_its_record(tmp_path, refused):
-    path = tmp_path / "train.json"
-    run = Run(seed=5, clip=1.5)
-    path.write_text(json.dumps({"configuration": run.model_dump(), "more": 1}))
-    assert read_run(tmp_path) == run
-    wrong = json.dumps({"configuration": {**run.model_dump(), "batch": 7}})
-    for text in (None, "", "{", "{}", "[]", '{"configuration": {"epoch": 3}}', wrong):
-        path.unlink() if text is None else path.write_text(text)
-        with refused(path, "train again"):
-            read_run(tmp_path)
 
 
 OWN = """

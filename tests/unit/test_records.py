@@ -18,7 +18,7 @@ from lockstep.errors import UserError
 from lockstep.evaluate import evaluate
 from lockstep.files import sha256, write_json
 from lockstep.partition import partition
-from lockstep.records import read_averaged, read_metrics, read_training
+from lockstep.records import read_averaged, read_metrics, read_reproducible, read_training
 from lockstep.report import draw_launch, draw_prediction, draw_run, draw_summary
 from lockstep.summarize import summarize
 from lockstep.train import train
@@ -184,6 +184,21 @@ def test_a_second_time_gives_the_same_files_and_sweeps_away_what_was_left(finish
         assert (copy / path).read_bytes() == (finished / path).read_bytes(), path
 
 
+def test_a_configuration_comes_back_from_a_record(tmp_path, write_records, refused):
+    run = Run(seed=5, clip=1.5)
+    write_records(tmp_path / "run", run)
+    assert read_training(tmp_path / "run").configuration == run
+    path = tmp_path / "run" / "train.json"
+    record = json.loads(path.read_text())
+    record["configuration"]["batch"] = 7
+    write_json(path, record)
+    with refused(path, "configuration", "batch", "train again"):
+        read_training(tmp_path / "run")
+    path.unlink()
+    with refused(path, "No such file", "train again"):
+        read_training(tmp_path / "run")
+
+
 @pytest.mark.parametrize("stage", ["summarize", "draw", "predict"])
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"configuration": {}}', "\xff"])
 def test_a_record_that_is_none_is_one_line(copy, refused, stage, text):
@@ -230,6 +245,7 @@ def test_a_record_with_anything_in_it_is_read_or_refused(finished, tmp_path_fact
     (folder / name).write_text(json.dumps(record))
     try:
         training = read_training(folder)
+        read_reproducible(folder)
         read_averaged(folder, training)
         found = read_metrics(folder, training)
     except UserError as error:

@@ -115,28 +115,32 @@ def test_other_data_are_refused(trained, tmp_path, refused):
         again(trained / "run", data=tmp_path / "data")
 
 
-def test_data_that_are_scaled_otherwise_are_refused(trained, tmp_path, refused):
+def test_data_of_another_scale_or_other_classes_are_refused(trained, tmp_path, refused):
     shutil.copytree(trained / "data", tmp_path / "data")
     path = tmp_path / "data" / "manifest.json"
-    for name in ("mean", "std"):
+    for name, value in (("mean", [0.5]), ("std", [0.5]), ("classes", list("9876543210"))):
         shutil.copy(trained / "data" / "manifest.json", path)
-        change_manifest(tmp_path / "data", **{name: [0.5]})
-        with refused("data: ", path, f"another {name}", "--data"):
+        change_manifest(tmp_path / "data", **{name: value})
+        with refused(path, "not of the data", "run/train.json", "--data"):
             again(trained / "run", data=tmp_path / "data")
 
 
 def test_other_shards_are_refused(trained, tmp_path, refused):
     partition(trained / "data", RUN.scheme, RUN.shards, RUN.seed + 1, RUN.alpha, tmp_path)
-    with refused("partition:", tmp_path / "shards.csv", "--partition"):
+    with refused(tmp_path / "shards.csv", "has SHA-256", "train.json", "--partition"):
         again(trained / "run", partition=tmp_path / "shards.csv")
 
 
 def test_records_that_cannot_be_compared_are_refused(trained, record, tmp_path, refused):
     with refused("train.json", "train again"):
         again(tmp_path)
-    old = {key: value for key, value in record.items() if key != "history_sha256"}
-    with refused("history_sha256", "older version"):
-        again(write(tmp_path / "old", old))
+    for key in reproduce.Reproducible.model_fields:
+        old = {name: value for name, value in record.items() if name != key}
+        with refused(f"train.json: not the record of a run of this version ({key}: is missing)"):
+            again(write(tmp_path / key, old))
+    for key, wrong in (("arithmetic", {}), ("ranks", [{}]), ("ranks", []), ("code", "1" * 16)):
+        with refused(f"train.json: not the record of a run of this version ({key}", "train again"):
+            again(write(tmp_path / f"{key}-{len(wrong)}", record | {key: wrong}))
     record["configuration"]["shards"] = 0
     with refused("train.json", "not the record of a run"):
         again(write(tmp_path / "damaged", record))

@@ -279,9 +279,9 @@ def _train(args: dict[str, Any]) -> None:
 
 
 def _reproduce(args: dict[str, Any]) -> None:
-    from lockstep.provenance import read_run
+    from lockstep.records import read_reproducible
 
-    _limit_threads(read_run(args["results"]).threads)
+    _limit_threads(read_reproducible(args["results"]).configuration.threads)
     from lockstep.reproduce import reproduce
 
     sys.exit(0 if reproduce(**args) else 1)

@@ -14,9 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lockstep.config import Run, parse
 from lockstep.errors import UserError
-from lockstep.files import read_json, sha256
+from lockstep.files import sha256
 
 PACKAGE = Path(__file__).parent
 
@@ -235,26 +234,3 @@ def git_state(own_model: str = "") -> dict[str, Any] | None:
     own = [path for path in _walk(_module_of(own_model))[0] if PACKAGE not in path.parents]
     untracked = sorted(str(path) for path in own if path.resolve() not in tracked)
     return {"commit": commit, "modified": bool(status.strip()), "untracked": untracked}
-
-
-def read_run(results: Path) -> Run:
-    """Return the configuration of a trained run from its train.json.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    return read_record(results)[0]
-
-
-def read_record(results: Path) -> tuple[Run, dict[str, Any]]:
-    """Return the configuration of a trained run, and all else that its train.json says.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    path, what, do = results / "train.json", "the record of a run", "train again"
-    record = read_json(path, what, do)
-    try:
-        return parse(Run, record.get("configuration"), "configuration"), record
-    except UserError as error:
-        raise UserError(f"{path}: not {what} ({error}); {do}") from None

@@ -24,6 +24,9 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+# What train.json is, for a message: one of an older version may lack something.
+TRAINING = "the record of a run of this version"
+
 
 class Record(BaseModel):
     """What later stages read of a JSON file; there may be more in it."""
@@ -49,6 +52,40 @@ class Training(Record):
     images_per_second: Amount
     seconds: Amount
     bytes_sent: list[Count]
+
+
+class Place(Record):
+    """Where one rank ran."""
+
+    processor: str
+    device: str
+
+
+class Arithmetic(Record):
+    """What decides which kernels run; all of it is compared, whatever there is."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    libraries: dict[str, str]
+    caps: dict[str, str]
+
+
+class Reproducible(Training):
+    """train.json, with all that `reproduce` trains again from and compares."""
+
+    data: str
+    partition: str
+    partition_sha256: Sha256
+    initial_sha256: Sha256
+    parameters_sha256: Sha256
+    buffers_sha256: Sha256 | None
+    optimizer_sha256: Sha256
+    history_sha256: Sha256
+    backend: str
+    ranks: Annotated[list[Place], Field(min_length=1)]
+    arithmetic: Arithmetic
+    versions: dict[str, str]
+    code: dict[str, str]
 
 
 class Averaged(Record):
@@ -90,9 +127,18 @@ def read_training(results: Path) -> Training:
     """Read the train.json in `results`.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is missing or damaged, or of an older version.
     """
-    return _read(Training, results / "train.json", "the record of a run", "train again")
+    return _read(Training, results / "train.json", TRAINING, "train again")
+
+
+def read_reproducible(results: Path) -> Reproducible:
+    """Read the train.json in `results`, with what `reproduce` needs of it.
+
+    Raises:
+        UserError: it is missing or damaged, or of an older version.
+    """
+    return _read(Reproducible, results / "train.json", TRAINING, "train again")
 
 
 def read_averaged(results: Path, training: Training) -> Averaged:
@@ -134,7 +180,7 @@ def check_trained_on(training: Training, results: Path, manifest: Manifest, data
     if here != (training.data_sha256, training.mean, training.std, training.classes):
         raise UserError(
             f"{data / 'manifest.json'}: not of the data that {results / 'train.json'} was trained "
-            f"on; name these, or prepare and train again"
+            f"on; say by --data where those are, or prepare and train again"
         )
 
 

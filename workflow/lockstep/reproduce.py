@@ -11,7 +11,8 @@ from lockstep.comm.world import World, discover
 from lockstep.config import Run, parse
 from lockstep.data.manifest import read_manifest
 from lockstep.errors import Interrupted, UserError, in_words, say
-from lockstep.files import sha256
+from lockstep.files import check_sha256
+from lockstep.records import Reproducible, check_trained_on, read_reproducible
 from lockstep.train import train
 
 # What is compared: its name for a person, and its key in train.json.
@@ -47,19 +48,15 @@ def reproduce(
         UserError: it cannot be tried: the data or the shards are others or are not here, the record
             is damaged, or this number of ranks cannot give the recorded bits.
     """
-    recorded, record = provenance.read_record(results)
-    where = results / "train.json"
-    needed = (*RESULTS.values(), "arithmetic", "data", "initial_sha256")
-    missing = [key for key in needed if key not in record]
-    if missing:
-        raise UserError(f"{where}: has no {missing[0]!r}: it is of an older version; train again")
+    found, where = read_reproducible(results), results / "train.json"
+    record = found.model_dump()
     world = discover()
     if world.rank == 0 and output is not None and output.exists():
         check_empty(output)
-    run = as_launched(recorded, record, world, where)
-    data, partition = data or Path(record["data"]), partition or Path(record["partition"])
+    run = as_launched(found.configuration, record, world, where)
+    data, partition = data or Path(found.data), partition or Path(found.partition)
     if world.rank == 0:
-        check_data(record, data, partition, where)
+        check_inputs(found, results, data, partition)
     device = runtime.choose_device(world, run.device)
     runtime.pin(run.threads, device, parallel.keeps_bits(run))
     now = {
@@ -127,8 +124,8 @@ def as_launched(recorded: Run, record: dict[str, Any], world: World, where: Path
     return launched
 
 
-def check_data(record: dict[str, Any], data: Path, partition: Path, where: Path) -> None:
-    """Refuse other data or other shards than were recorded; the files themselves are read.
+def check_inputs(found: Reproducible, results: Path, data: Path, partition: Path) -> None:
+    """Refuse other data or other shards than were recorded in `results`.
 
     Raises:
         UserError: they are others, or are not there.
@@ -136,19 +133,9 @@ def check_data(record: dict[str, Any], data: Path, partition: Path, where: Path)
     for name, path in (("data", data / "manifest.json"), ("partition", partition)):
         if not path.exists():
             raise UserError(f"{name}: {path} is not here; say where it is by --{name}")
-    manifest = read_manifest(data)
-    found = {"data_sha256": manifest.sha256, "mean": manifest.mean, "std": manifest.std}
-    for name, value in found.items():
-        if value != record[name]:
-            raise UserError(
-                f"data: {data / 'manifest.json'} has another {name.removeprefix('data_')} than the "
-                f"data in {where}; say where those are by --data"
-            )
-    if (digest := sha256(partition)) != record["partition_sha256"]:
-        raise UserError(
-            f"partition: {partition} has SHA-256 {digest[:12]}, not "
-            f"{record['partition_sha256'][:12]} as in {where}; say where that one is by --partition"
-        )
+    check_trained_on(found, results, read_manifest(data), data)
+    do = "say by --partition where that one is"
+    check_sha256(partition, found.partition_sha256, results / "train.json", do)
 
 
 def differences(record: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
