@@ -23,7 +23,7 @@ from lockstep.comm.interrupt import Interrupt, name_of
 from lockstep.comm.meter import Meter
 from lockstep.comm.world import World, discover
 from lockstep.config import PLACE, Run
-from lockstep.data.arrays import open_part
+from lockstep.data.arrays import Part, open_part
 from lockstep.data.batches import Batches
 from lockstep.data.manifest import Manifest, check_files, read_manifest
 from lockstep.data.shards import is_edited, read_members
@@ -39,6 +39,10 @@ from lockstep.store import Store
 
 # Seconds between two lines about an epoch that goes on, where there is no terminal.
 LINE_EVERY = 30.0
+# Bytes a second that a slow disk gives, or one over a network.
+SLOWEST_DISK = 50e6
+# Bytes of data whose reading takes so long that a user wonders.
+SAID_FROM = 10e9
 
 
 def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any] | None:
@@ -88,7 +92,7 @@ def _train(
     started = datetime.datetime.now(datetime.UTC)
 
     part = open_part(data / "train")
-    problem = _problem_of_files(data, manifest) if world.local_rank == 0 else ""
+    problem = _problem_of_files(data, manifest, part, world)
     members = read_members(partition, part.labels, run.shards)
     edited = is_edited(partition)
     if edited and world.rank == 0:
@@ -209,13 +213,22 @@ def _inputs(run: Run, manifest: Manifest, partition: Path) -> dict[str, Any]:
     }
 
 
-def _problem_of_files(data: Path, manifest: Manifest) -> str:
-    """Return what is wrong with the arrays that this host sees, if something is."""
-    try:
-        check_files(data, manifest, "train")
-    except (UserError, OSError) as error:
-        return in_one_line(error)
-    return ""
+def _problem_of_files(data: Path, manifest: Manifest, part: Part, world: World) -> str:
+    """Return what is wrong with the arrays that this host sees, if its first rank finds something.
+
+    The others wait for it, under MPI as much longer than `timeout` as such a file may take.
+    """
+    size, problem = part.images.nbytes + part.labels.nbytes, ""
+    if world.rank == 0 and size > SAID_FROM:
+        say(f"reading {size / 1e9:,.0f} GB of data to compare them with their hashes")
+    if world.local_rank == 0:
+        try:
+            check_files(data, manifest, "train")
+        except (UserError, OSError) as error:
+            problem = in_one_line(error)
+    if world.comm is not None:
+        world.comm.longer(size // SLOWEST_DISK).Barrier()
+    return problem
 
 
 def _about(

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from lockstep.checkpoint import Keeper
 from lockstep.comm import rendezvous
 from lockstep.comm.world import discover
 from lockstep.config import Run
+from lockstep.data.manifest import check_files
 from lockstep.errors import UserError
 from lockstep.provenance import CAPS
-from lockstep.train import train
+from lockstep.train import SLOWEST_DISK, train
 
 DATA, SHARDS = Path("data"), Path("shards.csv")
 BUSY = {"model": "tests.mpi.models:busy"}
@@ -32,6 +34,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Path, Path]] = {
     "data": ({}, {}, Path("inverted"), SHARDS),
     "mean": ({}, {}, Path("brighter"), SHARDS),
     "files": ({}, {}, Path("damaged-0"), SHARDS),
+    "slow files": ({"timeout": 3}, {}, DATA, SHARDS),
     "files of another host": ({}, {}, Path("damaged-1"), SHARDS),
     "partition": ({}, {}, DATA, Path("other.csv")),
     "caps": ({}, {}, DATA, SHARDS),
@@ -58,10 +61,15 @@ def circumstances(name: str, rank: int) -> Iterator[None]:
         os.environ[CAPS[0]] = "avx2"
     if name.startswith("momentum") and rank == 0:
         Keeper._check = strike  # type: ignore[method-assign]
+    if name == "slow files":  # by rank 0, as long as a disk of 20 kB/s takes for them, or less
+        lockstep.train.SLOWEST_DISK = 20e3
+        if rank == 0:
+            lockstep.train.check_files = lambda *what: (time.sleep(4), check_files(*what))
     if name == "files of another host":  # as far as files go: each rank is the first of its own
         lockstep.train.discover = lambda *how: dataclasses.replace(discover(*how), local_rank=0)
     yield
     lockstep.train.discover = discover
+    lockstep.train.check_files, lockstep.train.SLOWEST_DISK = check_files, SLOWEST_DISK
     os.environ.pop(CAPS[0], None)
     Keeper._check = check  # type: ignore[method-assign]
 

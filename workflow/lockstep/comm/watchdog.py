@@ -158,6 +158,10 @@ class Watched:
         self._watchdog = start()
         self._watchdog.expect(limit)
 
+    def longer(self, seconds: float) -> "Watched":
+        """Return the same communicator, whose calls may last so much longer."""
+        return Watched(self._comm, self._group, self._limit + seconds)
+
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._comm, name)
         if not callable(found):

@@ -25,7 +25,8 @@ _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _PR_SET_PDEATHSIG = 1
 
 # Seconds that ranks wait for one another in a communication, unless told otherwise. A rank that is
-# slow to read its data is no reason to stop; one that is gone is noticed long before.
+# slow to read a batch is no reason to stop; one that is gone is noticed long before. While a host's
+# first rank reads all of the data, under MPI the others wait as much longer as that may take.
 TIMEOUT = 600.0
 # Between hosts they wait at least so long. By then mpirun has noticed by itself that a host is
 # lost, and ended the job. If ranks ask it to before, it waits for that host, maybe for very long.
