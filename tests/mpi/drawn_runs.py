@@ -18,7 +18,7 @@ from tests.mpi.drawn import draw
 from tests.mpi.matrix import PARTS
 
 TABLE = REPOSITORY / "docs" / "drawn-models.md"
-MANY = 60
+MANY = 40
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "single": {"strategy": "single"},
