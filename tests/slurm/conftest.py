@@ -70,10 +70,14 @@ class Login(Workspace):
         Returns:
             Its id, and its nodes; the first one runs Snakemake as well, and starts the ranks.
         """
-        self._wait_until(lambda: self._running(after))
+        seen: dict[str, int] = {}  # the step from which each job goes on: one may die at its start
+
+        def has_begun() -> bool:
+            running, step = self._running(after), self.step()
+            return bool(running) and step > seen.setdefault(running[0], step) + 4
+
+        self._wait_until(has_begun)
         job, nodes = self._running(after)
-        before = self.step()
-        self._wait_until(lambda: self.step() > before + 4)
         return job, self.cluster.call("scontrol", "show", "hostnames", nodes).split()
 
     def _running(self, after: str) -> list[str]:
