@@ -4,8 +4,8 @@ import pytest
 
 from tests.mpi.drawn_runs import train_drawn, verdicts
 
-# Between them, these have most kinds of blocks; `make promise` trains many more.
-NUMBERS = range(10)
+# Between them, these have most kinds of blocks, and number 21 is refused; `make promise` has more.
+NUMBERS = (*range(8), 21)
 
 
 @pytest.fixture(scope="module")
