@@ -24,16 +24,21 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_every_collective_gives_the_values_computed_locally_and_those_of_gloo(ranks, tmp_path):
-    done = run([*mpirun(ranks), PROGRAMS / "collectives.py"], tmp_path)
+def over_ucx(*values):
+    """Return a case whose last value has messages go by UCX, as between hosts with InfiniBand."""
+    return pytest.param(*values, UCX, marks=needs_ucx, id="-".join([*map(str, values), "ucx"]))
+
+
+@pytest.mark.parametrize(("ranks", "ucx"), [(2, []), (3, []), over_ucx(2)])
+def test_every_collective_gives_the_values_computed_locally_and_those_of_gloo(ranks, ucx, tmp_path):
+    done = run(["env", *ucx, *mpirun(ranks), PROGRAMS / "collectives.py"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "as Gloo has them" in done.stdout
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_messages_groups_threads_and_work_under_way(ranks, tmp_path):
-    done = run([*mpirun(ranks), PROGRAMS / "works.py"], tmp_path)
+@pytest.mark.parametrize(("ranks", "ucx"), [(2, []), (4, []), over_ucx(2)])
+def test_messages_groups_threads_and_work_under_way(ranks, ucx, tmp_path):
+    done = run(["env", *ucx, *mpirun(ranks), PROGRAMS / "works.py"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "work_that_nobody_keeps" in done.stdout
 
@@ -112,7 +117,7 @@ def test_more_than_two_to_the_thirty_one_elements(tmp_path):
     assert "longer than 2^31" in done.stdout
 
 
-@pytest.mark.parametrize("ucx", [[], pytest.param(UCX, marks=needs_ucx)], ids=["ob1", "ucx"])
+@pytest.mark.parametrize("ucx", [[], over_ucx()])
 def test_corners_that_must_not_hang_and_parameters(ucx, tmp_path):
     done = run(["env", *ucx, *mpirun(3), PROGRAMS / "corners.py"], tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
