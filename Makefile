@@ -69,7 +69,7 @@ lock: setup  ## pin what envs/requirements.in asks for
 		--quiet --upgrade envs/requirements.in --output-file envs/requirements.txt
 
 schemas: setup  ## write workflow/schemas from the configuration's models
-	python -m lockstep.config
+	python -m lockstep.pipeline.config
 
 clean:  ## remove results, logs and prepared datasets, but not .venv
 	rm -rf results logs .snakemake

@@ -42,8 +42,8 @@ def measure() -> None:
     """Measure as one rank; rank 0 prints."""
     from mpi4py import MPI
 
-    from lockstep.comm import rendezvous
-    from lockstep.comm.world import from_mpi
+    from lockstep.distributed import rendezvous
+    from lockstep.distributed.world import from_mpi
 
     world = from_mpi()
     rendezvous.start(world, torch.device("cpu"), "mpi4py")

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from lockstep import parallel
-from lockstep.checkpoint import Progress, collect
-from lockstep.comm.world import World
-from lockstep.config import Run
-from lockstep.data.batches import MicroBatch
-from lockstep.models import build
-from lockstep.objective import CrossEntropy, Normalize
-from lockstep.store import Store
+from lockstep import strategies as parallel
+from lockstep.checkpoint.checkpointer import Progress, collect
+from lockstep.checkpoint.store import Store
+from lockstep.distributed.world import World
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.data.batches import MicroBatch
+from lockstep.pipeline.models import build
+from lockstep.pipeline.tasks.classification import CrossEntropy, Normalize
 
 CPU = torch.device("cpu")
 REPEATS = 5

@@ -21,14 +21,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lockstep import parallel, runtime
-from lockstep.checkpoint import Progress, collect, fill, spread
-from lockstep.comm import rendezvous
-from lockstep.comm.world import from_mpi
-from lockstep.config import Run
-from lockstep.data.batches import MicroBatch
-from lockstep.objective import CrossEntropy, Normalize
-from lockstep.store import Store
+from lockstep import determinism
+from lockstep import strategies as parallel
+from lockstep.checkpoint.checkpointer import Progress, collect, fill, spread
+from lockstep.checkpoint.store import Store
+from lockstep.distributed import rendezvous
+from lockstep.distributed.world import from_mpi
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.data.batches import MicroBatch
+from lockstep.pipeline.tasks.classification import CrossEntropy, Normalize
 from tests.conftest import REPOSITORY, environment, mpirun
 
 CPU = torch.device("cpu")
@@ -59,7 +60,7 @@ def main() -> None:
 
 def measure(what: str, strategy: str, folder: Path) -> None:
     """Measure as one rank; rank 0 prints."""
-    runtime.pin(1, CPU, reproducible=True)
+    determinism.pin(1, CPU, reproducible=True)
     world = from_mpi()
     rendezvous.start(world, CPU)
     run = Run(

@@ -20,14 +20,15 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from lockstep import parallel, runtime
-from lockstep.comm import rendezvous
-from lockstep.comm.world import World, from_mpi
-from lockstep.config import Run
-from lockstep.data.arrays import Part
-from lockstep.data.batches import Batches
-from lockstep.models import build
-from lockstep.objective import CrossEntropy, Normalize
+from lockstep import determinism
+from lockstep import strategies as parallel
+from lockstep.distributed import rendezvous
+from lockstep.distributed.world import World, from_mpi
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.data.arrays import Part
+from lockstep.pipeline.data.batches import Batches
+from lockstep.pipeline.models import build
+from lockstep.pipeline.tasks.classification import CrossEntropy, Normalize
 from tests.conftest import REPOSITORY, environment, mpirun
 
 SHARDS, IMAGES, TURNS = 4, 4096, 15
@@ -46,7 +47,7 @@ def main() -> None:
 def measure() -> None:
     """Measure as one rank; rank 0 prints."""
     device = torch.device("cpu")
-    runtime.pin(1, device, reproducible=True)
+    determinism.pin(1, device, reproducible=True)
     world = from_mpi()
     backend = rendezvous.start(world, device)
     draw = np.random.default_rng(0)

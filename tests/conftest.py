@@ -15,7 +15,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 def environment() -> dict[str, str]:
     """Return the environment of a user's shell in which this Python's environment is active."""
-    paths = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": str(REPOSITORY / "workflow")}
+    paths = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": str(REPOSITORY / "src")}
     return os.environ | {
         name: os.pathsep.join(filter(None, [path, os.environ.get(name)]))
         for name, path in paths.items()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lockstep.data.manifest import write_manifest
+from lockstep.pipeline.data.manifest import write_manifest
 
 
 def change_manifest(data: Path, **changes: Any) -> None:

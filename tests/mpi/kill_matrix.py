@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lockstep import state
-from lockstep.checkpoint import Checkpoint
-from lockstep.store import Store
+from lockstep.checkpoint import tensors as state
+from lockstep.checkpoint.checkpointer import Checkpoint
+from lockstep.checkpoint.store import Store
 from tests.conftest import REPOSITORY, prepare_digits
 from tests.damage import cut_short, flipped
 from tests.mpi.kills import EVERY, FLAGS, POINTS, STEPS, Kill, Walk, finish, survive, walk

@@ -1,8 +1,8 @@
 """Killing runs and going on: what the tests and the whole matrix share.
 
 A run is killed again and again, and each launch goes on from what the last one left. Faults that a
-rank can have by itself are those of `lockstep.faults`. Where another rank is to die while rank 0 is
-inside a save, rank 0 hangs there, and the other one is killed from here.
+rank can have by itself are those of `lockstep.testing.faults`. Where another rank is to die while
+rank 0 is inside a save, rank 0 hangs there, and the other one is killed from here.
 """
 
 import contextlib

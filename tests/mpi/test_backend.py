@@ -92,7 +92,7 @@ def test_torchs_libraries_run_as_over_gloo(ranks, tmp_path):
 
 def test_a_script_needs_no_more_than_the_name_once_installed(tmp_path):
     source = tmp_path / "source"
-    shutil.copytree(REPOSITORY / "workflow", source / "workflow")
+    shutil.copytree(REPOSITORY / "src", source / "src")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
     place = tmp_path / "installed"

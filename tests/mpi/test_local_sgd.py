@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lockstep import state
+from lockstep.checkpoint import tensors as state
 from tests.conftest import REPOSITORY, mpirun, run
 from tests.mpi.matrix import launch
 from tests.mpi.test_promise import RUNS, bits, train

@@ -127,7 +127,7 @@ def test_a_file_that_is_no_store_is_not_waited_for_without_end(digits, tmp_path)
 
 
 def test_another_launchers_ranks_are_no_worlds_of_one(tmp_path):
-    code = "from lockstep.comm.rendezvous import from_mpi; from_mpi()"
+    code = "from lockstep.distributed.rendezvous import from_mpi; from_mpi()"
     done = run(["env", "RANK=1", "WORLD_SIZE=2", sys.executable, "-c", code], tmp_path)
     assert done.returncode != 0
     assert "mpi://: WORLD_SIZE is 2, and MPI has started 1 rank" in done.stderr

@@ -11,11 +11,11 @@ import hypothesis
 import numpy as np
 import pytest
 
-from lockstep.config import Dataset
-from lockstep.data.manifest import write_manifest
 from lockstep.errors import UserError
 from lockstep.files import sha256, write_json
-from lockstep.prepare import prepare
+from lockstep.pipeline.config import Dataset
+from lockstep.pipeline.data.manifest import write_manifest
+from lockstep.pipeline.stages.prepare import prepare
 
 # The same examples each time: what fails on one machine fails on all.
 hypothesis.settings.register_profile("lockstep", deadline=None, derandomize=True, database=None)

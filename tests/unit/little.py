@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lockstep.data.batches import MicroBatch
+from lockstep.pipeline.data.batches import MicroBatch
 
 SHARDS = 3
 

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep import state
-from lockstep.average import average, mean_state
-from lockstep.config import Dataset, Run
-from lockstep.data.manifest import read_manifest
+from lockstep.checkpoint import tensors as state
 from lockstep.files import sha256, write_json
-from lockstep.prepare import prepare
+from lockstep.pipeline.config import Dataset, Run
+from lockstep.pipeline.data.manifest import read_manifest
+from lockstep.pipeline.stages.average import average, mean_state
+from lockstep.pipeline.stages.prepare import prepare
 
 
 @pytest.fixture

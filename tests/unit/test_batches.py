@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.data.arrays import Part
-from lockstep.data.batches import Batches, augment
-from lockstep.data.shards import assign
+from lockstep.pipeline.data.arrays import Part
+from lockstep.pipeline.data.batches import Batches, augment
+from lockstep.pipeline.data.shards import assign
 
 
 def make(samples, shards, batch, seed=0, shift=0, flip=False, size=(6, 5, 2)):

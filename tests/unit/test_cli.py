@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from lockstep import __version__
-from lockstep.cli import main, make_parser
-from lockstep.config import Dataset, Run
+from lockstep.pipeline.cli import main, make_parser
+from lockstep.pipeline.config import Dataset, Run
 
 
 def parsers():
@@ -195,7 +195,7 @@ def commands(tmp_path, write_part, write_records):
 @pytest.mark.parametrize("stage", ["download", "partition", "summarize"])
 def test_stages_without_a_model_do_not_load_torch(commands, tmp_path, stage):
     program = (
-        "import sys; from lockstep.cli import main; main(sys.argv[1:]); "
+        "import sys; from lockstep.pipeline.cli import main; main(sys.argv[1:]); "
         "assert not {'torch', 'mpi4py', 'torchvision'} & sys.modules.keys()"
     )
     done = alone(["-c", program], stage, *commands[stage], cwd=tmp_path)
@@ -204,12 +204,12 @@ def test_stages_without_a_model_do_not_load_torch(commands, tmp_path, stage):
 
 def test_help_loads_nothing_large(tmp_path):
     program = (
-        "import sys, atexit; from lockstep.cli import main; "
+        "import sys, atexit; from lockstep.pipeline.cli import main; "
         "atexit.register(lambda: print('loaded:', *sys.modules)); main(sys.argv[1:])"
     )
     done = alone(["-c", program], "train", "--help", cwd=tmp_path)
     loaded = done.stdout.partition("loaded:")[2].split()
-    assert "lockstep.cli" in loaded
+    assert "lockstep.pipeline.cli" in loaded
     assert not {"torch", "numpy", "pandas", "mpi4py"} & set(loaded)
 
 

@@ -5,14 +5,18 @@ import json
 import pandas as pd
 import pytest
 
-from lockstep.config import Run
 from lockstep.errors import UserError
 from lockstep.files import sha256
-from lockstep.report import draw_launch, draw_prediction
-from lockstep.report.communication import draw_bandwidth, draw_latency, page_of_communication
-from lockstep.report.fit import Fit
-from lockstep.report.scaling import draw_scaling, read_step, strong, weak
-from lockstep.report.style import size
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.report import draw_launch, draw_prediction
+from lockstep.pipeline.report.communication import (
+    draw_bandwidth,
+    draw_latency,
+    page_of_communication,
+)
+from lockstep.pipeline.report.fit import Fit
+from lockstep.pipeline.report.scaling import draw_scaling, read_step, strong, weak
+from lockstep.pipeline.report.style import size
 
 OPERATIONS = ("all_reduce", "send_recv", "broadcast")
 

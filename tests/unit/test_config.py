@@ -8,8 +8,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-import lockstep.config
-from lockstep.config import (
+import lockstep.pipeline.config
+from lockstep.pipeline.config import (
     RESERVED,
     Config,
     Dataset,
@@ -244,7 +244,7 @@ def test_a_wrong_table_is_one_line(read, refused, tmp_path, table, words):
 
 
 def test_what_is_missing_is_not_followed_by_all_the_rest(read):
-    with pytest.raises(lockstep.config.UserError) as caught:
+    with pytest.raises(lockstep.pipeline.config.UserError) as caught:
         read("run\tseed\n\t1\n")
     assert str(caught.value).endswith("run: is missing")
 
@@ -333,7 +333,7 @@ def test_a_file_of_anything_is_a_configuration_or_refused(tmp_path_factory, cont
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     try:
         check_file(path)
-    except lockstep.config.UserError as error:
+    except lockstep.pipeline.config.UserError as error:
         assert str(error).startswith(str(path))
     else:
         assert isinstance(yaml.safe_load(path.read_text("utf-8")), dict | None)
@@ -419,12 +419,15 @@ def objects(schema):
 
 
 def test_the_schemas_are_up_to_date(repository, tmp_path, monkeypatch):
-    (tmp_path / "schemas").mkdir()
-    monkeypatch.setattr(lockstep.config, "__file__", str(tmp_path / "lockstep" / "config.py"))
-    lockstep.config.main()
+    (tmp_path / "workflow" / "schemas").mkdir(parents=True)
+    place = tmp_path / "src" / "lockstep" / "pipeline" / "config.py"
+    monkeypatch.setattr(lockstep.pipeline.config, "__file__", str(place))
+    lockstep.pipeline.config.main()
     for name in ("config.schema.yaml", "runs.schema.yaml"):
         written = (repository / "workflow" / "schemas" / name).read_text()
-        assert written == (tmp_path / "schemas" / name).read_text(), "write them by `make schemas`"
+        assert written == (tmp_path / "workflow" / "schemas" / name).read_text(), (
+            "write them by `make schemas`"
+        )
 
 
 @pytest.fixture(params=["config", "runs"])

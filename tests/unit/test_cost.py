@@ -2,7 +2,7 @@
 
 import pytest
 
-from lockstep.comm.cost import bus_factor, steps
+from lockstep.measure.cost import bus_factor, steps
 
 # https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md, and src/gather.cu, scatter.cu
 FACTORS = {

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from lockstep.cli import make_parser
-from lockstep.config import Config, Dataset, Defaults
+from lockstep.pipeline.cli import make_parser
+from lockstep.pipeline.config import Config, Dataset, Defaults
 from tests.conftest import REPOSITORY
 
 DOCUMENTS = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("*/*.md")]

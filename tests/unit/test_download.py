@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from lockstep.config import Dataset
-from lockstep.data.sources import SOURCES, Source
-from lockstep.download import download
+from lockstep.pipeline.config import Dataset
+from lockstep.pipeline.data.sources import SOURCES, Source
+from lockstep.pipeline.stages.download import download
 
 CONTENT = {"images.gz": bytes(range(256)) * 40, "labels.gz": b"one two three"}
 
@@ -21,7 +21,7 @@ CONTENT = {"images.gz": bytes(range(256)) * 40, "labels.gz": b"one two three"}
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     """Try again at once."""
-    monkeypatch.setattr("lockstep.download.PAUSE", 0)
+    monkeypatch.setattr("lockstep.pipeline.stages.download.PAUSE", 0)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_server_that_fails_once_is_asked_again(tmp_path, site, mirrors, capsys
 def test_a_mirror_that_sends_next_to_nothing_is_given_up(
     tmp_path, site, mirrors, refused, monkeypatch, litter, capsys, pause, why
 ):
-    monkeypatch.setattr("lockstep.download.PATIENCE", 0.5)
+    monkeypatch.setattr("lockstep.pipeline.stages.download.PATIENCE", 0.5)
     site.answer("/slow/images.gz", CONTENT["images.gz"], pause=pause)
     mirrors(f"{site.url}/slow")
     started = time.monotonic()
@@ -139,7 +139,7 @@ def test_a_mirror_that_sends_next_to_nothing_is_given_up(
 
 
 def test_a_file_without_an_end_is_given_up(tmp_path, site, mirrors, refused, monkeypatch):
-    monkeypatch.setattr("lockstep.download.LARGEST", 1000)
+    monkeypatch.setattr("lockstep.pipeline.stages.download.LARGEST", 1000)
     mirrors(f"{site.url}/good")
     with refused("images.gz", "does not end"):
         download(Dataset(name="mnist"), tmp_path)

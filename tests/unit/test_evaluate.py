@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.evaluate import measure
+from lockstep.pipeline.stages.evaluate import measure
 
 
 def test_metrics_are_those_counted_by_hand():

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.comm.cost import bus_factor, steps
-from lockstep.report.fit import Fit, fit, fit_all
+from lockstep.measure.cost import bus_factor, steps
+from lockstep.pipeline.report.fit import Fit, fit, fit_all
 
 SIZES = np.array([8**k for k in range(1, 9)] + [2**26], float)
 OPERATIONS = ["all_reduce", "send_recv", "broadcast", "all_gather", "all_to_all"]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lockstep.comm.tree import Node, fold, push
-from lockstep.parallel.fsdp import PartSum
-from lockstep.parallel.split import blocks_apart
+from lockstep.reduce.tree import Node, fold, push
+from lockstep.strategies.fsdp import PartSum
+from lockstep.strategies.split import blocks_apart
 from tests.mpi.models import Shared
 
 SHAPE = (1, 6, 6)

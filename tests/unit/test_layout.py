@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lockstep.models import build
-from lockstep.models.layout import _places, is_dense, move, settle
+from lockstep.pipeline.models import build
+from lockstep.reduce.layout import _places, is_dense, move, settle
 
 
 def made(**tensors):

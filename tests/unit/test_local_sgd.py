@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lockstep import optim, parallel
-from lockstep.checkpoint import Checkpoint, Progress, _moved, collect, fill, spread
-from lockstep.comm.world import World
-from lockstep.config import Run
-from lockstep.objective import CrossEntropy, Normalize
+from lockstep import strategies as parallel
+from lockstep.checkpoint.checkpointer import Checkpoint, Progress, _moved, collect, fill, spread
+from lockstep.distributed.world import World
+from lockstep.pipeline import optim
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.tasks.classification import CrossEntropy, Normalize
 from tests.unit.little import SHARDS, make_batches, make_model
 
 CPU = torch.device("cpu")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lockstep.comm.meter import least
+from lockstep.measure.meter import least
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lockstep import state
-from lockstep.models import build, rehearse
+from lockstep.checkpoint import tensors as state
+from lockstep.pipeline.models import build, rehearse
 
 
 def count(model):

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from lockstep import state
-from lockstep.config import Run
-from lockstep.data.batches import MicroBatch
-from lockstep.models import build
-from lockstep.objective import CrossEntropy, Normalize, check_bfloat16
+from lockstep.checkpoint import tensors as state
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.data.batches import MicroBatch
+from lockstep.pipeline.models import build
+from lockstep.pipeline.tasks.classification import CrossEntropy, Normalize, check_bfloat16
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import lr_scheduler
 
-from lockstep.config import Run
-from lockstep.optim import learning_rate, make_optimizer
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.optim import learning_rate, make_optimizer
 
 
 def rates(run, steps):

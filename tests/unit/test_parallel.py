@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from lockstep import parallel
-from lockstep.comm.world import World
-from lockstep.config import Run
-from lockstep.objective import CrossEntropy, Normalize
-from lockstep.parallel.flat import Flat
-from lockstep.parallel.pipeline import Pipeline
+from lockstep import strategies as parallel
+from lockstep.distributed.world import World
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.tasks.classification import CrossEntropy, Normalize
+from lockstep.reduce.flat import Flat
+from lockstep.strategies.pipeline import Pipeline
 from tests.unit.little import SHARDS, make_batches, make_model
 
 CPU = torch.device("cpu")

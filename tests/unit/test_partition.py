@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.data.shards import assign, is_edited, read_members
 from lockstep.files import sha256
-from lockstep.partition import partition
+from lockstep.pipeline.data.shards import assign, is_edited, read_members
+from lockstep.pipeline.stages.partition import partition
 
 SCHEMES = ("iid", "stratified", "contiguous", "dirichlet")
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(np.array)

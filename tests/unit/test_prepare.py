@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lockstep.config import Dataset
-from lockstep.data.arrays import Moments, open_part
-from lockstep.data.folder import images_by_class
-from lockstep.data.manifest import read_manifest
-from lockstep.data.sources import SOURCES
-from lockstep.download import download
 from lockstep.files import sha256
-from lockstep.prepare import prepare
+from lockstep.pipeline.config import Dataset
+from lockstep.pipeline.data.arrays import Moments, open_part
+from lockstep.pipeline.data.folder import images_by_class
+from lockstep.pipeline.data.manifest import read_manifest
+from lockstep.pipeline.data.sources import SOURCES
+from lockstep.pipeline.stages.download import download
+from lockstep.pipeline.stages.prepare import prepare
 
 
 @pytest.fixture

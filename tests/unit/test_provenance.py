@@ -16,12 +16,12 @@ def digest(repository, tmp_path, monkeypatch):
     """A function that digests a stage of a copy of the package, and a model below `tmp_path`."""
     copy = tmp_path / "copy" / "lockstep"
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(repository / "workflow" / "lockstep", copy, ignore=ignored)
+    shutil.copytree(repository / "src" / "lockstep", copy, ignore=ignored)
     monkeypatch.setattr(provenance, "PACKAGE", copy)
     monkeypatch.chdir(tmp_path)
 
     def run(stage="train", model=""):
-        return provenance.code_digest(f"lockstep.{stage}", model)
+        return provenance.code_digest(f"lockstep.pipeline.stages.{stage}", model)
 
     return run
 
@@ -34,10 +34,11 @@ def change(tmp_path, file, old, new):
 
 
 def test_a_copy_has_the_same_digest_whoever_computes_it(digest, repository):
-    program = "from lockstep.provenance import code_digest; print(code_digest('lockstep.train'))"
+    stage = "lockstep.pipeline.stages.train"
+    program = f"from lockstep.provenance import code_digest; print(code_digest({stage!r}))"
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(repository / "workflow")},
+        env={**os.environ, "PYTHONPATH": str(repository / "src")},
         capture_output=True,
         text=True,
         check=True,
@@ -48,23 +49,25 @@ def test_a_copy_has_the_same_digest_whoever_computes_it(digest, repository):
 
 def test_comments_docstrings_and_layout_do_not_count(digest, tmp_path):
     before = digest()
-    change(tmp_path, "optim.py", '"""Optimizers', '"""All the optimizers')
-    change(tmp_path, "optim.py", "import math\n", "import math  # cosines\n\n# And more\n\n")
-    change(tmp_path, "optim.py", "return run.lr\n", "return (\n        run.lr\n    )\n")
-    change(tmp_path, "config.py", '"""The optimizer."""', '"""Which one."""')
+    change(tmp_path, "pipeline/optim.py", '"""Optimizers', '"""All the optimizers')
+    change(
+        tmp_path, "pipeline/optim.py", "import math\n", "import math  # cosines\n\n# And more\n\n"
+    )
+    change(tmp_path, "pipeline/optim.py", "return run.lr\n", "return (\n        run.lr\n    )\n")
+    change(tmp_path, "pipeline/config.py", '"""The optimizer."""', '"""Which one."""')
     assert digest() == before
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("train.py", "run.epochs", "(run.epochs + 1)"),  # the stage itself
-        ("optim.py", "math.pi", "3.14"),  # what it imports
-        ("comm/tree.py", "node.index // 2", "node.index >> 1"),  # what that imports
-        ("data/streams.py", '"stable"', '"quicksort"'),
-        ("parallel/ddp.py", "self.shared.zero_grad()", "pass"),  # what is imported late
+        ("pipeline/stages/train.py", "run.epochs", "(run.epochs + 1)"),  # the stage itself
+        ("pipeline/optim.py", "math.pi", "3.14"),  # what it imports
+        ("reduce/tree.py", "node.index // 2", "node.index >> 1"),  # what that imports
+        ("random.py", '"stable"', '"quicksort"'),
+        ("strategies/ddp.py", "self.shared.zero_grad()", "pass"),  # what is imported late
         ("__init__.py", "__version__ = ", "__version__ = 'x' + "),  # the package of all
-        ("comm/__init__.py", '"""Communication', 'x = 1\n"""Communication'),
+        ("reduce/__init__.py", '"""Sums', 'x = 1\n"""Sums'),
     ],
 )
 def test_code_that_train_runs_counts(digest, tmp_path, file, old, new):
@@ -75,13 +78,13 @@ def test_code_that_train_runs_counts(digest, tmp_path, file, old, new):
 
 def test_code_that_a_stage_does_not_run_does_not_count(digest, tmp_path):
     before = digest("partition"), digest("train")
-    change(tmp_path, "optim.py", "math.pi", "3.14")
+    change(tmp_path, "pipeline/optim.py", "math.pi", "3.14")
     assert digest("partition") == before[0]
     assert digest("train") != before[1]
 
 
 def test_all_that_python_loads_to_train_counts(digest, tmp_path):
-    modules = "lockstep.train, lockstep.parallel.ddp, lockstep.comm.mpi"
+    modules = "lockstep.pipeline.stages.train, lockstep.strategies.ddp, lockstep.mpi.backend"
     program = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-B", "-c", program],
@@ -96,14 +99,14 @@ def test_all_that_python_loads_to_train_counts(digest, tmp_path):
     )
     before = digest()
     loaded = [name for name in done.stdout.split() if name.partition(".")[0] == "lockstep"]
-    assert {"lockstep.comm.tree", "lockstep.comm.progress"} <= set(loaded)
+    assert {"lockstep.reduce.tree", "lockstep.mpi.progress"} <= set(loaded)
     for name in loaded:
         stem = tmp_path.joinpath("copy", *name.split("."))
         path = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
         text = path.read_text()
         path.write_text(text + "\nchanged = True\n")
         # What the configuration changes of a result is in the flags.
-        assert (digest() == before) == (name == "lockstep.config"), name
+        assert (digest() == before) == (name == "lockstep.pipeline.config"), name
         path.write_text(text)
 
 
@@ -163,7 +166,9 @@ def test_a_model_from_pythonpath_counts_by_its_files_and_what_they_import(digest
     }
     root = elsewhere("lib", files)
     before = digest(model="zoo_a.own:make")
-    names = [n for n in provenance.code("lockstep.train", "zoo_a.own:make") if "zoo" in n]
+    names = [
+        n for n in provenance.code("lockstep.pipeline.stages.train", "zoo_a.own:make") if "zoo" in n
+    ]
     assert names == ["zoo_a/__init__.py", "zoo_a/own.py", "zoo_a/sizes.py", "zoo_b.py"]
     for name in names:
         (root / name).write_text(files[name] + "more = 1\n")
@@ -184,15 +189,15 @@ def test_an_installed_package_counts_by_its_version_and_that_of_the_model_by_its
     root = elsewhere("site-packages", files)
     (tmp_path / "own.py").write_text("import zoo_d, zoo_e\n")
     provenance._version.cache_clear()
-    found = provenance.code("lockstep.train", "own:make")
+    found = provenance.code("lockstep.pipeline.stages.train", "own:make")
     assert found["zoo_d"] == "zoo-d 1.2"
     assert len(found["zoo_e"]) == 16  # it is of no distribution: its files are what there is
-    inside = provenance.code("lockstep.train", "zoo_d:make")["zoo_d"]
+    inside = provenance.code("lockstep.pipeline.stages.train", "zoo_d:make")["zoo_d"]
     assert inside.startswith("zoo-d 1.2 ")
     (root / "zoo_d" / "__init__.py").write_text("width = 2\n")
     provenance._content.cache_clear()
-    assert provenance.code("lockstep.train", "own:make")["zoo_d"] == "zoo-d 1.2"
-    assert provenance.code("lockstep.train", "zoo_d:make")["zoo_d"] != inside
+    assert provenance.code("lockstep.pipeline.stages.train", "own:make")["zoo_d"] == "zoo-d 1.2"
+    assert provenance.code("lockstep.pipeline.stages.train", "zoo_d:make")["zoo_d"] != inside
 
 
 def test_files_whose_code_differs_are_named():

@@ -19,13 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lockstep.config import Dataset
-from lockstep.data.arrays import open_part
-from lockstep.data.decode import READERS
-from lockstep.data.manifest import read_manifest, write_manifest
-from lockstep.data.shards import is_edited, read_members
 from lockstep.errors import UserError
-from lockstep.prepare import prepare
+from lockstep.pipeline.config import Dataset
+from lockstep.pipeline.data.arrays import open_part
+from lockstep.pipeline.data.decode import READERS
+from lockstep.pipeline.data.manifest import read_manifest, write_manifest
+from lockstep.pipeline.data.shards import is_edited, read_members
+from lockstep.pipeline.stages.prepare import prepare
 
 # MiB, far above what these little files need.
 MOST = 64

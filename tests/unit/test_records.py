@@ -10,18 +10,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep import state
-from lockstep.average import average
-from lockstep.comm.probe import COLUMNS
-from lockstep.config import Run
+from lockstep.checkpoint import tensors as state
 from lockstep.errors import UserError
-from lockstep.evaluate import evaluate
 from lockstep.files import sha256, write_json
-from lockstep.partition import partition
-from lockstep.records import read_averaged, read_metrics, read_reproducible, read_training
-from lockstep.report import draw_launch, draw_prediction, draw_run, draw_summary
-from lockstep.summarize import summarize
-from lockstep.train import train
+from lockstep.measure.probe import COLUMNS
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.record import read_averaged, read_metrics, read_reproducible, read_training
+from lockstep.pipeline.report import draw_launch, draw_prediction, draw_run, draw_summary
+from lockstep.pipeline.stages.average import average
+from lockstep.pipeline.stages.evaluate import evaluate
+from lockstep.pipeline.stages.partition import partition
+from lockstep.pipeline.stages.summarize import summarize
+from lockstep.pipeline.stages.train import train
 from tests.damage import change_manifest
 
 pytestmark = pytest.mark.usefixtures("arithmetic_as_it_was")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from lockstep import state
-from lockstep.config import Run
-from lockstep.models.layout import copy_of
-from lockstep.objective import CrossEntropy, Normalize
-from lockstep.rehearsal import rehearse
+from lockstep.checkpoint import tensors as state
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.tasks.classification import CrossEntropy, Normalize
+from lockstep.pipeline.tasks.rehearsal import rehearse
+from lockstep.reduce.layout import copy_of
 from tests.unit.little import make_batches, make_model
 
 CPU = torch.device("cpu")

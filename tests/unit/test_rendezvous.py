@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from lockstep.comm import rendezvous
-from lockstep.comm.world import World
-from lockstep.config import Run
+from lockstep.distributed import rendezvous
+from lockstep.distributed.world import World
+from lockstep.pipeline.config import Run
 
 RANKS = 256
 ALONE = World(0, 1, 0, 1, "python")

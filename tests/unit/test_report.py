@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from lockstep.report import runs
+from lockstep.pipeline.report import runs
 
 
 @pytest.fixture

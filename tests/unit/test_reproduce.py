@@ -7,12 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
-from lockstep import reproduce
-from lockstep.comm.world import World
-from lockstep.config import Run
-from lockstep.partition import partition
+from lockstep.distributed.world import World
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.stages import reproduce
+from lockstep.pipeline.stages.partition import partition
+from lockstep.pipeline.stages.train import train
 from lockstep.provenance import CAPS, code
-from lockstep.train import train
 from tests.damage import change_manifest
 
 pytestmark = pytest.mark.usefixtures("arithmetic_as_it_was")
@@ -186,7 +186,10 @@ def test_the_launch_decides_the_ranks_and_the_record_the_kind_of_device(record, 
     ("path", "line"),
     [
         (("versions", "numpy"), "numpy: {} here, other in the record"),
-        (("code", "lockstep/optim.py"), "code: other than in the record is lockstep/optim.py"),
+        (
+            ("code", "lockstep/pipeline/optim.py"),
+            "code: other than in the record is lockstep/pipeline/optim.py",
+        ),
         (("arithmetic", "instruction_set"), "instruction set: {} here, other in the record"),
         (("arithmetic", "threads"), "threads: {} here, other in the record"),
         (("arithmetic", "flush_denormal"), "flush denormal: {} here, other in the record"),
@@ -209,4 +212,4 @@ def test_what_is_not_as_it_was_has_a_line(path, line, record, monkeypatch):
 
 
 def test_the_record_has_the_code_that_was_run(record):
-    assert record["code"] == code("lockstep.train", "linear")
+    assert record["code"] == code("lockstep.pipeline.stages.train", "linear")

@@ -13,17 +13,18 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep import faults, provenance
-from lockstep.comm import interrupt
-from lockstep.comm.interrupt import LOOK_EVERY, Agreement
-from lockstep.comm.world import World
-from lockstep.config import Run
-from lockstep.data.manifest import read_manifest
+from lockstep import provenance
+from lockstep.checkpoint.store import fingerprint
+from lockstep.distributed import signals as interrupt
+from lockstep.distributed.signals import LOOK_EVERY, Agreement
+from lockstep.distributed.world import World
 from lockstep.errors import Interrupted
-from lockstep.partition import partition
-from lockstep.reproduce import reproduce
-from lockstep.store import fingerprint
-from lockstep.train import _about, _inputs, train
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.data.manifest import read_manifest
+from lockstep.pipeline.stages.partition import partition
+from lockstep.pipeline.stages.reproduce import reproduce
+from lockstep.pipeline.stages.train import _about, _inputs, train
+from lockstep.testing import faults
 from tests.damage import flipped
 
 pytestmark = pytest.mark.usefixtures("arithmetic_as_it_was")

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lockstep.models import build
-from lockstep.parallel.split import balance, blocks_of, cut, tensors_of
+from lockstep.pipeline.models import build
+from lockstep.strategies.split import balance, blocks_of, cut, tensors_of
 from tests.mpi.models import OfBlocks
 
 SHAPE = (1, 28, 28)

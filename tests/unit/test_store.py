@@ -17,9 +17,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.checkpoint import Checkpoint, Progress
+from lockstep.checkpoint.checkpointer import Checkpoint, Progress
+from lockstep.checkpoint.store import PARTS, Store, differences, fingerprint
 from lockstep.errors import UserError
-from lockstep.store import PARTS, Store, differences, fingerprint
 from tests.damage import cut_short, flipped, removed
 
 ABOUT = {"configuration": {"lr": 0.1, "model": "cnn"}, "data": {"train": "0" * 64}, "code": "1"}
@@ -276,7 +276,7 @@ HOLD = """
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from lockstep.store import Store
+from lockstep.checkpoint.store import Store
 store = Store(Path(sys.argv[1]), {}, 2)
 print("held", flush=True)
 sys.stdin.read()

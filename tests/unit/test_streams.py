@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.data import streams
+from lockstep import random as streams
 
 NUMBERS = st.integers(0, 2**63 - 1) | st.integers(0, 3)
 PLACES = st.tuples(NUMBERS, NUMBERS, NUMBERS)

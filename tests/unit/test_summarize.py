@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from lockstep.config import Run
-from lockstep.summarize import summarize
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.stages.summarize import summarize
 
 
 @pytest.fixture

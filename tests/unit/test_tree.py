@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.comm.tree import Node, TreeReduce, block, fold, places, push
+from lockstep.reduce.tree import Node, TreeReduce, block, fold, places, push
 
 SPLITS = [(s, p) for s in range(1, 17) for p in range(1, s + 1) if s % p == 0]
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lockstep.comm.world import World, discover, from_mpi
+from lockstep.distributed.world import World, discover, from_mpi
 
 
 @pytest.fixture(autouse=True)

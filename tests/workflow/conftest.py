@@ -17,7 +17,7 @@ class Workspace:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        for name in ("workflow", "config", "envs"):
+        for name in ("workflow", "src", "config", "envs"):
             shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
         for name in ("Snakefile", "hostfile"):
             shutil.copy(REPOSITORY / name, folder / name)

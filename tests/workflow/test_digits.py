@@ -95,7 +95,9 @@ def test_every_stage_is_a_target(finished, stage):
 
 
 def test_a_comment_reruns_nothing(restored):
-    workspace = restored("workflow/lockstep/train.py", "import datetime", "# why\nimport datetime")
+    workspace = restored(
+        "src/lockstep/pipeline/stages/train.py", "import datetime", "# why\nimport datetime"
+    )
     assert workspace.jobs() == {}
 
 
@@ -164,7 +166,7 @@ def test_a_record_that_was_removed_is_missed_by_what_lies_behind(finished):
 
 def test_code_reruns_the_stages_that_run_it(restored):
     jobs = restored(
-        "workflow/lockstep/summarize.py", "table = pd", "other = 1\n    table = pd"
+        "src/lockstep/pipeline/stages/summarize.py", "table = pd", "other = 1\n    table = pd"
     ).jobs()
     assert jobs == dict.fromkeys(["summarize", "draw_summary", "report"], 1)
 

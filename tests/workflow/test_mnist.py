@@ -7,7 +7,7 @@ import threading
 import pandas as pd
 import pytest
 
-from lockstep.data.sources import SOURCES
+from lockstep.pipeline.data.sources import SOURCES
 from tests.conftest import REPOSITORY
 
 FILES = REPOSITORY.parent / "shared" / "data" / "MNIST" / "raw"

@@ -16,7 +16,7 @@ rule average_run:
     threads: threads
     params:
         flags=threads_flag,
-        code=code_digest("lockstep.average"),
+        code=code_digest("lockstep.pipeline.stages.average"),
         data=subpath(input.manifest, parent=True),
         folder=subpath(output.record, parent=True),
     shell:

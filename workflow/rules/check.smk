@@ -23,7 +23,7 @@ rule check_world:
         cpus_per_task=threads,
     params:
         flags=check_flags,
-        code=code_digest("lockstep.check"),
+        code=code_digest("lockstep.pipeline.stages.check"),
         launch=launch,
     shell:
         "{params.launch} -m lockstep check {params.flags} --output {output.record:q} > {log:q} 2>&1"

@@ -8,17 +8,19 @@ import sys
 import time
 from pathlib import Path
 
-from lockstep.config import UPKEEP, check_file, load
-from lockstep.data.sources import SOURCES
+from lockstep.pipeline.config import UPKEEP, check_file, load
+from lockstep.pipeline.data.sources import SOURCES
 from lockstep.errors import UserError
-from lockstep.provenance import caps, code_digest
+from lockstep.provenance import caps
+from lockstep.provenance import code_digest
 
 try:
     for file in workflow.configfiles:
         check_file(Path(file))
     EXPERIMENT, RUNS = load(config, where=", ".join(map(str, workflow.configfiles)))
     TRAIN_CODE = {
-        name: code_digest("lockstep.train", run.model) for name, run in RUNS.items()
+        name: code_digest("lockstep.pipeline.stages.train", run.model)
+        for name, run in RUNS.items()
     }
 except UserError as error:
     # One line and status 2, as everywhere; an exception would bring a page of Snakemake's own.
@@ -252,7 +254,7 @@ STARTED = time.time()
 
 def show_summary():
     """Print the table of runs and where the report is, if this run of Snakemake made them."""
-    from lockstep.summarize import for_terminal
+    from lockstep.pipeline.stages.summarize import for_terminal
 
     results = Path(EXPERIMENT.pathvars.get("results", "results"))
     table, page = results / "summary.csv", results / "report.html"

@@ -16,7 +16,7 @@ rule download:
     params:
         flags=flags(DATASET, "name", "path"),
         mirror=mirror,
-        code=code_digest("lockstep.download"),
+        code=code_digest("lockstep.pipeline.stages.download"),
         folder=subpath(output[0], parent=True),
     shell:
         "python -m lockstep download {params.flags} {params.mirror} --output {params.folder:q}"

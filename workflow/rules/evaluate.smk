@@ -24,7 +24,7 @@ rule evaluate_run:
         cpus_per_task=threads,
     params:
         flags=run_world,
-        code=code_digest("lockstep.evaluate"),
+        code=code_digest("lockstep.pipeline.stages.evaluate"),
         launch=launch,
         data=subpath(input.manifest, parent=True),
         folder=subpath(output.metrics, parent=True),

@@ -6,15 +6,16 @@ from pathlib import Path
 
 # Jobs find this package and this Python: a shell's `python` may be another, and a conda environment
 # that is activated later still comes before both.
-PACKAGE = Path(workflow.current_basedir).parent.resolve()
-SNAKEFILE = str(PACKAGE / "Snakefile")
+WORKFLOW = Path(workflow.current_basedir).parent.resolve()
+SNAKEFILE = str(WORKFLOW / "Snakefile")
+PACKAGE = WORKFLOW.parent / "src"
 sys.path.insert(0, str(PACKAGE))
 os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), os.getenv("PATH", "")]),
     PYTHONPATH=os.pathsep.join(filter(None, [str(PACKAGE), os.getenv("PYTHONPATH")])),
 )
 
-from lockstep.config import check_file
+from lockstep.pipeline.config import check_file
 from lockstep.errors import UserError
 
 try:

@@ -16,7 +16,7 @@ rule partition_shards:
         "../../envs/environment.yaml"
     params:
         flags=partition_flags,
-        code=code_digest("lockstep.partition"),
+        code=code_digest("lockstep.pipeline.stages.partition"),
         data=subpath(input.manifest, parent=True),
         folder=subpath(output.shards, parent=True),
     shell:

@@ -15,7 +15,7 @@ rule prepare:
     threads: 16  # or all that there are; more would wait for the one that writes
     params:
         flags=flags(DATASET, "name", "path", "test_fraction"),
-        code=code_digest("lockstep.prepare"),
+        code=code_digest("lockstep.pipeline.stages.prepare"),
         folder=subpath(output.manifest, parent=True),
     shell:
         "python -m lockstep prepare {params.flags} --threads {threads}"

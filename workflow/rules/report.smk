@@ -46,7 +46,7 @@ rule draw_run:
     conda:
         "../../envs/environment.yaml"
     params:
-        code=code_digest("lockstep.report"),
+        code=code_digest("lockstep.pipeline.report"),
         results=subpath(input.metrics, parent=True),
         folder=subpath(output.curves, parent=True),
     shell:
@@ -89,7 +89,7 @@ rule draw_launch:
     conda:
         "../../envs/environment.yaml"
     params:
-        code=code_digest("lockstep.report"),
+        code=code_digest("lockstep.pipeline.report"),
         folder=subpath(output.page, parent=True),
     shell:
         "python -m lockstep report --launch {input.record:q} --output {params.folder:q}"
@@ -119,7 +119,7 @@ rule predict_run:
     conda:
         "../../envs/environment.yaml"
     params:
-        code=code_digest("lockstep.report"),
+        code=code_digest("lockstep.pipeline.report"),
         results=subpath(input.record, parent=True),
         folder=subpath(output[0], parent=True),
     shell:
@@ -159,7 +159,7 @@ rule draw_summary:
     conda:
         "../../envs/environment.yaml"
     params:
-        code=code_digest("lockstep.report"),
+        code=code_digest("lockstep.pipeline.report"),
         folder=subpath(output.runs, parent=True),
     shell:
         "python -m lockstep report --summary {input.summary:q} --checks {input.checks:q}"

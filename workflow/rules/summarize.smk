@@ -13,7 +13,7 @@ rule summarize:
     conda:
         "../../envs/environment.yaml"
     params:
-        code=code_digest("lockstep.summarize"),
+        code=code_digest("lockstep.pipeline.stages.summarize"),
         folders=summary_folders,
     shell:
         "python -m lockstep summarize {params.folders:q} --output {output:q} > {log:q} 2>&1"

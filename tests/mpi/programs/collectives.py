@@ -11,7 +11,7 @@ from operator import and_, mul, or_, xor
 import torch
 import torch.distributed as dist
 
-from lockstep.comm.rendezvous import from_mpi
+from lockstep.distributed.rendezvous import from_mpi
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 COMPLEX = [torch.complex64, torch.complex128]

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lockstep.comm import mpi
-from lockstep.comm.rendezvous import from_mpi
+from lockstep.distributed.rendezvous import from_mpi
+from lockstep.mpi import backend as mpi
 
 
 def a_first_group_of_some_ranks() -> None:

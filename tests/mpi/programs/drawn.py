@@ -10,11 +10,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from lockstep import faults
-from lockstep.comm.world import discover
-from lockstep.config import Run
+from lockstep.distributed.world import discover
 from lockstep.errors import UserError
-from lockstep.train import train
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.stages.train import train
+from lockstep.testing import faults
 
 
 def train_drawn(runs: list[tuple[str, int | None, dict[str, Any]]], data: Path, root: Path) -> None:

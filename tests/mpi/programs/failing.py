@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from lockstep.comm.rendezvous import from_mpi
+from lockstep.distributed.rendezvous import from_mpi
 
 
 def hang() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from lockstep import faults
-from lockstep.cli import main
-from lockstep.comm.world import discover
+from lockstep.distributed.world import discover
+from lockstep.pipeline.cli import main
+from lockstep.testing import faults
 
 
 def train_parts(parts: list[tuple[str, int | None, list[str]]]) -> None:

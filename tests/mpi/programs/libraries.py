@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
-from lockstep.comm.rendezvous import from_mpi
+from lockstep.distributed.rendezvous import from_mpi
 
 
 def network() -> nn.Sequential:

@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from lockstep.comm.rendezvous import from_mpi
+from lockstep.distributed.rendezvous import from_mpi
 
 COUNT = 2**31 + 5
 

@@ -5,9 +5,9 @@ import sys
 import torch
 import torch.distributed as dist
 
-from lockstep.comm import rendezvous
-from lockstep.comm.probe import COLUMNS, FEWEST, OPERATIONS, Buffers, Case, Link, measure, probe
-from lockstep.comm.world import discover
+from lockstep.distributed import rendezvous
+from lockstep.distributed.world import discover
+from lockstep.measure.probe import COLUMNS, FEWEST, OPERATIONS, Buffers, Case, Link, measure, probe
 
 BYTES = [4, 8, 12, 1000, 4096, 100_000]
 

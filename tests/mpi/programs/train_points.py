@@ -9,9 +9,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from lockstep import faults
-from lockstep.cli import main
-from lockstep.comm.world import discover
+from lockstep.distributed.world import discover
+from lockstep.pipeline.cli import main
+from lockstep.testing import faults
 
 
 def train_points(commands: dict[str, list[str]], data: str, folder: Path) -> None:

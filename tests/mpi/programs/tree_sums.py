@@ -5,9 +5,9 @@ import hashlib
 import torch
 import torch.distributed as dist
 
-from lockstep.comm import rendezvous
-from lockstep.comm.tree import TreeReduce, block
-from lockstep.comm.world import discover
+from lockstep.distributed import rendezvous
+from lockstep.distributed.world import discover
+from lockstep.reduce.tree import TreeReduce, block
 
 
 def tree(terms: list[torch.Tensor]) -> torch.Tensor:

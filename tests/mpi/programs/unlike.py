@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
-import lockstep.train
+import lockstep.pipeline.stages.train as stage
 from lockstep import provenance
-from lockstep.checkpoint import Keeper
-from lockstep.comm import rendezvous
-from lockstep.comm.world import discover
-from lockstep.config import Run
-from lockstep.data.manifest import check_files
+from lockstep.checkpoint.checkpointer import Keeper
+from lockstep.distributed import rendezvous
+from lockstep.distributed.world import discover
 from lockstep.errors import UserError
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.data.manifest import check_files
+from lockstep.pipeline.stages.train import SLOWEST_DISK, train
 from lockstep.provenance import CAPS
-from lockstep.train import SLOWEST_DISK, train
 
 DATA, SHARDS = Path("data"), Path("shards.csv")
 BUSY = {"model": "tests.mpi.models:busy"}
@@ -62,14 +62,20 @@ def circumstances(name: str, rank: int) -> Iterator[None]:
     if name.startswith("momentum") and rank == 0:
         Keeper._check = strike  # type: ignore[method-assign]
     if name == "slow files":  # by rank 0, as long as a disk of 20 kB/s takes for them, or less
-        lockstep.train.SLOWEST_DISK = 20e3
+        stage.SLOWEST_DISK = 20e3
         if rank == 0:
-            lockstep.train.check_files = lambda *what: (time.sleep(4), check_files(*what))
+            stage.check_files = lambda *what: (
+                time.sleep(4),
+                check_files(*what),
+            )
     if name == "files of another host":  # as far as files go: each rank is the first of its own
-        lockstep.train.discover = lambda *how: dataclasses.replace(discover(*how), local_rank=0)
+        stage.discover = lambda *how: dataclasses.replace(discover(*how), local_rank=0)
     yield
-    lockstep.train.discover = discover
-    lockstep.train.check_files, lockstep.train.SLOWEST_DISK = check_files, SLOWEST_DISK
+    stage.discover = discover
+    stage.check_files, stage.SLOWEST_DISK = (
+        check_files,
+        SLOWEST_DISK,
+    )
     os.environ.pop(CAPS[0], None)
     Keeper._check = check  # type: ignore[method-assign]
 

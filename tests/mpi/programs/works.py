@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from lockstep.comm.rendezvous import from_mpi
+from lockstep.distributed.rendezvous import from_mpi
 
 # A reduction of this many floats takes long enough to be seen under way.
 LARGE = 16 * 2**20

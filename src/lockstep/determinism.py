@@ -1,0 +1,59 @@
+"""What of the machine changes the bits of a result: set it, and write it down."""
+
+import platform
+import re
+from typing import Any
+
+import torch
+
+from lockstep.provenance import caps
+from lockstep.testing import faults
+
+
+def pin(threads: int, device: torch.device, reproducible: bool) -> None:
+    """Set the number of threads, and arithmetic that gives the same bits each time.
+
+    Args:
+        threads: of this rank. Sums inside a kernel are split among them.
+        device: where to compute.
+        reproducible: refuse kernels that give other bits from one call to the next.
+    """
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # CPUs are far slower with denormal numbers
+    if reproducible:
+        torch.use_deterministic_algorithms(True)
+        # It would also fill new memory, lest somebody read it before writing. Nothing here does:
+        # the tests fill it.
+        torch.utils.deterministic.fill_uninitialized_memory = faults.POISON  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = False  # it would choose kernels by their speed that day
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def arithmetic() -> dict[str, Any]:
+    """Describe what decides which kernels run, and how they add up: call it after `pin`."""
+    return {
+        "machine": platform.machine(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "caps": caps(),
+        "threads": torch.get_num_threads(),
+        "flush_denormal": not torch.tensor(1e-40).mul(0.5).item(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "float32": torch.get_float32_matmul_precision(),
+        "libraries": libraries(),
+    }
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of what torch was built with: one release has several builds."""
+    text = torch.__config__.show()
+    found = {"torch": torch.__version__, "torch_commit": torch.version.git_version}
+    for name, pattern in (
+        ("onednn", r"MKL-DNN v(\S+)"),
+        ("mkl", r"Math Kernel Library Version (\S+)"),
+    ):
+        if match := re.search(pattern, text):
+            found[name] = match[1]
+    if torch.version.cuda:
+        found |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
+    return found

@@ -1,0 +1,175 @@
+"""Ranks that fail or hang: the others learn of it, all say where they are, and the job ends.
+
+MPI has no way to take back a call that another rank does not answer. A thread on each rank watches
+the calls that this rank is in; `world` starts it before the first. When one has lasted longer than
+its group allows, the rank tells the others, every rank prints the stacks of its threads, and MPI
+ends the job. A rank that an exception ends which nobody caught takes the others with it at once:
+they would wait for it.
+"""
+
+import atexit
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+from mpi4py import MPI
+
+from lockstep.distributed.signals import print_stacks
+from lockstep.errors import UserError
+
+# Seconds that ranks have for printing before the job ends.
+FAREWELL = 2.0
+# The tag by which ranks tell each other, on COMM_WORLD: a communicator for it could only be made by
+# all ranks at once, and a first group may be one of some of them.
+ALARM = 2**15 - 1
+
+_T = TypeVar("_T")
+_Call = tuple[str, str, float, float]
+
+_started: "Watchdog | None" = None
+
+
+def start() -> "Watchdog":
+    """Return the process's watchdog, which watches from the first time on.
+
+    Raises:
+        UserError: no thread may call MPI beside another.
+    """
+    global _started
+    if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
+        raise UserError(
+            "mpi4py: MPI was initialised without MPI_THREAD_MULTIPLE, which the watchdog and the "
+            "backend need; leave mpi4py.rc.thread_level as it is, or take an MPI that has it"
+        )
+    if _started is None:
+        _started = Watchdog()
+    return _started
+
+
+class Watchdog:
+    """Watches a process's calls, and ends the job when it must; one for a process."""
+
+    def __init__(self) -> None:
+        self._comm = MPI.COMM_WORLD
+        self._calls: dict[int, _Call] = {}
+        self._period = 1.0
+        self._leaving = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+        atexit.register(self._leave)
+        sys.excepthook = self._report
+
+    def watch(self, what: str, group: str, limit: float, call: Callable[[], _T]) -> _T:
+        """Make a call, and end the job if it lasts too long.
+
+        No context manager, because a small call takes less than that. A watched call makes no
+        other: a thread is in one at a time.
+
+        Args:
+            what: its name, for messages.
+            group: the name of the group whose ranks make it.
+            limit: the seconds it may last.
+            call: what to do; it blocks.
+
+        Returns:
+            What the call returns.
+        """
+        thread = threading.get_ident()
+        self._calls[thread] = (what, group, limit, time.monotonic())
+        try:
+            return call()
+        finally:
+            del self._calls[thread]
+
+    def expect(self, timeout: float) -> None:
+        """Look often enough to notice a call that is late after `timeout` seconds."""
+        self._period = min(self._period, max(0.05, timeout / 10))
+
+    def _watch(self) -> None:
+        while not self._leaving.wait(self._period):
+            if self._comm.Iprobe(MPI.ANY_SOURCE, ALARM):
+                self._say("another rank has failed, or waits in vain")
+                if not self._leaving.wait(5 * FAREWELL):  # that rank may have died in between
+                    MPI.COMM_WORLD.Abort(1)
+                return
+            now = time.monotonic()
+            for what, group, limit, since in list(self._calls.values()):
+                if now - since > limit:
+                    self._say(f"{what} on group {group!r} was not answered within {limit:g} s")
+                    self._tell_all()
+                    time.sleep(FAREWELL)
+                    MPI.COMM_WORLD.Abort(1)
+
+    def _tell_all(self) -> None:
+        # Not waited for: the receiver may be past reading, and empty messages need no buffer.
+        for rank in range(self._comm.size):
+            if rank != self._comm.rank:
+                self._comm.Isend([None, 0, MPI.BYTE], rank, ALARM).Free()
+
+    def _say(self, why: str) -> None:
+        """Print why the job ends, what this rank is in, and the stacks of its threads, as one."""
+        where = " and ".join(what for what, *_ in list(self._calls.values()))
+        inside = f"in {where}" if where else "in no communication over MPI: it may be what hangs"
+        print_stacks(f"{self._who()}: {why}; this rank is {inside}")
+
+    def _report(
+        self, kind: type[BaseException], error: BaseException, stack: TracebackType | None
+    ) -> None:
+        """End the job by an exception that nobody caught: an excepthook."""
+        text = "".join(traceback.format_exception(kind, error, stack))  # whole, not line by line
+        all_end = self._comm.size > 1 and not MPI.Is_finalized()
+        if all_end:
+            summary = traceback.format_exception_only(kind, error)[-1].strip()
+            text += f"{self._who()}: {summary}; ending all ranks\n"
+        with contextlib.suppress(OSError):  # a log on a full disk
+            print(text, end="", file=sys.__stderr__, flush=True)
+        if all_end:
+            self._tell_all()
+            time.sleep(FAREWELL)
+            MPI.COMM_WORLD.Abort(1)
+
+    def _who(self) -> str:
+        place = f"rank {self._comm.rank} of {self._comm.size}"
+        return f"{place} ({socket.gethostname()}, process {os.getpid()})"
+
+    def _leave(self) -> None:
+        self._leaving.set()
+        self._thread.join()  # MPI must not be finalised under its call
+
+
+class Watched:
+    """A communicator whose calls are watched.
+
+    Args:
+        comm: mpi4py's.
+        group: its name, for messages.
+        limit: the seconds that a call may last.
+    """
+
+    def __init__(self, comm: Any, group: str, limit: float) -> None:
+        self._comm, self._group, self._limit = comm, group, limit
+        self._watchdog = start()
+        self._watchdog.expect(limit)
+
+    def longer(self, seconds: float) -> "Watched":
+        """Return the same communicator, whose calls may last so much longer."""
+        return Watched(self._comm, self._group, self._limit + seconds)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._comm, name)
+        if not callable(found):
+            return found
+
+        def call(*args: Any, **more: Any) -> Any:
+            return self._watchdog.watch(
+                name, self._group, self._limit, lambda: found(*args, **more)
+            )
+
+        return call

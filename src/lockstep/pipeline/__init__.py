@@ -1,0 +1,1 @@
+"""The Snakemake pipeline on the library: its stages, its configuration, its records."""

@@ -1,0 +1,323 @@
+"""The command line: a sub-command a stage.
+
+A stage's module is imported when the stage runs, so that `lockstep summarize` does not wait for
+torch, and no process touches MPI that need not.
+"""
+
+import argparse
+import faulthandler
+import os
+import signal
+import sys
+import time
+import traceback
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lockstep import __version__
+from lockstep.errors import Interrupted, UserError, first_line, in_one_line, say
+from lockstep.pipeline.config import DAY, Config, Dataset, Defaults, Run, Strict, check_file, parse
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, as all of ours are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a stage. Exit status 2 and one line mean that the user can mend what is wrong."""
+    args = vars(make_parser().parse_args(argv))
+    stage, run, names = args.pop("stage"), args.pop("go"), args.pop("fields", ())
+    signs = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "RANK", "SLURM_PROCID")
+    rank = next((os.environ[sign] for sign in signs if sign in os.environ), None)
+    who = f"lockstep {stage}" + (f", rank {rank}" if rank else "")
+    try:
+        parse(Defaults, {name: args[name] for name in names}, "flags")
+        run(args)
+    except (UserError, OSError) as error:
+        if rank not in (None, "0"):
+            time.sleep(1)  # what all ranks found, rank 0 alone says: its exit ends the others
+        say(f"{who}: {in_one_line(error)}")
+        if error.__cause__ is not None:  # the user's own code: where in it
+            traceback.print_exception(error.__cause__)
+        _end(2)
+    except ImportError as error:
+        if "failed to map segment" not in str(error):
+            raise
+        say(f"{who}: memory: {first_line(error)}: too little address space; allow more (ulimit -v)")
+        _end(2)
+    except Interrupted as interrupted:
+        if rank in (None, "0"):
+            say(f"{who}: {interrupted}")
+        _end(75)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _end(status: int) -> NoReturn:
+    """Exit, and see to it that the other ranks do: they may be waiting for this one."""
+    if "mpi4py.MPI" in sys.modules:
+        from mpi4py import MPI
+
+        if MPI.COMM_WORLD.size > 1:
+            time.sleep(0.3)  # or mpirun may end before it has passed on what was printed
+            MPI.COMM_WORLD.Abort(status)
+    sys.exit(status)
+
+
+def make_parser() -> Parser:
+    """Return the parser of all stages."""
+    parser = Parser(prog="lockstep", description=sys.modules["lockstep"].__doc__)
+    parser.add_argument("--version", action="version", version=f"lockstep {__version__}")
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+
+    def stage(name: str, help: str, go: Any) -> Parser:
+        sub = stages.add_parser(name, help=help, description=help)
+        sub.set_defaults(go=go)
+        return sub
+
+    sub = stage("config", "Look for mistakes of YAML in configuration files.", _config)
+    sub.add_argument("files", type=Path, nargs="+", help="the files")
+
+    sub = stage("download", "Fetch a dataset's files and check them.", _download)
+    _add_fields(sub, Dataset)
+    _add_path(sub, "output", "the folder that gets raw/ and sources.json")
+
+    sub = stage("prepare", "Decode a dataset into arrays.", _prepare)
+    _add_fields(sub, Dataset)
+    _add_path(
+        sub, "output", "the folder that `download` wrote to; gets train/, test/, manifest.json"
+    )
+    sub.add_argument(
+        "--threads", type=int, help="the threads that decode images (default: one a core)"
+    )
+
+    sub = stage("partition", "Assign every training sample to a shard.", _partition)
+    _add_data(sub)
+    _add_fields(sub, Run, ("shards", "scheme", "alpha", "seed"))
+    _add_path(sub, "output", "the folder that gets shards.csv, summary.csv, partition.json")
+
+    sub = stage("check", "Try a launch: ranks, cores, devices, models, communication.", _check)
+    _add_fields(sub, Run, ("ranks", "threads", "oversubscribe", "device"))
+    sub.add_argument(
+        "--models", nargs="+", default=["cnn"], help="the models to build (default: cnn)"
+    )
+    sub.add_argument(
+        "--shape",
+        type=int,
+        nargs=3,
+        metavar=("C", "H", "W"),
+        default=[1, 28, 28],
+        help="channels, rows and columns of an image, in pixels (default: 1 28 28)",
+    )
+    sub.add_argument(
+        "--images", type=int, default=2, help="The images that a model gets at once (default: 2)"
+    )
+    sub.add_argument("--classes", type=int, default=10, help="the number of classes (default: 10)")
+    _add_path(sub, "data", "a prepared dataset, to take shape and classes from", required=False)
+    sub.add_argument(
+        "--seconds",
+        type=float,
+        default=Config.model_fields["check_seconds"].default,
+        help="about how long to measure the communication (default: %(default)s)",
+    )
+    _add_path(sub, "output", "the JSON file to write; the table beside it ends in .csv")
+
+    sub = stage("train", "Train a model; launch it with mpirun for more than one rank.", _train)
+    _add_data(sub)
+    _add_path(sub, "partition", "the table of shards that `partition` wrote")
+    _add_fields(sub, Run)
+    _add_path(sub, "output", "the folder that gets the model and its records")
+
+    sub = stage("reproduce", "Train a run again from its record, and compare the bits.", _reproduce)
+    sub.add_argument("results", type=Path, help="the folder of the run, with its train.json")
+    _add_path(sub, "data", "the prepared dataset, if it is not where it was", required=False)
+    _add_path(sub, "partition", "the table of shards, if it is not where it was", required=False)
+    _add_path(sub, "output", "a folder that gets what is trained, if it is to stay", required=False)
+
+    sub = stage("average", "Average the last snapshots of a run.", _average)
+    _add_results(sub)
+    _add_data(sub)
+    _add_fields(sub, Run, ("threads",))
+
+    sub = stage(
+        "evaluate", "Measure the models of a run on the test set, over MPI or not.", _evaluate
+    )
+    _add_results(sub)
+    _add_data(sub)
+    _add_fields(sub, Run, ("ranks", "threads"))
+
+    sub = stage("summarize", "Write a table with a row for each run.", _summarize)
+    sub.add_argument("results", type=Path, nargs="+", help="the folders of the runs")
+    _add_path(sub, "output", "the table to write, CSV")
+
+    sub = stage("report", "Draw the figures of a run, a launch, or a table of runs.", _report)
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--results", type=Path, help="the folder of a run")
+    what.add_argument("--summary", type=Path, help="the table of all runs")
+    what.add_argument("--launch", type=Path, help="the JSON file of `check` for a launch")
+    _add_path(sub, "partition", "the summary.csv of a run's partition", required=False)
+    text = "the JSON files of `check`: all, for a table; that of its launch, to predict from a run"
+    sub.add_argument("--checks", type=Path, nargs="*", default=[], help=text)
+    _add_path(sub, "output", "the folder that gets the figures")
+    return parser
+
+
+def _add_path(parser: Parser, name: str, help: str, required: bool = True) -> None:
+    parser.add_argument(f"--{name}", type=Path, required=required, help=help)
+
+
+def _add_data(parser: Parser) -> None:
+    _add_path(parser, "data", "the folder of the prepared dataset")
+
+
+def _add_results(parser: Parser) -> None:
+    _add_path(parser, "results", "the folder of the run")
+
+
+def _add_fields(parser: Parser, model: type[Strict], names: Sequence[str] = ()) -> None:
+    """Make a flag of each field of a configuration model, with its description and default."""
+    if names:  # a whole model is checked when it is built, a few of its fields by `main`
+        parser.set_defaults(fields=names)
+    for name in names or model.model_fields:
+        field = model.model_fields[name]
+        kind = field.annotation
+        options: dict[str, Any] = {"default": field.default}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(kind) is typing.Literal:
+            options["choices"] = typing.get_args(kind)
+        else:
+            if isinstance(kind, types.UnionType):
+                kind = typing.get_args(kind)[0]
+            options["type"], options["metavar"] = kind, getattr(kind, "__name__", "value").upper()
+        text = " ".join((field.description or "").split()).replace("%", "%%")
+        text = text.removesuffix(".")
+        if field.default is not None:
+            text += f" (default: {field.default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text, **options)
+
+
+def _take(args: dict[str, Any], model: type[Strict]) -> Any:
+    """Take the fields of a configuration model out of `args` and build it."""
+    return parse(model, {name: args.pop(name) for name in model.model_fields}, "flags")
+
+
+def _limit_threads(threads: int) -> None:
+    # Libraries read these once, when they are loaded. Snakemake sets them to the threads of a whole
+    # rule, which is those of all its ranks.
+    for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"):
+        os.environ[f"{library}_NUM_THREADS"] = str(threads)
+    os.environ["OMP_DYNAMIC"] = "FALSE"  # just so many, however busy the machine is
+    # cuBLAS sums in a fixed order only with a workspace of fixed size.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def _config(args: dict[str, Any]) -> None:
+    for path in args["files"]:
+        check_file(path)
+
+
+def _download(args: dict[str, Any]) -> None:
+    from lockstep.pipeline.stages.download import download
+
+    download(_take(args, Dataset), **args)
+
+
+def _prepare(args: dict[str, Any]) -> None:
+    if args["threads"] is not None and args["threads"] < 1:
+        raise UserError(f"flags: threads: expected 1 or more, not {args['threads']}")
+    from lockstep.pipeline.stages.prepare import prepare
+
+    made = prepare(_take(args, Dataset), **args)
+    shape = " x ".join(map(str, made["shape"]))
+    print(
+        f"{made['train']['samples']:,} + {made['test']['samples']:,} images of {shape}, "
+        f"{len(made['classes'])} classes"
+    )
+
+
+def _partition(args: dict[str, Any]) -> None:
+    from lockstep.pipeline.stages.partition import partition
+
+    print(partition(**args).pivot(index="shard", columns="label", values="samples").to_string())
+
+
+def _check(args: dict[str, Any]) -> None:
+    if not 0 <= args["seconds"] <= DAY:
+        raise UserError(f"flags: seconds: expected 0 to {DAY:g}, not {args['seconds']}")
+    _limit_threads(args["threads"])
+    from lockstep.pipeline.stages.check import check, for_terminal
+
+    if (data := args.pop("data")) is not None:
+        from lockstep.pipeline.data.manifest import read_manifest
+
+        manifest = read_manifest(data)
+        args |= {"shape": manifest.shape, "classes": manifest.classes}
+    if check(**{**args, "shape": tuple(args["shape"])}) is not None:
+        print(for_terminal(args["output"].with_suffix(".csv")))
+
+
+def _train(args: dict[str, Any]) -> None:
+    run = _take(args, Run)
+    _limit_threads(run.threads)
+    faulthandler.enable()  # a file that is cut short under a rank's map kills it: say where
+    # Until the training looks out for them, signals wait: importing torch takes seconds.
+    signals = {signal.SIGUSR1, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        from lockstep.pipeline.stages.train import train
+
+        train(run, **args)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+
+def _reproduce(args: dict[str, Any]) -> None:
+    from lockstep.pipeline.record import read_reproducible
+
+    _limit_threads(read_reproducible(args["results"]).configuration.threads)
+    from lockstep.pipeline.stages.reproduce import reproduce
+
+    sys.exit(0 if reproduce(**args) else 1)
+
+
+def _average(args: dict[str, Any]) -> None:
+    _limit_threads(args["threads"])
+    from lockstep.pipeline.stages.average import average
+
+    average(**args)
+
+
+def _evaluate(args: dict[str, Any]) -> None:
+    _limit_threads(args["threads"])
+    from lockstep.pipeline.stages.evaluate import evaluate
+
+    evaluate(**args)
+
+
+def _summarize(args: dict[str, Any]) -> None:
+    from lockstep.pipeline.stages.summarize import for_terminal, summarize
+
+    summarize(**args)
+    print(for_terminal(args["output"]))
+
+
+def _report(args: dict[str, Any]) -> None:
+    from lockstep.pipeline import report
+
+    if args["launch"] is not None:
+        report.draw_launch(args["launch"], args["output"])
+    elif args["summary"] is not None:
+        report.draw_summary(args["summary"], args["checks"], args["output"])
+    elif args["partition"] is not None:
+        report.draw_run(args["results"], args["partition"], args["output"])
+    elif len(args["checks"]) == 1:
+        report.draw_prediction(args["results"], args["checks"][0], args["output"])
+    else:
+        raise UserError("flags: partition: is missing; --results wants it, or one of --checks")

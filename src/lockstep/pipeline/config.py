@@ -1,0 +1,569 @@
+"""The configuration: what a user may set, what it means, and which combinations make sense.
+
+The models below are the only list of keys. The flags of `lockstep train` are made from them
+(`lockstep.pipeline.cli`), and so are the JSON schemas in workflow/schemas (`make schemas`).
+"""
+
+import io
+import json
+import os
+import re
+import reprlib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from lockstep.errors import UserError, first_line
+
+# Names of files and folders that lie beside the runs' folders in the results.
+RESERVED = {"check", "config.json", "figures", "report.html", "summary.csv"}
+
+# What is larger than these is a slip of the pen, and would run for ever, or overflow somewhere.
+MOST_RANKS = 2**20  # also shards: messages list divisors, and every rank knows of every other
+MOST_THREADS = 4096  # no machine has as many cores
+MOST_EPOCHS = 100_000  # each checkpoint has a row of history for each, some 20 MB in all
+MOST = 10**9  # counts fit an int32, and learning rates and their like the square of a float32
+DAY, MONTH = 86_400.0, 30 * 86_400.0  # seconds; torch counts milliseconds, and no job is as long
+
+
+class Strict(BaseModel):
+    """A section of the configuration: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not bool:
+            raise ValueError(f"expected {getattr(kind, '__name__', kind)}, not {value}")
+        return value
+
+
+class Dataset(Strict):
+    """What to train on."""
+
+    name: Literal[
+        "digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "imagefolder", "npz"
+    ] = "digits"
+    """A dataset that Lockstep knows, or the form of your own: `imagefolder` (a folder of images
+    for each class) or `npz` (a file with arrays `images` and `labels`)."""
+
+    path: str | None = None
+    """Where your own dataset lies: the folder of an `imagefolder`, the file of an `npz`."""
+
+    mirror: str | None = Field(default=None, pattern=r"^https?://")
+    """An address that holds the dataset's files under their original names. Only it is asked then:
+    a site without internet serves its own."""
+
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """The share of each class that is kept for testing, where the dataset has no test part of its
+    own."""
+
+    @model_validator(mode="after")
+    def _path_belongs_to_own_datasets(self) -> "Dataset":
+        own = self.name in ("imagefolder", "npz")
+        if own != (self.path is not None):
+            verb = "needs" if own else "takes no"
+            raise ValueError(f"the dataset {self.name!r} {verb} key 'path'")
+        if self.path is not None and re.search("[{}]", self.path):
+            raise ValueError(f"path: Snakemake takes braces for wildcards, not {self.path!r}")
+        return self
+
+    @property
+    def id(self) -> str:
+        """The name of the dataset's folder under data/."""
+        if self.path is None:
+            return self.name
+        return f"{self.name}-{re.sub(r'[^A-Za-z0-9_.-]', '_', Path(self.path).name)}"
+
+
+class Defaults(Strict):
+    """What a run may set, and what it has where it does not."""
+
+    shards: int = Field(default=4, ge=1, le=MOST_RANKS)
+    """S, the number of disjoint parts of the training set. The result depends on it."""
+
+    scheme: Literal["iid", "stratified", "contiguous", "dirichlet"] = "stratified"
+    """How samples are assigned to shards: at random, at random within each class, in the order of
+    the files, or with classes skewed by `alpha`."""
+
+    alpha: float = Field(default=0.5, gt=0, le=MOST)
+    """The concentration of the `dirichlet` scheme: small is skewed, large is even."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """The one seed: of the partition, the initial weights, the order, augmentation and dropout."""
+
+    model: str = "cnn"
+    """`cnn`, `linear`, the name of a torchvision classifier (`resnet50`), or
+    `package.module:function` of your own, called with the input's shape (C, H, W) and the number
+    of classes."""
+
+    strategy: Literal[
+        "single",
+        "data_parallel",
+        "ddp",
+        "sync_sgd",
+        "local_sgd",
+        "pipeline",
+        "hybrid",
+        "fsdp",
+    ] = "sync_sgd"
+    """`single`: one process; `data_parallel`: torch's DataParallel, one process with all its GPUs;
+    `ddp`: DistributedDataParallel; `sync_sgd`: gradients averaged by our own all-reduce;
+    `local_sgd`: a replica for each shard, averaged now and then; `pipeline`: the model cut into
+    stages over the ranks; `hybrid`: groups of ranks, each a pipeline; `fsdp`: parameters sharded
+    over the ranks (FSDP2)."""
+
+    reduction: Literal["tree", "fast"] = "tree"
+    """How `sync_sgd` sums gradients: along a fixed `tree` over the shards, which gives the same
+    bits at any number of ranks, or by one all-reduce over the ranks (`fast`)."""
+
+    sync_every: int = Field(default=8, ge=0, le=MOST)
+    """The steps of `local_sgd` from one average of the replicas to the next; 0: they are averaged
+    once, after training, by `average`."""
+
+    stages: int = Field(default=2, ge=1, le=MOST_RANKS)
+    """The stages that `hybrid` cuts the model into; it divides `ranks`. `pipeline` has as many as
+    ranks."""
+
+    pipeline_schedule: Literal["gpipe", "1f1b"] = "1f1b"
+    """The order of `pipeline` and `hybrid`: all forward passes before all backward ones (`gpipe`),
+    or one forward, one backward (`1f1b`), which keeps fewer activations."""
+
+    ranks: int = Field(default=2, ge=1, le=MOST_RANKS)
+    """P, the number of processes. It divides `shards`, but with `pipeline`; rank r owns the r-th
+    block of S/P shards. With `hybrid` it is `ranks`/`stages` that divides them."""
+
+    threads: int = Field(default=1, ge=1, le=MOST_THREADS)
+    """The number of threads of each rank. The bits depend on it."""
+
+    oversubscribe: bool = False
+    """Leave to run more ranks x threads than the machine has cores: slow, good for a test."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute. `auto` takes GPUs where every rank has one of its own, else CPUs; `cuda`
+    stops where there are too few."""
+
+    backend: Literal["auto", "mpi4py", "gloo", "nccl"] = "auto"
+    """What carries the ranks' tensors. `auto` is NCCL between GPUs, and between CPUs MPI where it
+    has started the ranks, else Gloo. Where a strategy keeps the promise, the bits do not depend on
+    it."""
+
+    init_method: str = Field(
+        default="auto", pattern=r"^(auto|mpi://|env://|file:///.+|tcp://[^/]+:[0-9]+)$"
+    )
+    """How ranks find each other: `mpi://`, `env://` (MASTER_ADDR and MASTER_PORT are set),
+    `file:///path` (which all ranks see), `tcp://host:port` (of rank 0). `auto` asks MPI where it
+    has started the ranks, else what torchrun has set."""
+
+    epochs: int = Field(default=30, ge=1, le=MOST_EPOCHS)
+    """The number of passes over the training set. A pass takes whole micro-batches alone: up to
+    B/S - 1 samples of each shard, others each time, are left out of it."""
+
+    batch: int = Field(default=128, ge=1, le=MOST)
+    """B, the global batch in images. `shards` divides it: each gives B/S images to every step."""
+
+    shift: int = Field(default=0, ge=0, le=1024)
+    """Augmentation: shift each image at random by up to so many pixels, both ways, over zeros (a
+    random crop with padding)."""
+
+    flip: bool = False
+    """Augmentation: mirror each image left to right with probability one half."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    """The optimizer."""
+
+    lr: float = Field(default=0.01, gt=0, le=MOST)
+    """The learning rate, at its peak where the schedule has one."""
+
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """The momentum of `sgd`."""
+
+    nesterov: bool = True
+    """Nesterov's momentum in `sgd`."""
+
+    weight_decay: float = Field(default=0.0, ge=0, le=MOST)
+    """The weight decay."""
+
+    decay_norm_bias: bool = False
+    """Decay biases and the weights of normalisation layers as well."""
+
+    schedule: Literal["constant", "step", "cosine", "onecycle"] = "onecycle"
+    """How the learning rate goes over the steps."""
+
+    warmup: float = Field(default=0.0, ge=0, le=MOST)
+    """Epochs over which the learning rate rises from 0, before any schedule but `onecycle`, which
+    has a rise of its own."""
+
+    step_epochs: int = Field(default=10, ge=1, le=MOST)
+    """The `step` schedule: the epochs between two drops."""
+
+    step_gamma: float = Field(default=0.1, gt=0, le=1)
+    """The `step` schedule: the factor of a drop."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """The share of each label that is spread over all classes."""
+
+    clip: float | None = Field(default=None, gt=0, le=MOST)
+    """The largest norm of the gradient; a longer one is scaled down to it."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in. Weights, gradients and their sums are float32 either way."""
+
+    snapshots: int | None = Field(default=None, ge=1)
+    """The number of last epochs whose weights are kept, and averaged by `average`. Where it is not
+    set, the last 3, or all of fewer."""
+
+    checkpoint_every: str = Field(
+        default="1 min",
+        pattern=r"^([0-9]{1,9}(\.[0-9]{1,9})? ?(s|min|h)"
+        r"|[1-9][0-9]{0,8} (step|steps|epoch|epochs))$",
+    )
+    """How often the run is saved, to go on after an interruption: `30 s`, `10 min`, `1 h`,
+    `500 steps`, `1 epoch`."""
+
+    checkpoint_keep: int = Field(default=2, ge=1, le=MOST)
+    """How many checkpoints are kept: if the last is damaged, the one before is used."""
+
+    timeout: float = Field(default=600.0, gt=0, le=MONTH)
+    """Seconds that ranks wait for one another in a communication before the job is ended."""
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _some_time_passes(cls, value: str) -> str:
+        if not re.search("[1-9]", value):
+            raise ValueError(f"expected more than {value!r}; `1 steps` is after every step")
+        return value
+
+
+# What says where and how a run is computed, and nothing about its result, where its strategy keeps
+# the promise.
+PLACE = {
+    *("ranks", "oversubscribe", "device", "backend", "init_method", "stages", "pipeline_schedule"),
+    *("checkpoint_every", "checkpoint_keep", "timeout"),
+}
+# Of these, what may change without anything being trained again.
+UPKEEP = {"checkpoint_every", "checkpoint_keep", "timeout"}
+
+
+class Run(Defaults):
+    """One training run. Its results follow from these values, the data and the machine's kind."""
+
+    snapshots: int = Field(default=None, ge=1, validate_default=True)
+    """The number of last epochs whose weights are kept, and averaged by `average`. Where it is not
+    set, the last 3, or all of fewer."""
+
+    @field_validator("snapshots", mode="before")
+    @classmethod
+    def _last_three(cls, value: Any, info: ValidationInfo) -> Any:
+        return min(3, info.data.get("epochs", 3)) if value is None else value
+
+    @model_validator(mode="after")
+    def _numbers_divide(self) -> "Run":
+        if self.strategy in ("single", "data_parallel") and self.ranks != 1:
+            raise ValueError(f"ranks: the strategy {self.strategy!r} has 1 rank, not {self.ranks}")
+        if self.strategy in ("pipeline", "hybrid"):
+            self._stages_divide()
+        elif self.shards % self.ranks:
+            raise ValueError(
+                f"ranks: {self.ranks} ranks cannot share {self.shards} shards evenly; "
+                f"take one of {divisors(self.shards)}"
+            )
+        if self.batch % self.shards:
+            raise ValueError(
+                f"batch: {self.shards} shards cannot share a batch of {self.batch} evenly; "
+                f"take {self.batch // self.shards * self.shards or self.shards}"
+            )
+        if self.optimizer == "sgd" and self.nesterov and not self.momentum:
+            raise ValueError("nesterov: needs a momentum above 0")
+        if self.snapshots > self.epochs:
+            raise ValueError(f"snapshots: {self.snapshots} is more than the {self.epochs} epochs")
+        if self.schedule != "onecycle" and self.warmup > self.epochs:
+            raise ValueError(f"warmup: {self.warmup} is more than the {self.epochs} epochs")
+        return self
+
+    def _stages_divide(self) -> None:
+        stages = self.ranks if self.strategy == "pipeline" else self.stages
+        if self.ranks % stages:
+            raise ValueError(
+                f"stages: {self.ranks} ranks cannot be pipelines of {stages} stages each; "
+                f"take one of {divisors(self.ranks)}"
+            )
+        if self.shards % (self.ranks // stages):
+            raise ValueError(
+                f"ranks: {self.ranks} ranks are {self.ranks // stages} pipelines of "
+                f"{stages} stages, which cannot share {self.shards} shards evenly; "
+                f"{stages} times one of {divisors(self.shards)} can"
+            )
+        shards = self.shards // (self.ranks // stages)
+        if self.pipeline_schedule == "1f1b" and shards < stages:
+            raise ValueError(
+                f"pipeline_schedule: 1f1b wants as many shards for a pipeline as it has stages, "
+                f"{stages}, not {shards}; take more shards, or gpipe"
+            )
+
+    @property
+    def checkpoint_period(self) -> tuple[float, str]:
+        """`checkpoint_every` as a number of "seconds", "steps" or "epochs"."""
+        found = re.fullmatch(r"([0-9.]+) ?([a-z]+)", self.checkpoint_every)
+        assert found is not None  # the field's pattern has seen to it
+        amount, unit = float(found[1]), found[2].rstrip("s")
+        if unit in ("step", "epoch"):
+            return amount, unit + "s"
+        return amount * {"": 1, "min": 60, "h": 3600}[unit], "seconds"
+
+    @property
+    def one_shot(self) -> bool:
+        """Whether replicas are trained apart to the end, and `average` makes one model of them."""
+        return self.strategy == "local_sgd" and self.sync_every == 0
+
+    @property
+    def partition(self) -> str:
+        """The name of the partition's folder: all that it depends on, beside the data."""
+        alpha = f"-{str(self.alpha).removesuffix('.0')}" if self.scheme == "dirichlet" else ""
+        return f"{self.scheme}{alpha}-{self.shards}-seed{self.seed}"
+
+
+class Config(Strict):
+    """A whole experiment: config/config.yaml, with what another file puts over it."""
+
+    dataset: Dataset = Dataset()
+    """What to train on."""
+
+    defaults: Defaults = Defaults()
+    """What every run has, where its row says nothing else."""
+
+    runs: str = "config/runs.tsv"
+    """The table of runs: tab-separated, a row each; the column `run` names it, any other column
+    overrides the default of that name where the cell is not empty."""
+
+    check_seconds: float = Field(default=5.0, ge=0, le=DAY)
+    """About how many seconds `check` measures the communication of each kind of launch. More of
+    them give more iterations, and larger messages."""
+
+    pathvars: dict[Literal["results", "logs", "benchmarks"], str] = Field(default_factory=dict)
+    """Snakemake's path variables: `results`, `logs`, `benchmarks` may lie elsewhere."""
+
+    @field_validator("pathvars")
+    @classmethod
+    def _folders_apart(cls, value: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        folders = {"results": "results", "logs": "logs", "benchmarks": "logs/benchmarks", **value}
+        here, data = os.path.realpath("."), os.path.realpath("data")
+        # Where `data` is a link to a large disk, there may be more on that than datasets.
+        datasets = [f"{here}/data"]
+        if dataset := info.data.get("dataset"):
+            datasets.append(os.path.realpath(f"data/{dataset.id}"))
+        seen: dict[str, str] = {}
+        for name, folder in folders.items():
+            if not folder or re.search(r"[{}<>\0\n]", folder):
+                raise ValueError(f"{name}: {folder!r} cannot be the path of a folder here")
+            path = os.path.realpath(folder)
+            if os.path.commonpath([path, here]) == path:
+                raise ValueError(f"{name}: {folder!r} holds the workflow itself; take another")
+            if path == data or any(os.path.commonpath([path, d]) == d for d in datasets):
+                raise ValueError(f"{name}: {folder!r} is among the datasets; take another")
+            if path in seen:
+                raise ValueError(f"{name}: {folder!r} is that of {seen[path]}; take another")
+            seen[path] = name
+        return value
+
+
+class RunRow(Run):
+    """A row of runs.tsv."""
+
+    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """The run's name, and that of its folder of results."""
+
+
+# A wrong value may be of any size, and a few aliases of YAML make one that no memory holds as text.
+QUOTE = reprlib.Repr()
+QUOTE.maxlevel, QUOTE.maxstring, QUOTE.maxother, QUOTE.maxlong = 2, 80, 80, 40
+
+
+def divisors(n: int) -> str:
+    """Return the divisors of `n`, for a message."""
+    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+
+
+def parse(model: type[BaseModel], values: Any, where: str) -> Any:
+    """Build `model` from `values`; what is wrong becomes one line that begins with `where`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        found = (
+            ""
+            if first["type"] in ("extra_forbidden", "missing", "value_error")
+            else f", not {QUOTE.repr(first['input'])}"
+        )
+        message = {"missing": "is missing"}.get(
+            first["type"], first["msg"].removeprefix("Value error, ")
+        )
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(_fields_at(model, first["loc"]))
+            message = f"no such key; known keys: {known}"
+        raise UserError(": ".join(filter(None, [where, key, message + found]))) from None
+
+
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for part in location[:-1]:
+        model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
+    return list(model.model_fields)
+
+
+# A configuration has some hundred values; aliases of aliases make more of them than memory holds.
+MOST_VALUES = 100_000
+
+
+def check_file(path: Path) -> None:
+    """Refuse a configuration file that cannot be read, or is read otherwise than it looks.
+
+    Snakemake reads the file itself. It says neither where a mistake is, nor that a key is there
+    twice, of which the last one counts.
+
+    Raises:
+        UserError: the first thing that is wrong, with the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        # JSON may be indented by tabs, YAML may not.
+        loader = yaml.SafeLoader(text.replace("\t", " ") if _is_json(text) else text)
+        if (top := loader.get_single_node()) is not None:
+            _check_node(top, path, {})
+            loader.construct_document(top)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not a text in UTF-8: {error.reason} at byte {error.start}"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply") from None
+    except yaml.YAMLError as error:
+        mark, why = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"{path}: {line}not YAML: {why or first_line(error)}") from None
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        # Of a number with 5,000 digits, say, or a tag that does not fit.
+        raise UserError(f"{path}: a value cannot be read: {first_line(error)}") from None
+    if not isinstance(top, yaml.MappingNode | None):
+        raise UserError(f"{path}: expected keys with values, as in config/config.yaml")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _check_node(node: yaml.Node, path: Path, sizes: dict[int, int]) -> int:
+    """Return how many values a node of YAML stands for, aliases written out.
+
+    Args:
+        node: the node.
+        path: the file, for messages.
+        sizes: what is known, by the nodes' identity; 0 for one that is being counted.
+    """
+    if id(node) in sizes and not sizes[id(node)]:
+        raise UserError(f"{path}: line {node.start_mark.line + 1}: it contains itself")
+    if id(node) in sizes:
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    inner = list(node.value) if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        keys: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError(f"{path}: line {line}: a key must be a word")
+            if key.value in keys:
+                first = keys[key.value]
+                why = f"the key {key.value!r} is there twice, first in line {first}; take one away"
+                raise UserError(f"{path}: line {line}: {why}")
+            keys[key.value] = line
+            inner.append(value)
+    size = 1 + sum(_check_node(one, path, sizes) for one in inner)
+    if size > MOST_VALUES:
+        line = node.start_mark.line + 1
+        raise UserError(
+            f"{path}: line {line}: more than {MOST_VALUES:,} values, aliases written out"
+        )
+    sizes[id(node)] = size
+    return size
+
+
+def load(
+    values: dict[str, Any], folder: Path = Path(), where: str = "configuration"
+) -> tuple[Config, dict[str, Run]]:
+    """Check a configuration and its table of runs.
+
+    Args:
+        values: the merged content of the configuration files.
+        folder: what the path of the table is relative to.
+        where: the names of those files, for messages.
+
+    Returns:
+        The configuration, and its runs by name in the table's order.
+
+    Raises:
+        UserError: the first thing that is wrong, in one line.
+    """
+    import pandas as pd
+
+    config: Config = parse(Config, values, where)
+    table = folder / config.runs
+    try:
+        lines = table.read_text(encoding="utf-8-sig").splitlines()
+        text = "\n".join(line for line in lines if not line.startswith("#"))
+        rows = pd.read_csv(io.StringIO(text), sep="\t", dtype=str, keep_default_na=False)
+        if not isinstance(rows.index, pd.RangeIndex):  # pandas takes surplus cells for names
+            raise ValueError("rows have more cells than the first line")
+    except (OSError, ValueError) as error:
+        why = str(error).strip()
+        raise UserError(f"{table}: cannot be read as a tab-separated table: {why}") from None
+    if "run" not in rows:
+        found = ", ".join(map(repr, rows))
+        raise UserError(f"{table}: no column 'run' among {found}; tabs separate columns")
+    runs: dict[str, Run] = {}
+    taken = {name.casefold(): "is a name that Lockstep uses itself" for name in RESERVED}
+    for number, row in enumerate(rows.to_dict("records"), start=1):
+        name = row.get("run") or f"row {number}"
+        cells = {str(key): cell for key, cell in row.items() if cell != ""}
+        values_of_run = {**config.defaults.model_dump(), **cells}
+        parsed = parse(RunRow, values_of_run, f"{table}: {name}")
+        key = parsed.run.casefold()  # not every file system tells a folder "A" from "a"
+        if key in taken:
+            raise UserError(f"{table}: {name}: run: {taken[key]}; give it another name")
+        taken[key] = f"is there twice, for {parsed.run!r} above has the same folder"
+        runs[parsed.run] = Run(**parsed.model_dump(exclude={"run"}))
+    if not runs:
+        raise UserError(f"{table}: there is no run in it; write a row for each")
+    return config, runs
+
+
+def main() -> None:
+    """Write the JSON schemas, for editors and other tools, from the models above."""
+    folder = Path(__file__).parents[3] / "workflow" / "schemas"
+    for name, model in (("config", Config), ("runs", RunRow)):
+        schema = json.loads(json.dumps(model.model_json_schema()))
+        (folder / f"{name}.schema.yaml").write_text(yaml.safe_dump(schema, sort_keys=False))
+
+
+if __name__ == "__main__":
+    main()

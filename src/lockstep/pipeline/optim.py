@@ -1,0 +1,111 @@
+"""Optimizers, and learning rates as a function of the step."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from lockstep.errors import UserError
+from lockstep.pipeline.config import Run
+
+# What an optimizer keeps for each parameter, by the name of the parameter.
+State = dict[str, dict[str, torch.Tensor]]
+# That again, where its tensors are read one at a time.
+LazyState = Mapping[str, Mapping[str, torch.Tensor]]
+
+
+def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the run's optimizer over the model's parameters, fused where torch has it so."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise UserError(f"model: {run.model} has no parameter that is trained (requires_grad)")
+    # Biases and the weights of normalisation layers are the parameters of one dimension.
+    decayed = [p for p in trained if p.ndim > 1 or run.decay_norm_bias]
+    others = [p for p in trained if p.ndim <= 1 and not run.decay_norm_bias]
+    groups = [
+        {"params": decayed, "weight_decay": run.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if run.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=run.lr, momentum=run.momentum, nesterov=run.nesterov, fused=True
+        )
+    kind = torch.optim.Adam if run.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=run.lr, fused=True)
+
+
+def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Return an optimizer's parameters, in its order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def update(optimizer: torch.optim.Optimizer, lr: float, clip: float | None) -> None:
+    """Take a step with the gradients that are there, scaled down to the norm `clip` at most."""
+    if clip is not None:
+        nn.utils.clip_grad_norm_(parameters(optimizer), clip)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+
+
+def state_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> State:
+    """Return what an optimizer keeps for each parameter, by the parameter's name."""
+    return {
+        name: {key: v for key, v in optimizer.state[p].items() if isinstance(v, torch.Tensor)}
+        for name, p in model.named_parameters()
+        if p in optimizer.state
+    }
+
+
+def named(state: State) -> dict[str, torch.Tensor]:
+    """Return what an optimizer keeps, each tensor by what it is of which parameter."""
+    return {f"{key} of {name}": v for name, kept in state.items() for key, v in kept.items()}
+
+
+def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: LazyState) -> None:
+    """Give an optimizer what `state_of` returned, as far as it has the parameters.
+
+    It goes through all of `state`, in its order.
+    """
+    mine = {id(p) for p in parameters(optimizer)}
+    by_name = dict(model.named_parameters())
+    for name, kept in state.items():
+        for key, value in kept.items():
+            if id(p := by_name[name]) in mine:
+                optimizer.state[p][key] = like(p, value)
+
+
+def like(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+    """Return a copy of `value` beside a parameter, and lying in memory as that does."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device, copy=True)
+    return torch.empty_like(parameter.detach(), dtype=value.dtype).copy_(value)
+
+
+def learning_rate(run: Run, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of a step (counted from 0), of which there are epochs x steps.
+
+    constant; step (dropping every `step_epochs`); cosine (Loshchilov and Hutter, "SGDR", 2017, one
+    cycle to 0); onecycle (Smith and Topin, "Super-convergence", 2018: up from lr/25 over the first
+    30 % of the steps and down to lr/250,000, along cosines, as PyTorch's OneCycleLR does it).
+    """
+    total = run.epochs * steps_per_epoch
+    if run.schedule == "onecycle":
+        peak = 0.3 * total - 1
+        if step <= peak:
+            return _cosine(run.lr / 25, run.lr, step / peak)
+        return _cosine(run.lr, run.lr / 25e4, (step - peak) / (total - 1 - peak))
+    warmup = run.warmup * steps_per_epoch
+    if step < warmup:
+        return run.lr * (step + 1) / warmup if step + 1 < warmup else run.lr
+    if run.schedule == "cosine":
+        return _cosine(run.lr, 0.0, (step - warmup) / (total - warmup))
+    if run.schedule == "step":
+        return run.lr * run.step_gamma ** (step // (run.step_epochs * steps_per_epoch))
+    return run.lr
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

@@ -1,0 +1,193 @@
+"""The records that stages leave for those after them: what of them is read, and whether they agree.
+
+A stage takes no file on trust. It compares the SHA-256 of what it reads with what the stage before
+wrote down: `average` that of the snapshots, `evaluate` that of the models and of the test set,
+`summarize` and `report` that of the tables. So what is put together is of one training.
+"""
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lockstep.errors import UserError
+from lockstep.files import check_sha256, read_json
+from lockstep.pipeline.config import Run, parse
+from lockstep.pipeline.data.manifest import Manifest
+
+T = TypeVar("T", bound="Record")
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# What a record counts fits a column of int64; no run has taken as many seconds, nor seen as many
+# images in one.
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+# What train.json is, for a message: one of an older version may lack something.
+TRAINING = "the record of a run of this version"
+
+
+class Record(BaseModel):
+    """What later stages read of a JSON file; there may be more in it."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Training(Record):
+    """train.json."""
+
+    configuration: Run
+    dataset: str
+    data_sha256: dict[str, Sha256]
+    mean: list[float]
+    std: list[float]
+    classes: list[str]
+    model_sha256: Sha256
+    snapshots: dict[str, Sha256]
+    snapshots_sha256: Sha256
+    history_csv_sha256: Sha256
+    parameters: Count
+    steps: Annotated[Count, Field(gt=0)]
+    images_per_second: Amount
+    seconds: Amount
+    bytes_sent: list[Count]
+
+
+class Place(Record):
+    """Where one rank ran."""
+
+    processor: str
+    device: str
+
+
+class Arithmetic(Record):
+    """What decides which kernels run; all of it is compared, whatever there is."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    libraries: dict[str, str]
+    caps: dict[str, str]
+
+
+class Reproducible(Training):
+    """train.json, with all that `reproduce` trains again from and compares."""
+
+    data: str
+    partition: str
+    partition_sha256: Sha256
+    initial_sha256: Sha256
+    parameters_sha256: Sha256
+    buffers_sha256: Sha256 | None
+    optimizer_sha256: Sha256
+    history_sha256: Sha256
+    backend: str
+    ranks: Annotated[list[Place], Field(min_length=1)]
+    arithmetic: Arithmetic
+    versions: dict[str, str]
+    code: dict[str, str]
+
+
+class Averaged(Record):
+    """averaged.json."""
+
+    snapshots_sha256: Sha256
+    model_sha256: Sha256
+
+
+class ClassMeasured(Record):
+    """What a model does with one class of the test set."""
+
+    samples: Count
+    correct: Count
+    accuracy: Share
+
+
+class Measured(Record):
+    """What a model does with the test set."""
+
+    accuracy: Share
+    correct: Count
+    loss: float
+    per_class: dict[str, ClassMeasured]
+
+
+class Metrics(Record):
+    """metrics.json."""
+
+    last: Measured
+    averaged: Measured
+    model_sha256: Sha256
+    snapshots_sha256: Sha256
+    predictions_sha256: Sha256
+    confusion_sha256: Sha256
+
+
+def read_training(results: Path) -> Training:
+    """Read the train.json in `results`.
+
+    Raises:
+        UserError: it is missing or damaged, or of an older version.
+    """
+    return _read(Training, results / "train.json", TRAINING, "train again")
+
+
+def read_reproducible(results: Path) -> Reproducible:
+    """Read the train.json in `results`, with what `reproduce` needs of it.
+
+    Raises:
+        UserError: it is missing or damaged, or of an older version.
+    """
+    return _read(Reproducible, results / "train.json", TRAINING, "train again")
+
+
+def read_averaged(results: Path, training: Training) -> Averaged:
+    """Read the averaged.json in `results`.
+
+    Raises:
+        UserError: it is missing or damaged, or of other snapshots than this training's.
+    """
+    path, do = results / "averaged.json", "run `average` again"
+    found = _read(Averaged, path, "the record of an average", do)
+    if found.snapshots_sha256 != training.snapshots_sha256:
+        raise UserError(f"{path}: not of the snapshots that {results / 'train.json'} lists; {do}")
+    return found
+
+
+def read_metrics(results: Path, training: Training) -> Metrics:
+    """Read the metrics.json in `results`; the tables beside it are compared with it.
+
+    Raises:
+        UserError: one of them is missing or damaged, or of another training than this one.
+    """
+    path, do = results / "metrics.json", "run `evaluate` again"
+    found = _read(Metrics, path, "the metrics of a run", do)
+    for key in ("model_sha256", "snapshots_sha256"):
+        if getattr(found, key) != getattr(training, key):
+            raise UserError(f"{path}: not of the training in {results / 'train.json'}; {do}")
+    check_sha256(results / "predictions.csv", found.predictions_sha256, path, do)
+    check_sha256(results / "confusion.csv", found.confusion_sha256, path, do)
+    return found
+
+
+def check_trained_on(training: Training, results: Path, manifest: Manifest, data: Path) -> None:
+    """Refuse other data than those that a run was trained on.
+
+    Raises:
+        UserError: they are others.
+    """
+    here = manifest.sha256, manifest.mean, manifest.std, manifest.class_names
+    if here != (training.data_sha256, training.mean, training.std, training.classes):
+        raise UserError(
+            f"{data / 'manifest.json'}: not of the data that {results / 'train.json'} was trained "
+            f"on; say by --data where those are, or prepare and train again"
+        )
+
+
+def _read(kind: type[T], path: Path, what: str, do: str) -> T:
+    values = read_json(path, what, do)
+    try:
+        found: T = parse(kind, values, "")
+    except UserError as error:
+        raise UserError(f"{path}: not {what} ({error}); {do}") from None
+    return found

@@ -1,0 +1,137 @@
+"""What happened over a run's epochs: loss, accuracy and learning rate, and where the time went."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    FuncFormatter,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+)
+
+from lockstep.pipeline.report import style
+
+# A logarithmic axis shows a loss best that falls by more than this factor.
+WIDE = 20.0
+
+
+def draw_curves(
+    name: str, run: dict[str, Any], history: pd.DataFrame, metrics: dict[str, Any]
+) -> Figure:
+    """Draw loss, accuracy and learning rate by epoch, and the accuracy on the test set."""
+    figure = style.new_figure(9, 6.6)
+    loss, accuracy, rate = figure.subplots(3, sharex=True, height_ratios=[3, 3, 1])
+    epochs = history["epoch"]
+    line: dict[str, Any] = {"linewidth": 1.6, "color": style.INK}
+    if len(epochs) <= 40:
+        line |= {"marker": "o", "markersize": 3.5}
+
+    loss.set_title(f"{name}: {style.describe(run)}")
+    loss.plot(epochs, history["loss"], **line)
+    loss.set_ylabel("training loss")
+    finite = history["loss"][np.isfinite(history["loss"])]
+    if finite.empty:
+        loss.text(0.5, 0.5, "not a number: it diverged", transform=loss.transAxes, ha="center")
+    elif 0 < finite.min() * WIDE < finite.max():
+        loss.set_yscale("log")
+        loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        loss.yaxis.set_minor_formatter(NullFormatter())
+
+    accuracy.plot(epochs, history["accuracy"], **line)
+    accuracy.set_ylabel("accuracy")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    ends = [(history["accuracy"].iloc[-1], "training", style.INK)]
+    # The dashes lie over the whole line: where the two agree, both are still seen.
+    alone = run["strategy"] == "local_sgd" and run["sync_every"] == 0
+    for model, title, colour, dashes in (
+        ("averaged", "test, averaged model", style.AVERAGED, "-"),
+        ("last", f"test, {'shard 0 alone' if alone else 'last model'}", style.LAST, (0, (6, 6))),
+    ):
+        share = metrics[model]["accuracy"]
+        accuracy.axhline(share, color=colour, linewidth=1.5, linestyle=dashes)
+        ends.append((share, title, colour))
+    _label_ends(accuracy, ends)
+
+    line |= {"color": style.GREY, "linewidth": 1.2, "markersize": 2}
+    rate.plot(epochs, history["lr"], **line)
+    rate.set_ylim(bottom=0)
+    rate.set_ylabel("learning rate")
+    _number_epochs(rate, len(epochs))
+    for axes in (loss, accuracy, rate):
+        axes.grid(axis="y")
+    figure.align_ylabels()
+    return figure
+
+
+def _number_epochs(axes: Axes, count: int) -> None:
+    axes.set_xlabel("epoch")
+    axes.set_xlim(0.4, count + 0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+
+
+def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
+    """Write (accuracy, title, colour) at the right of the axes, at its height, none on another."""
+    low, high = axes.get_ylim()
+    lines = [(value, title, colour) for value, title, colour in ends if np.isfinite(value)]
+    lines.sort(key=lambda line: line[0])
+    heights = spread([(value - low) / (high - low) for value, _, _ in lines], gap=0.08)
+    for (value, title, colour), height in zip(lines, heights, strict=True):
+        axes.annotate(
+            f"{title} {style.percent(value)}",
+            (1, height),
+            xytext=(6, 0),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="center",
+            color=colour,
+        )
+
+
+def spread(heights: list[float], gap: float) -> list[float]:
+    """Move ascending heights apart by at least `gap`, and the highest to no more than 1."""
+    moved: list[float] = []
+    for height in reversed(heights):
+        moved.append(min(height, moved[-1] - gap if moved else 1.0))
+    return moved[::-1]
+
+
+def draw_time(
+    name: str, run: dict[str, Any], history: pd.DataFrame, steps_per_epoch: float
+) -> Figure:
+    """Draw the milliseconds of a step by part, stacked, epoch by epoch."""
+    figure = style.new_figure(9, 4.6)
+    axes = figure.subplots()
+    total = history["seconds"].sum()
+    below = np.zeros(len(history))
+    for part, colour in (
+        ("compute", style.COMPUTE),
+        ("communication", style.COMMUNICATION),
+        ("input", style.INPUT),
+    ):
+        seconds = history[f"{part}_seconds"]
+        height = (seconds / steps_per_epoch * 1e3).to_numpy()
+        axes.bar(
+            history["epoch"],
+            height,
+            bottom=below,
+            width=0.8 if len(history) <= 60 else 1.0,
+            color=colour,
+            antialiased=len(history) <= 60,  # hundreds of bars would have pale seams
+            label=f"{part} ({seconds.sum() / total:.1%})",
+        )
+        below += height
+    # Not the height of the bars: where communication overlaps, its parts may add up to more.
+    step = history["seconds"].median() / steps_per_epoch
+    axes.set_title(
+        f"{name}: {step * 1e3:.3g} ms a step of {run['batch']} images in the median epoch, "
+        f"{run['batch'] / step:,.0f} images/s"
+    )
+    axes.set_ylabel("milliseconds a step, rank 0")
+    _number_epochs(axes, len(history))
+    axes.grid(axis="y")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure

@@ -1,0 +1,179 @@
+"""runs.html: the table of all runs, and which of them gave the same model, bit for bit."""
+
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from lockstep.pipeline.report import style
+from lockstep.pipeline.report.page import make_list, make_page, make_table
+
+HASH = "model_sha256"
+SINGLE = "as_single"
+# How ranks share the work of a run, beside its ranks: `single` is the reference for all of it.
+SHARING = {"strategy", "reduction", "sync_every", "stages", "pipeline_schedule", "backend"}
+SHARING |= {"init_method", "device"}
+# What comes out of a run; every other column but its name and its ranks went into it.
+RESULTS = ["accuracy_last", "accuracy_averaged", "loss", "images_per_second", "seconds"]
+RESULTS += ["bytes_sent", HASH]
+TITLES = {
+    HASH: "model hash",
+    SINGLE: "as single?",
+    "accuracy_last": "accuracy, last",
+    "accuracy_averaged": "accuracy, averaged",
+    "loss": "loss, last",
+    "images_per_second": "images/s",
+    "bytes_sent": "MB sent",
+}
+FORMATS = {
+    "accuracy_last": style.percent,
+    "accuracy_averaged": style.percent,
+    "loss": "{:.4f}".format,
+    "images_per_second": "{:,.0f}".format,
+    "seconds": "{:,.2f}".format,
+    "bytes_sent": lambda sent: f"{sent / 1e6:,.2f}",
+}
+NOTE = """<p class="note">Runs with the same letter have the same model, bit for bit; a hollow
+letter is a model that one run alone gave. Point at a hash to see all of it.</p>"""
+# Fills on which white or black letters are read; models beyond them take them from the start,
+# and are told apart by their letters.
+FILLS = [
+    (style.BLUE, "white"),
+    (style.ORANGE, "black"),
+    (style.GREEN, "white"),
+    (style.PURPLE, "black"),
+    (style.SKY, "black"),
+    (style.RED, "white"),
+]
+
+
+def page_of_runs(table: pd.DataFrame) -> str:
+    """Return the page of a table of runs."""
+    chips = make_chips(table[HASH])
+    inputs = [name for name in table.columns if name not in ("run", "ranks", *RESULTS)]
+    if any(found := compare_with_single(table, inputs)):
+        table = table.assign(**{SINGLE: found})
+    # What is the same in every run would push what is not out of the window.
+    same = [name for name in inputs if table[name].nunique() == 1]
+    first = [name for name in ("run", HASH, SINGLE) if name in table]
+    columns = [*first, *(name for name in table.columns if name not in (*first, *same))]
+    numbers = {
+        at: "number"
+        for at, name in enumerate(columns)
+        if name in FORMATS or pd.api.types.is_numeric_dtype(table[name])
+    }
+    settings = ", ".join(f"{_title(name)} {table[name].iloc[0]}" for name in same)
+    rows = [[_cell(name, row[name], chips) for name in columns] for row in table.to_dict("records")]
+    which = "In all runs" if len(table) > 1 else "In this run"
+    gave = "one model" if len(chips) == 1 else f"{len(chips)} different models"
+    return make_page(
+        "Runs",
+        f"<p>{len(table)} runs gave {gave}.</p>" if len(table) > 1 else "",
+        make_list([*read_bits(table, inputs, chips), *read_replicas(table)]),
+        make_table(map(_title, columns), rows, numbers),
+        f'<p class="note">{which}: {escape(settings)}.</p>' if same else "",
+        NOTE,
+    )
+
+
+def make_chips(hashes: pd.Series) -> dict[str, str]:
+    """Return a letter for each model, as HTML; those that several runs gave are filled."""
+    counts = hashes.value_counts()
+    chips = {}
+    shared = 0
+    for number, digest in enumerate(hashes.unique()):
+        # A to Z, then AA: as the columns of a spreadsheet.
+        letter = "" if number < 26 else chr(ord("A") + number // 26 - 1)
+        letter += chr(ord("A") + number % 26)
+        look = f"color: {style.GREY}; border-color: {style.PALE}"
+        if counts[digest] > 1:
+            fill, ink = FILLS[shared % len(FILLS)]
+            look = f"color: {ink}; background: {fill}; border-color: {fill}"
+            shared += 1
+        chips[digest] = f'<span class="chip" style="{look}">{letter}</span>'
+    return chips
+
+
+def read_bits(table: pd.DataFrame, inputs: list[str], chips: dict[str, str]) -> list[str]:
+    """Return sentences (HTML) that say which runs gave the same model."""
+    groups = [group for _, group in table.groupby(inputs, sort=False)]
+    several = [group for group in groups if len(group) > 1]
+    telling = [name for name in inputs if len({group[name].iloc[0] for group in several}) > 1]
+    sentences = []
+    for group in several:
+        setting = ", ".join(filter(None, (_setting(name, group) for name in telling)))
+        differ = "only" if group["ranks"].is_unique else "at most"
+        models = list(group[HASH].unique())
+        gave = "one and the same model" if len(models) == 1 else f"{len(models)} different models"
+        sentences.append(
+            (f"<b>{escape(setting)}:</b> " if setting else "")
+            + f"{escape(join(group['run']))} differ {differ} in the number of ranks "
+            f"({join(map(str, group['ranks']))}), and gave {gave} "
+            + f'<span class="chips">{"".join(chips[digest] for digest in models)}</span>'
+        )
+    for digest, alike in table.groupby(HASH, sort=False):
+        differing = [name for name in inputs if alike[name].nunique() > 1]
+        if differing:
+            sentences.append(
+                f"{escape(join(alike['run']))} differ in {escape(join(map(_title, differing)))} as "
+                f"well, and gave the same model {chips[str(digest)]}"
+            )
+    if not sentences:
+        sentences.append(
+            "No two of these runs differ only in the number of ranks. Give one of them a second "
+            "row with other <code>ranks</code>, and this page says whether the bits are the same."
+        )
+    return sentences
+
+
+def compare_with_single(table: pd.DataFrame, inputs: list[str]) -> list[str]:
+    """Return for each run whether its model is that of the strategy `single`: yes, no, or nothing
+    where there is no such run with the same settings, or it is that run."""
+    work = [name for name in inputs if name not in SHARING]
+    rows = table.to_dict("records")
+    known = {
+        tuple(str(row[name]) for name in work): row[HASH]
+        for row in rows
+        if row["strategy"] == "single"
+    }
+    found = []
+    for row in rows:
+        reference = known.get(tuple(str(row[name]) for name in work))
+        said = "yes" if row[HASH] == reference else "no"
+        found.append(said if reference and row["strategy"] != "single" else "")
+    return found
+
+
+def read_replicas(table: pd.DataFrame) -> list[str]:
+    """Return a sentence (HTML) for each run whose replicas met only after training."""
+    if "sync_every" not in table:
+        return []
+    return [
+        f"{escape(row['run'])}'s last model is the replica of shard 0, which no other shard has "
+        f"helped: {style.percent(row['accuracy_last'])}. The mean of all {row['shards']} replicas, "
+        f"its averaged model, has {style.percent(row['accuracy_averaged'])}"
+        for row in table[table["sync_every"].astype(str) == "0"].to_dict("records")
+    ]
+
+
+def join(names: Iterable[str]) -> str:
+    """Return "a", "a and b" or "a, b and c"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _cell(name: str, value: Any, chips: dict[str, str]) -> str:
+    if name == HASH:
+        return f'{chips[value]}<code title="{escape(value)}">{escape(value[:12])}</code>'
+    return escape(FORMATS[name](value) if name in FORMATS else str(value))
+
+
+def _title(name: str) -> str:
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def _setting(name: str, group: pd.DataFrame) -> str:
+    """Return what a group has for a setting: a number needs its name, and no value no word."""
+    value = group[name].iloc[0]
+    return value if isinstance(value, str) else f"{_title(name)} {value}"

@@ -1,0 +1,136 @@
+"""How fast a run would be on more ranks: a prediction from what was measured, drawn as one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+from lockstep.pipeline.report import style
+from lockstep.pipeline.report.communication import count_hosts, say_where
+from lockstep.pipeline.report.curves import spread
+from lockstep.pipeline.report.fit import Fit, fit_all
+
+MOST = 1024
+"""Ranks up to which is predicted."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step of a run took where it ran."""
+
+    ranks: int
+    images: int
+    """B, the global batch."""
+    shards: int
+    compute: float
+    """The seconds of a step, on the median over epochs, without communication."""
+    seconds: float
+    """All of them."""
+    gradients: int
+    """Bytes that are summed over the ranks."""
+
+
+def read_step(train: dict[str, Any], history: pd.DataFrame) -> Step:
+    """Return the step of a run from its train.json and history.csv."""
+    run = train["configuration"]
+    per_epoch = train["steps"] / run["epochs"]
+    compute = history["compute_seconds"] + history["input_seconds"]
+    return Step(
+        run["ranks"],
+        run["batch"],
+        run["shards"],
+        float(compute.median()) / per_epoch,
+        float(history["seconds"].median()) / per_epoch,
+        4 * train["parameters"],
+    )
+
+
+def weak(step: Step, fit: Fit, ranks: int) -> float:
+    """Return the images per second on so many ranks, each with as many images as it had."""
+    seconds = step.compute + fit.seconds(step.gradients, ranks)
+    return step.images / step.ranks * ranks / seconds
+
+
+def strong(step: Step, fit: Fit, ranks: int) -> float:
+    """Return the images per second on so many ranks that share the batch of B images."""
+    seconds = step.compute * step.ranks / ranks + fit.seconds(step.gradients, ranks)
+    return step.images / seconds
+
+
+def draw_scaling(
+    name: str,
+    train: dict[str, Any],
+    history: pd.DataFrame,
+    check: dict[str, Any],
+    table: pd.DataFrame,
+) -> Figure:
+    """Draw the images per second of a run on up to 1,024 ranks, predicted for each backend."""
+    step = read_step(train, history)
+    fits = [one for one in fit_all(table, len(check["ranks"])) if one.operation == "all_reduce"]
+    figure = style.new_figure(10, 5.4)
+    where = "" if count_hosts(check) > 1 else "; the network between hosts is not in it"
+    figure.suptitle(
+        f"{name}: PREDICTED, not measured, from {say_where(check)}{where}\n"
+        f"a step of {step.compute * 1e3:.3g} ms of computing, and one all_reduce of "
+        f"{step.gradients:,} bytes after it",
+        x=0.01,
+        ha="left",
+    )
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
+    left.set_title(f"weak scaling: {step.images / step.ranks:g} images on each rank")
+    _draw(left, step, fits, weak, [2**k for k in range(MOST.bit_length())])
+    left.set_ylabel("images per second")
+    right.set_title(f"strong scaling: {step.images} images on all, {step.shards} shards")
+    shares = [ranks for ranks in range(1, MOST + 1) if step.shards % ranks == 0]
+    _draw(right, step, fits, strong, shares)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
+
+
+def _draw(
+    axes: Axes,
+    step: Step,
+    fits: list[Fit],
+    predict: Callable[[Step, Fit, int], float],
+    ranks: Sequence[int],
+) -> None:
+    alone = step.images / step.ranks / step.compute
+    axes.plot(ranks, [alone * count for count in ranks], ":", color=style.GREY, label="ideal")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlim(0.8, 4 * ranks[-1])
+    ends = []
+    for fit in fits:
+        images = [predict(step, fit, count) for count in ranks]
+        colour = style.backend(fit.backend)
+        label = f"{fit.backend}, predicted"
+        axes.plot(ranks, images, "--o", color=colour, markersize=3, label=label)
+        ends.append((images[-1], f"{images[-1] / alone / ranks[-1]:.0%} of ideal", colour))
+    axes.plot(step.ranks, step.images / step.seconds, "D", color=style.INK, label="measured")
+    axes.set_xlabel("ranks")
+    axes.xaxis.set_major_locator(FixedLocator([1, 4, 16, 64, 256, MOST]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.grid()
+    _label_ends(axes, ranks[-1], sorted(ends))
+
+
+def _label_ends(axes: Axes, at: int, ends: list[tuple[float, str, str]]) -> None:
+    """Write (height, text, colour) to the right of the lines' ends, none on another."""
+    place = axes.transData + axes.transAxes.inverted()
+    heights = spread([place.transform((at, height))[1] for height, _, _ in ends], gap=0.05)
+    for (_, text, colour), height in zip(ends, heights, strict=True):
+        axes.annotate(
+            text,
+            (at, height),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+        )

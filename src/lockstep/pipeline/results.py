@@ -1,0 +1,102 @@
+"""What training leaves: the files of a result, train.json last, which says how it came about."""
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from lockstep.checkpoint import tensors as state
+from lockstep.checkpoint.checkpointer import Progress
+from lockstep.files import atomic, sha256, sweep, write_json
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.optim import State
+
+# The columns of history.csv that are results; the others are times.
+RESULTS = ["epoch", "lr", "loss", "accuracy"]
+
+
+def clear_results(output: Path) -> None:
+    """Remove what an earlier training has left in `output`, apart from its checkpoints."""
+    for name in ("train.json", "model.safetensors", "history.csv"):
+        (output / name).unlink(missing_ok=True)  # train.json first: it must not speak of others
+        sweep(output / name)
+    shutil.rmtree(output / "snapshots", ignore_errors=True)
+    (output / "snapshots").mkdir()
+
+
+def write_results(
+    output: Path,
+    run: Run,
+    progress: Progress,
+    weights: dict[str, torch.Tensor],
+    trained: set[str],
+    optimizer: State,
+    origin: dict[str, Any],
+) -> dict[str, Any]:
+    """Write model.safetensors, history.csv and, last, train.json, beside the snapshots.
+
+    Args:
+        output: the folder.
+        run: the run's configuration.
+        progress: where it is: at its end.
+        weights: the model's state_dict.
+        trained: which of them are parameters.
+        optimizer: the optimizer's state.
+        origin: what train.json says of where the result came from.
+
+    Returns:
+        What train.json holds.
+    """
+    state.save(weights, output / "model.safetensors")
+    history = pd.DataFrame(progress.history)
+    with atomic(output / "history.csv") as draft:
+        history.to_csv(draft, index=False)
+    parameters = {name: value for name, value in weights.items() if name in trained}
+    buffers = {name: value for name, value in weights.items() if name not in trained}
+    snapshots = {path.name: sha256(path) for path in sorted((output / "snapshots").iterdir())}
+    seconds = sum(row["seconds"] for row in progress.history)
+    record = {
+        **origin,
+        "model_sha256": sha256(output / "model.safetensors"),
+        "parameters_sha256": state.digest(parameters),
+        "buffers_sha256": state.digest(buffers) if buffers else None,
+        "optimizer_sha256": state.digest(optimizer),
+        "history_sha256": state.digest(history[RESULTS].to_csv(index=False)),
+        "history_csv_sha256": sha256(output / "history.csv"),  # of the times as well
+        "snapshots_sha256": state.digest(snapshots),
+        "snapshots": snapshots,
+        "steps": progress.step,
+        "images_per_second": progress.step * run.batch / seconds,
+        "seconds": seconds,
+        "bytes_sent": _by_rank([part["bytes_sent"] for part in progress.segments]),
+        "started": progress.segments[0]["started"],
+        "segments": progress.segments,
+    }
+    write_json(output / "train.json", record)
+    return record
+
+
+def make_row(
+    epoch: int, lr: float, loss: float, accuracy: float, images: int, spent: dict[str, float]
+) -> dict[str, float]:
+    """Return an epoch's row of history.csv."""
+    computed = spent["seconds"] - spent["input_seconds"] - spent["communication_seconds"]
+    return {
+        "epoch": epoch + 1,
+        "lr": lr,
+        "loss": loss,
+        "accuracy": accuracy,
+        "images_per_second": images / spent["seconds"],
+        "seconds": spent["seconds"],
+        "input_seconds": spent["input_seconds"],
+        "compute_seconds": max(0.0, computed),
+        "communication_seconds": spent["communication_seconds"],
+    }
+
+
+def _by_rank(parts: list[list[int]]) -> list[int]:
+    """Return what each rank has sent, over the parts of a run, in all of which it need not be."""
+    return [sum(of_rank) for of_rank in itertools.zip_longest(*parts, fillvalue=0)]

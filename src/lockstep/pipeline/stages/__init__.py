@@ -1,0 +1,1 @@
+"""The stages: one module and one sub-command each."""

@@ -1,0 +1,65 @@
+"""partition: assign every training sample to one of S shards.
+
+The table depends on the labels, the scheme, S and the seed, and on nothing else. Sizes are equal to
+within one.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lockstep.errors import UserError
+from lockstep.files import sweep, write_json, write_text
+from lockstep.pipeline.data.arrays import open_part
+from lockstep.pipeline.data.manifest import check_files, read_manifest
+from lockstep.pipeline.data.shards import assign
+
+
+def partition(
+    data: Path, scheme: str, shards: int, seed: int, alpha: float, output: Path
+) -> pd.DataFrame:
+    """Write `shards.csv` (sample, label, shard), `summary.csv` (shard, label, samples), and
+    `partition.json`, which says how they came about.
+
+    Args:
+        data: the folder of the prepared dataset.
+        scheme: iid, stratified, contiguous or dirichlet.
+        shards: S.
+        seed: what the random schemes draw from.
+        alpha: the concentration of dirichlet.
+        output: the folder to write to.
+
+    Raises:
+        UserError: there are fewer samples than shards, or the labels are not those that `prepare`
+            wrote.
+    """
+    labels = np.asarray(open_part(data / "train").labels)
+    manifest = read_manifest(data)
+    check_files(data, manifest, "train/labels.npy")
+    if len(labels) < shards:
+        raise UserError(
+            f"shards: {shards} is more than the {len(labels)} training samples in {data}"
+        )
+    shard = assign(labels, scheme, shards, seed, alpha)
+    table = pd.DataFrame({"sample": np.arange(len(labels)), "label": labels, "shard": shard})
+    counts = pd.crosstab(table["shard"], table["label"]).reset_index()
+    counts = counts.melt(id_vars="shard", value_name="samples").sort_values(["shard", "label"])
+    text = table.to_csv(index=False)
+    record = {
+        "scheme": scheme,
+        "shards": shards,
+        "seed": seed,
+        "alpha": alpha if scheme == "dirichlet" else None,
+        "labels_sha256": manifest.sha256["train/labels.npy"],
+        "shards_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    # While shards.csv is there, the other two are about it: it goes first, and comes last.
+    (output / "shards.csv").unlink(missing_ok=True)
+    for name in ("shards.csv", "summary.csv", "partition.json"):
+        sweep(output / name)
+    write_json(output / "partition.json", record)
+    write_text(output / "summary.csv", counts.to_csv(index=False))
+    write_text(output / "shards.csv", text)
+    return counts

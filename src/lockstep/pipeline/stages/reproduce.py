@@ -1,0 +1,187 @@
+"""reproduce: train a run again from its record, at any number of ranks, and compare the bits."""
+
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lockstep import determinism, provenance
+from lockstep import strategies as parallel
+from lockstep.distributed import devices
+from lockstep.distributed.world import World, discover
+from lockstep.errors import Interrupted, UserError, in_words, say
+from lockstep.files import check_sha256
+from lockstep.pipeline.config import Run, parse
+from lockstep.pipeline.data.manifest import read_manifest
+from lockstep.pipeline.record import Reproducible, check_trained_on, read_reproducible
+from lockstep.pipeline.stages.train import train
+
+# What is compared: its name for a person, and its key in train.json.
+RESULTS = {
+    "weights": "parameters_sha256",
+    "BatchNorm statistics": "buffers_sha256",
+    "optimizer state": "optimizer_sha256",
+    "history": "history_sha256",
+    "snapshots": "snapshots_sha256",
+}
+# What the result of `train` is made with; the other versions are of what only carries it.
+PACKAGES = ("python", *provenance.LIBRARIES, "pandas")
+
+
+def reproduce(
+    results: Path, data: Path | None, partition: Path | None, output: Path | None
+) -> bool:
+    """Train the run in `results` again, on as many ranks as were launched, and compare.
+
+    What else than the run might change the bits (versions, code, processors) is said before, and
+    again if the bits differ.
+
+    Args:
+        results: the folder of the run; only its train.json is read.
+        data: the folder of the prepared dataset; None takes the recorded one.
+        partition: the table of shards; None takes the recorded one.
+        output: the folder that gets what `train` writes; None throws it away.
+
+    Returns:
+        Whether all bits are the same, on rank 0; True on the others.
+
+    Raises:
+        UserError: it cannot be tried: the data or the shards are others or are not here, the record
+            is damaged, or this number of ranks cannot give the recorded bits.
+    """
+    found, where = read_reproducible(results), results / "train.json"
+    record = found.model_dump()
+    world = discover()
+    if world.rank == 0 and output is not None and output.exists():
+        check_empty(output)
+    run = as_launched(found.configuration, record, world, where)
+    data, partition = data or Path(found.data), partition or Path(found.partition)
+    if world.rank == 0:
+        check_inputs(found, results, data, partition)
+    device = devices.choose_device(world, run.device)
+    determinism.pin(run.threads, device, parallel.keeps_bits(run))
+    now = {
+        "versions": provenance.versions(),
+        "code": provenance.code("lockstep.pipeline.stages.train", run.model),
+        "arithmetic": determinism.arithmetic(),
+        "ranks": [devices.describe(world, device)],
+    }
+    if world.rank == 0:
+        for line in differences(record, now):
+            say(f"note: {line}")
+    with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
+        try:
+            again = train(run, data, partition, output or Path(folder))
+        except Interrupted:
+            raise UserError(
+                "told to stop before the end; a comparison is begun anew, and in a new folder"
+            ) from None
+    return again is None or _verdict(record, again)
+
+
+def check_empty(output: Path) -> None:
+    """Refuse a folder that has something in it: it may be another run, or be one soon.
+
+    Raises:
+        UserError: it has, or is none.
+    """
+    try:
+        held = sorted(path.name for path in output.iterdir())
+    except NotADirectoryError:
+        raise UserError(f"output: {output} is no folder; take another") from None
+    if held:
+        raise UserError(
+            f"output: {output} holds {held[0]}, and a run that is reproduced begins anew; take "
+            f"another folder, or remove this one"
+        )
+
+
+def as_launched(recorded: Run, record: dict[str, Any], world: World, where: Path) -> Run:
+    """Return the recorded run with the number of ranks that there is, on the same kind of device.
+
+    Raises:
+        UserError: so many ranks cannot give the bits that were recorded.
+    """
+    if world.size != recorded.ranks and not parallel.keeps_bits(recorded):
+        how = recorded.strategy + (" fast" if recorded.strategy == "sync_sgd" else "")
+        raise UserError(
+            f"{where}: the bits of {how} depend on the number of ranks, which was "
+            f"{recorded.ranks}, not {world.size}; launch with `mpirun -n {recorded.ranks}`"
+        )
+    # Where the bits depend on the number of ranks, they depend on the backend's sums as well.
+    backend = "auto" if parallel.keeps_bits(recorded) else record["backend"]
+    on_cpu = {place["device"] for place in record["ranks"]} == {"cpu"}
+    # It is the bits that count now, not the speed: ranks may share cores.
+    changes = {
+        "ranks": world.size,
+        "device": "cpu" if on_cpu else "cuda",
+        "backend": backend,
+        "init_method": "auto",
+        "oversubscribe": True,
+    }
+    if recorded.strategy == "hybrid" and world.size % recorded.stages:
+        changes["stages"] = 1  # where the model is cut does not show in the bits
+    launched: Run = parse(Run, recorded.model_dump() | changes, str(where))
+    return launched
+
+
+def check_inputs(found: Reproducible, results: Path, data: Path, partition: Path) -> None:
+    """Refuse other data or other shards than were recorded in `results`.
+
+    Raises:
+        UserError: they are others, or are not there.
+    """
+    for name, path in (("data", data / "manifest.json"), ("partition", partition)):
+        if not path.exists():
+            raise UserError(f"{name}: {path} is not here; say where it is by --{name}")
+    check_trained_on(found, results, read_manifest(data), data)
+    do = "say by --partition where that one is"
+    check_sha256(partition, found.partition_sha256, results / "train.json", do)
+
+
+def differences(record: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
+    """Yield a line for each thing that may change the bits and is not as it was.
+
+    Args:
+        record: what train.json says.
+        now: the same keys `versions`, `code`, `arithmetic` and `ranks` of this launch; and, once
+            the model has been built, `initial_sha256`.
+    """
+    pairs = {name: (record["versions"].get(name), now["versions"].get(name)) for name in PACKAGES}
+    if "initial_sha256" in now:
+        pairs["initial weights"] = record["initial_sha256"], now["initial_sha256"]
+    old, new = dict(record["arithmetic"]), dict(now["arithmetic"])
+    for group in ("libraries", "caps"):
+        then, here = old.pop(group), new.pop(group)
+        for name in sorted({*then, *here}):
+            pairs[name] = then.get(name), here.get(name)
+    for name in sorted({*old, *new}):
+        pairs[name.replace("_", " ")] = old.get(name), new.get(name)
+    for name in ("processor", "device"):
+        then, here = ({place[name] for place in some["ranks"]} for some in (record, now))
+        pairs[name] = ", ".join(sorted(then)), ", ".join(sorted(here))
+    for name, (then, here) in pairs.items():
+        if then != here:
+            yield f"{name}: {in_words(here)} here, {in_words(then)} in the record"
+    if names := provenance.other_code(record["code"], now["code"]):
+        yield f"code: other than in the record is {names}"
+
+
+def _verdict(record: dict[str, Any], again: dict[str, Any]) -> bool:
+    """Print what is equal and what is not, a line each; return whether all is."""
+    same = True
+    for name, key in RESULTS.items():
+        then, now = ((some[key] or "none")[:12] for some in (record, again))
+        equal = record[key] == again[key]
+        same = same and equal
+        print(f"{name:22}" + (f"equal      {now}" if equal else f"DIFFERENT  {now}, not {then}"))
+    ranks = [len(some["ranks"]) for some in (again, record)]
+    print(
+        "{} bits with P = {} as with P = {}".format("the same" if same else "not the same", *ranks)
+    )
+    if not same:
+        for line in list(differences(record, again)) or ["nothing that the record has"]:
+            print(f"not as it was: {line}")
+    sys.stdout.flush()  # before MPI ends the other ranks, and says so
+    return same

@@ -1,0 +1,66 @@
+"""summarize: one table of all runs."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from lockstep.files import atomic, sweep
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.record import read_metrics, read_training
+
+COLUMNS = ("model", "strategy", "shards", "ranks", "seed", "epochs")
+# These have a column where a run's strategy asks for them, with no value for the others.
+ASKED_BY = {
+    "reduction": ("sync_sgd",),
+    "sync_every": ("local_sgd",),
+    "stages": ("hybrid",),
+    "pipeline_schedule": ("pipeline", "hybrid"),
+}
+# These have a column where runs differ in them; oversubscribe changes no result.
+OTHERS = [name for name in Run.model_fields if name not in (*COLUMNS, *ASKED_BY, "oversubscribe")]
+
+
+def summarize(results: list[Path], output: Path) -> pd.DataFrame:
+    """Write a table with a row for each run.
+
+    Args:
+        results: the runs' folders, in the order of the rows.
+        output: the table to write (CSV).
+
+    Raises:
+        UserError: a run's records are missing or damaged, or not of one training.
+    """
+    sweep(output)
+    table = pd.DataFrame([_row(folder) for folder in results])
+    table = table.drop(columns=[name for name in OTHERS if table[name].nunique(dropna=False) == 1])
+    table = table.drop(columns=[name for name in ASKED_BY if (table[name] == "").all()])
+    with atomic(output) as draft:
+        table.to_csv(draft, index=False)
+    return table
+
+
+def _row(folder: Path) -> dict[str, object]:
+    training = read_training(folder)
+    metrics = read_metrics(folder, training)
+    run = training.configuration.model_dump()
+    return {
+        "run": folder.name,
+        "dataset": training.dataset,
+        **{name: run[name] for name in COLUMNS[:2]},
+        **{name: run[name] if run["strategy"] in by else "" for name, by in ASKED_BY.items()},
+        **{name: run[name] for name in (*COLUMNS[2:], *OTHERS)},
+        "accuracy_last": metrics.last.accuracy,
+        "accuracy_averaged": metrics.averaged.accuracy,
+        "loss": metrics.last.loss,
+        "images_per_second": round(training.images_per_second),
+        "seconds": round(training.seconds, 2),
+        "bytes_sent": sum(training.bytes_sent),
+        "model_sha256": training.model_sha256,
+    }
+
+
+def for_terminal(table: Path) -> str:
+    """Return a summary as text for a person, with hashes shortened to what tells them apart."""
+    frame = pd.read_csv(table, dtype={"run": str}, keep_default_na=False)
+    frame["model_sha256"] = frame["model_sha256"].str[:12]
+    return frame.round(4).to_string(index=False)

@@ -1,0 +1,1 @@
+"""What is learned: inputs, loss, metrics and rehearsal of a task in one place."""

@@ -1,0 +1,40 @@
+"""data_parallel: torch's DataParallel, all shards in one batch that one process's GPUs share.
+
+The simplest use of several GPUs, and the slowest: the model is copied to them at every step. On a
+CPU there is nothing to share, and the model is called as it is.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from lockstep.pipeline import optim
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.data.batches import MicroBatch
+from lockstep.strategies import Objective
+from lockstep.strategies.replicated import Replicated
+
+
+class DataParallel(Replicated):
+    """nn.DataParallel over all GPUs that this process sees; BatchNorm's are the first one's.
+
+    Copies between GPUs cannot be told from computing: there is no communication to time.
+    """
+
+    def __init__(self, run: Run, model: nn.Module, objective: Objective) -> None:
+        super().__init__(run, model, objective, range(run.shards))
+        on_gpu = next(model.parameters()).is_cuda
+        self.shared = nn.DataParallel(model) if on_gpu else model
+        where = (
+            f"{torch.cuda.device_count()} GPUs" if on_gpu else "a CPU, which is no more than one"
+        )
+        print(f"data_parallel: computing on {where}", file=sys.stderr, flush=True)
+
+    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
+        self.optimizer.zero_grad()
+        loss, sums = self.objective(self.shared, micro_batches)
+        loss.backward()
+        optim.update(self.optimizer, lr, self.run.clip)
+        return sums

@@ -1,0 +1,62 @@
+"""ddp: torch's DistributedDataParallel, a rank's shards as one batch.
+
+The usual way. Its sums are bracketed by rank, so the bits depend on how many there are.
+"""
+
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed import GradBucket
+from torch.nn.parallel import DistributedDataParallel
+
+from lockstep.distributed.world import World
+from lockstep.pipeline import optim
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.data.batches import MicroBatch
+from lockstep.reduce.tree import block
+from lockstep.strategies import Objective
+from lockstep.strategies.replicated import Replicated
+
+
+class DataParallelByTorch(Replicated):
+    """DistributedDataParallel, with a hook that takes the time of its all-reduces."""
+
+    def __init__(self, run: Run, model: nn.Module, objective: Objective, world: World) -> None:
+        super().__init__(run, model, objective, block(world.rank, world.size, run.shards))
+        self.rank = world.rank
+        self.shared = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        self.shared.register_comm_hook(None, self._all_reduce)
+
+    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
+        self.shared.zero_grad()
+        loss, sums = self.objective(self.shared, micro_batches)
+        loss.backward()
+        optim.update(self.optimizer, lr, self.run.clip)
+        return sums
+
+    def totals(self, sums: torch.Tensor) -> torch.Tensor:
+        dist.all_reduce(sums)
+        return sums
+
+    def share_of(self, sums: torch.Tensor) -> torch.Tensor:
+        return sums[self.rank]
+
+    def alike(self) -> dict[str, torch.Tensor]:
+        # Buffers are rank 0's from the next forward pass on.
+        weights = {name: p.detach() for name, p in self.model.named_parameters()}
+        return weights | optim.named(self.optimizer_state())
+
+    def _all_reduce(self, _: None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+        # Buckets that are sent while backward goes on count as communication too.
+        started = time.perf_counter()
+        total = bucket.buffer().div_(dist.get_world_size())
+        future = dist.all_reduce(total, async_op=True).get_future()
+
+        def finish(done: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+            self.communication += time.perf_counter() - started
+            return done.value()[0]
+
+        return future.then(finish)
