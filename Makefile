@@ -57,10 +57,11 @@ bench: setup  ## measure what the fixed order of sums costs, MPI against Gloo, a
 	python -m benchmarks.memory
 	python -m benchmarks.faults
 
-lint: setup  ## check style, types and rules
+lint: setup  ## check style, types, who imports whom, and rules
 	ruff format --check .
 	ruff check .
 	mypy
+	lint-imports --no-logo
 	snakefmt --check --compact-diff Snakefile workflow
 	snakemake --lint
 

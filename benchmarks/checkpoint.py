@@ -13,6 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,14 @@ import torch
 import torch.distributed as dist
 
 from lockstep import strategies as parallel
-from lockstep.checkpoint.checkpointer import Progress, collect
+from lockstep.checkpoint.state import Progress, gather_state
 from lockstep.checkpoint.store import Store
 from lockstep.distributed.world import World
 from lockstep.pipeline.config import Run
-from lockstep.pipeline.data.batches import MicroBatch
 from lockstep.pipeline.models import build
-from lockstep.pipeline.tasks.classification import CrossEntropy, Normalize
+from lockstep.pipeline.optim import make_optimizer
+from lockstep.pipeline.tasks.classification import Classification, Normalize
+from lockstep.strategies.task import MicroBatch
 
 CPU = torch.device("cpu")
 REPEATS = 5
@@ -38,13 +40,12 @@ def main() -> None:
     world = World(0, 1, 0, 1, "python")
     run = Run(strategy="single", ranks=1, shards=1, batch=8, model="resnet50", optimizer="adamw")
     model = build(run.model, (3, 32, 32), 10, 0).to(memory_format=torch.channels_last)
-    objective = CrossEntropy(run, Normalize([0.5] * 3, [0.3] * 3, CPU), CPU)
-    strategy = parallel.make(run, model, objective, world, (3, 32, 32))
+    task = Classification(run, Normalize([0.5] * 3, [0.3] * 3, CPU), (3, 32, 32), CPU)
+    strategy = parallel.make(run, model, task, partial(make_optimizer, run), world)
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     batch = [MicroBatch(np.arange(8), images, draw.integers(0, 10, 8), 0, 0)]
-    part = {"hosts": [], "bytes_sent": []}
-    progress, sums = Progress(segments=[part]), torch.zeros(2, dtype=torch.float64)
+    progress = Progress(segments=[{"hosts": [], "bytes_sent": []}])
 
     def step() -> float:
         started = time.perf_counter()
@@ -66,7 +67,7 @@ def main() -> None:
             del copied
             progress.step += 1
             started = time.perf_counter()
-            state = collect(strategy, progress, sums, 0.0, world)
+            state = gather_state(strategy, progress, 0.0, world)
             assert state is not None
             store.put(state)
             pauses.append(time.perf_counter() - started)

@@ -14,6 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,14 @@ from torch import nn
 
 from lockstep import determinism
 from lockstep import strategies as parallel
-from lockstep.checkpoint.checkpointer import Progress, collect, fill, spread
+from lockstep.checkpoint.state import Progress, broadcast_state, fill, gather_state
 from lockstep.checkpoint.store import Store
 from lockstep.distributed import rendezvous
 from lockstep.distributed.world import from_mpi
 from lockstep.pipeline.config import Run
-from lockstep.pipeline.data.batches import MicroBatch
-from lockstep.pipeline.tasks.classification import CrossEntropy, Normalize
+from lockstep.pipeline.optim import make_optimizer
+from lockstep.pipeline.tasks.classification import Classification, Normalize
+from lockstep.strategies.task import MicroBatch
 from tests.conftest import REPOSITORY, environment, mpirun
 
 CPU = torch.device("cpu")
@@ -73,11 +75,11 @@ def measure(what: str, strategy: str, folder: Path) -> None:
     forget_peak()
     hidden = (m for _ in range(LAYERS) for m in (nn.Linear(WIDTH, WIDTH), nn.ReLU()))
     model = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(WIDTH, 10))
-    found = spread(store.newest() if store else None)
+    found = broadcast_state(store.newest() if store else None)
     if found:
         fill(model, found.model)
-    objective = CrossEntropy(run, Normalize([0.5], [0.3], CPU), CPU)
-    made = parallel.make(run, model, objective, world, (1, 32, 32))
+    task = Classification(run, Normalize([0.5], [0.3], CPU), (1, 32, 32), CPU)
+    made = parallel.make(run, model, task, partial(make_optimizer, run), world)
     if found:
         made.load(found.optimizer, found.strategy)
     peaks = [] if what == "train" else [resident("VmHWM") - base]
@@ -91,9 +93,7 @@ def measure(what: str, strategy: str, folder: Path) -> None:
             )
         peaks.append(resident("VmHWM") - base)
         forget_peak()
-        sums = torch.zeros(2, dtype=torch.float64)
-        progress = Progress(step=STEPS, segments=[{}])
-        checkpoint = collect(made, progress, sums, 0.0, world)
+        checkpoint = gather_state(made, Progress(step=STEPS, segments=[{}]), 0.0, world)
         if store and checkpoint:
             store.put(checkpoint)
             store.wait()

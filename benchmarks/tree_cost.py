@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ from lockstep.pipeline.config import Run
 from lockstep.pipeline.data.arrays import Part
 from lockstep.pipeline.data.batches import Batches
 from lockstep.pipeline.models import build
-from lockstep.pipeline.tasks.classification import CrossEntropy, Normalize
+from lockstep.pipeline.optim import make_optimizer
+from lockstep.pipeline.tasks.classification import Classification, Normalize
 from tests.conftest import REPOSITORY, environment, mpirun
 
 SHARDS, IMAGES, TURNS = 4, 4096, 15
@@ -88,8 +90,8 @@ def make_epoch(
     """Return a function that trains for one epoch."""
     batches = Batches(part, members, run.batch, run.seed)
     model = build(run.model, (1, 28, 28), 10).to(memory_format=torch.channels_last)
-    objective = CrossEntropy(run, Normalize([0.5], [0.3], device), device)
-    strategy = parallel.make(run, model, objective, world, (1, 28, 28))
+    task = Classification(run, Normalize([0.5], [0.3], device), (1, 28, 28), device)
+    strategy = parallel.make(run, model, task, partial(make_optimizer, run), world)
 
     def epoch() -> None:
         torch.use_deterministic_algorithms(parallel.keeps_bits(run))  # as `train` has it

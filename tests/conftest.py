@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lockstep.pipeline import launch
+
 REPOSITORY = Path(__file__).parent.parent
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -37,10 +39,8 @@ def run(words: list[object], cwd: Path, timeout: float = 300) -> subprocess.Comp
 
 def mpirun(ranks: int) -> list[str]:
     """Return the words that start Python on so many ranks of this machine, be they too many."""
-    words = ["mpirun", "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "--mca", "btl", "^ofi"]
-    if os.geteuid() == 0:
-        words.append("--allow-run-as-root")
-    return [*words, "-n", str(ranks), sys.executable, "-m", "mpi4py"]
+    python = [sys.executable, "-m", "mpi4py"]
+    return [*launch.LOCAL, *launch.as_root(), "-n", str(ranks), *python]
 
 
 # InfiniBand's transport, over whatever there is: it has fewer tags than shared memory and TCP.

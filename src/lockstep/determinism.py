@@ -2,22 +2,39 @@
 
 import platform
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from lockstep import random as streams
 from lockstep.provenance import caps
 from lockstep.testing import faults
 
 
-def pin(threads: int, device: torch.device, reproducible: bool) -> None:
+def pin(threads: int, device: torch.device, reproducible: bool) -> Callable[[], None]:
     """Set the number of threads, and arithmetic that gives the same bits each time.
 
     Args:
         threads: of this rank. Sums inside a kernel are split among them.
         device: where to compute.
         reproducible: refuse kernels that give other bits from one call to the next.
+
+    Returns:
+        What sets all of it back.
     """
+    count, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    denormal = torch.tensor(1e-40).mul(0.5).item() != 0.0
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    benchmark = torch.backends.cudnn.benchmark
+
+    def undo() -> None:
+        torch.set_num_threads(count)
+        torch.set_flush_denormal(not denormal)
+        torch.use_deterministic_algorithms(strict)
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = benchmark
+
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # CPUs are far slower with denormal numbers
     if reproducible:
@@ -28,6 +45,16 @@ def pin(threads: int, device: torch.device, reproducible: bool) -> None:
         torch.backends.cudnn.benchmark = False  # it would choose kernels by their speed that day
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    return undo
+
+
+def draw_for(device: torch.device, purpose: str, *place: int) -> None:
+    """Have what is drawn by torch from here on be a function of a purpose and a place."""
+    seed = streams.torch_seed(purpose, *place)
+    # Not by torch.manual_seed: where no GPU is in use, that keeps a stack trace of every call.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def arithmetic() -> dict[str, Any]:

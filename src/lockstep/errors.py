@@ -4,9 +4,11 @@ All of it goes to stderr.
 """
 
 import contextlib
+import faulthandler
 import re
 import signal
 import sys
+import tempfile
 
 
 class UserError(Exception):
@@ -33,6 +35,19 @@ def say(text: str) -> None:
     """Print a line for a person, at once; a log on a full disk is no reason to stop."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def print_stacks(title: str) -> None:
+    """Print the stacks of all threads below a title, in one piece: other ranks print theirs."""
+    try:
+        with tempfile.TemporaryFile("w+") as stacks:
+            faulthandler.dump_traceback(stacks)
+            stacks.seek(0)
+            text = f"{title}\n{stacks.read()}"
+    except OSError:  # a full disk
+        text = f"{title}\nthe stacks are not to be had: no temporary file can be written"
+    with contextlib.suppress(OSError):  # a log on a full disk is no reason not to end
+        print(text, file=sys.__stderr__, flush=True)
 
 
 def first_line(error: BaseException) -> str:

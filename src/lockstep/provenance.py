@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,22 +42,40 @@ def caps() -> dict[str, str]:
     return {name: os.environ[name] for name in CAPS if name in os.environ}
 
 
+# The files of this package that decide the bits of a training. What is not here (launching, saving,
+# measuring, reporting) may be edited, and a run goes on from its checkpoints all the same.
+LIBRARY = (
+    *("determinism.py", "metrics.py", "optimizer.py", "random.py", "sampler.py"),
+    "reduce/**/*.py",
+)
+# Those of a loop of one's own.
+LOOP = ("gradients.py", "step.py")
+# Those of the pipeline. What `config.py` makes of a configuration is recorded as values.
+PIPELINE = (
+    *("pipeline/optim.py", "pipeline/stages/train.py"),
+    *("pipeline/data/arrays.py", "pipeline/data/batches.py", "pipeline/data/shards.py"),
+    *("pipeline/models/**/*.py", "pipeline/tasks/**/*.py"),
+)
+# Of strategies, the file of the run's own counts, and what that imports from its neighbours.
+STRATEGIES = "strategies"
+
+
 def code_digest(module: str, own_model: str = "") -> str:
-    """Return one hash of all that `code` returns."""
-    found = json.dumps(code(module, own_model), sort_keys=True)
+    """Return one hash of all that `code_of_stage` returns."""
+    found = json.dumps(code_of_stage(module, own_model), sort_keys=True)
     return hashlib.sha256(found.encode()).hexdigest()[:16]
 
 
-def code(module: str, own_model: str = "") -> dict[str, str]:
+def code_of_stage(module: str, own_model: str = "") -> dict[str, str]:
     """Return the code that a stage runs: its module, and all of this package it imports.
 
-    Comments, layout and docstrings do not count, so changing one reruns nothing. Nor does the list
-    of what can be configured: what it changes of a result is in the flags of the stage.
+    Comments, layout, docstrings and the texts of errors do not count, so changing one reruns
+    nothing. Nor does the list of what can be configured: what it changes of a result is in the
+    flags of the stage.
 
     Args:
         module: a module of this package, such as "lockstep.pipeline.stages.train".
-        own_model: the run's model; the module of a `package.module:function` counts as well, and
-            what it imports from the working directory, from PYTHONPATH, and of installed packages.
+        own_model: the run's model, which counts as in `code_of_training`.
 
     Returns:
         A hash for each file, by its path in the folder that it is imported from; for each installed
@@ -66,13 +84,72 @@ def code(module: str, own_model: str = "") -> dict[str, str]:
     Raises:
         UserError: a file is not Python.
     """
-    files, packages = _walk([module, *_module_of(own_model)])
-    for name in _module_of(own_model):
-        top = name.partition(".")[0]
+    files, _ = _walk([module], stage=True)
+    return dict(sorted((dict(files.values()) | _code_of_model(own_model)).items()))
+
+
+def code_of_training(strategy: str, own_model: str = "") -> dict[str, str]:
+    """Return the code that decides the bits of one of the pipeline's trainings, and no other.
+
+    Args:
+        strategy: the run's strategy.
+        own_model: the run's model; the module of a `package.module:function` counts as well, and
+            what it imports from the working directory, from PYTHONPATH, and of installed packages.
+
+    Returns:
+        As `code_of_stage`.
+
+    Raises:
+        UserError: a file is not Python.
+    """
+    found = _code_of_package((*LIBRARY, *PIPELINE), strategy) | _code_of_model(own_model)
+    return dict(sorted(found.items()))
+
+
+def code_of_script(script: Path) -> dict[str, str]:
+    """Return the code that decides the bits of a training in a script of the user's own.
+
+    Args:
+        script: its file; what it imports counts as that of a model does in `code_of_training`, and
+            the script's folder is looked through first.
+
+    Returns:
+        As `code_of_stage`.
+
+    Raises:
+        UserError: a file is not Python.
+    """
+    folder, package = script.parent, list[str]()
+    while (folder / "__init__.py").is_file():  # it was started by `python -m`
+        package.insert(0, folder.name)
+        folder = folder.parent
+    digest, imports = _parse_file(script)
+    files, packages = _walk(_absolute(imports, package), (script.parent, folder))
+    found = _code_of_package((*LIBRARY, *LOOP), "own_loop") | dict(files.values()) | packages
+    return dict(sorted((found | {script.name: digest}).items()))
+
+
+def _code_of_package(patterns: Iterable[str], strategy: str) -> dict[str, str]:
+    paths = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    waiting = ["sync_sgd" if strategy == "single" else strategy]  # the tree, over one rank
+    room = [PACKAGE.name, STRATEGIES]
+    while waiting:
+        path = PACKAGE / STRATEGIES / f"{waiting.pop()}.py"
+        if path not in paths and path.is_file():
+            paths.add(path)
+            # Not the room's own file: which strategies there are decides nothing of any.
+            names = (name.split(".") for name in _absolute(_parse_file(path)[1], room))
+            waiting += [name[2] for name in names if name[:2] == room and len(name) > 2]
+    return {path.relative_to(PACKAGE.parent).as_posix(): _parse_file(path)[0] for path in paths}
+
+
+def _code_of_model(own_model: str) -> dict[str, str]:
+    modules = _module_of(own_model)
+    files, packages = _walk(modules)
+    for top in {name.partition(".")[0] for name in modules} & packages.keys():
         for root in _roots(top):
-            if top in packages:
-                packages[top] = f"{packages[top]} {_content(root, top)}"
-    return dict(sorted((dict(files.values()) | packages).items()))
+            packages[top] = f"{packages[top]} {_content(root, top)}"
+    return dict(files.values()) | packages
 
 
 def other_code(then: dict[str, str], now: dict[str, str]) -> str:
@@ -85,45 +162,50 @@ def _module_of(own_model: str) -> list[str]:
     return [own_model.partition(":")[0]] if ":" in own_model else []
 
 
-def _walk(modules: list[str]) -> tuple[dict[Path, tuple[str, str]], dict[str, str]]:
-    """Follow imports; return the name and the hash of each file, and the installed packages."""
+HERE = (Path(),)
+
+
+def _walk(
+    modules: Iterable[str], here: Sequence[Path] = HERE, stage: bool = False
+) -> tuple[dict[Path, tuple[str, str]], dict[str, str]]:
+    """Follow imports; return the name and the hash of each file, and the installed packages.
+
+    Args:
+        modules: where to begin.
+        here: the folders that are looked through first.
+        stage: follow what is of this package, and nothing else; or else, nothing that is.
+    """
     files: dict[Path, tuple[str, str]] = {}
     packages: dict[str, str] = {}
     waiting = [*modules]
     while waiting:
         name = waiting.pop()
         top = name.partition(".")[0]
-        for root in _roots(top):
-            if top != PACKAGE.name and _INSTALLED & {*root.parts}:
+        if (top == PACKAGE.name) != stage:
+            continue
+        for root in [PACKAGE.parent] if stage else _roots(top, here):
+            if not stage and _INSTALLED & {*root.parts}:
                 packages[top] = _version(top) or _content(root, top)
                 continue
             for path, package in _files(root, name.split(".")):
-                if path in files or path == PACKAGE / "pipeline" / "config.py":
-                    continue
-                try:
-                    digest, imports = _parse(path.read_bytes())
-                except SyntaxError as error:
-                    raise UserError(f"{path}: line {error.lineno}: {error.msg}") from None
-                files[path] = path.relative_to(root).as_posix(), digest
-                found = _absolute(imports, package)
-                # What else this package imports need not be looked for.
-                own = PACKAGE.name if top == PACKAGE.name else ""
-                waiting += [name for name in found if own in ("", name.partition(".")[0])]
+                if path not in files and path != PACKAGE / "pipeline" / "config.py":
+                    digest, imports = _parse_file(path, types=not stage)
+                    files[path] = path.relative_to(root).as_posix(), digest
+                    waiting += _absolute(imports, package)
     return files, packages
 
 
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
-def _roots(top: str) -> list[Path]:
+def _roots(top: str, here: Sequence[Path] = HERE) -> list[Path]:
     """Return the folders that hold what `import top` finds; none for what counts by its version.
 
-    The working directory comes first, as it does when a model is imported.
+    The folders `here` come first, as the working directory does when a model is imported.
     """
-    if top == PACKAGE.name:
-        return [PACKAGE.parent]
-    if Path(top, "__init__.py").is_file() or Path(f"{top}.py").is_file():
-        return [Path()]
+    for folder in here:
+        if (folder / top / "__init__.py").is_file() or (folder / f"{top}.py").is_file():
+            return [folder]
     if top in (*sys.stdlib_module_names, *LIBRARIES):
         return []
     try:
@@ -135,9 +217,10 @@ def _roots(top: str) -> list[Path]:
         where = Path(spec.origin)
         return [where.parents[1] if folders else where.parent]
     # Packages without an __init__.py, of which there may be parts in several places.
-    here = [Path()] if Path(top).is_dir() else []
+    near = [folder for folder in here if (folder / top).is_dir()]
+    known = {folder.resolve() for folder in near}
     elsewhere = [Path(folder).parent for folder in folders if Path(folder).is_dir()]
-    return here + [folder for folder in elsewhere if folder.resolve() != Path.cwd()]
+    return near + [folder for folder in elsewhere if folder.resolve() not in known]
 
 
 def _files(root: Path, names: list[str]) -> Iterable[tuple[Path, list[str]]]:
@@ -170,19 +253,76 @@ Imports = list[tuple[int, str, list[str]]]
 """Of each import: how many packages up it begins, the module, the names that it takes from it."""
 
 
+def _parse_file(path: Path, types: bool = True) -> tuple[str, Imports]:
+    try:
+        return _parse(path.read_bytes(), types)
+    except SyntaxError as error:
+        raise UserError(f"{path}: line {error.lineno}: {error.msg}") from None
+
+
 @functools.cache  # the runs of a table have most of their files in common
-def _parse(source: bytes) -> tuple[str, Imports]:
-    """Return a hash of a file but for comments, layout and docstrings, and what it imports."""
+def _parse(source: bytes, types: bool) -> tuple[str, Imports]:
+    """Return a hash of what a file does, and what it imports.
+
+    Comments, layout, docstrings and the texts of errors and of `say` do nothing, and nor does what
+    is under TYPE_CHECKING. Without `types`, nor do imports that only functions' annotations name:
+    in the user's own files, another might import such a name from there.
+    """
     tree = ast.parse(source)
+    _drop_what_does_nothing(tree)
     imports: Imports = []
+    typed = set() if types else _only_in_annotations(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports += [(0, alias.name, []) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [alias.name for alias in node.names]
-            imports.append((node.level, node.module or "", names))
-    text = ast.dump(_without_docstrings(tree))
-    return hashlib.sha256(text.encode()).hexdigest()[:16], imports
+            names = [a.name for a in node.names if (a.asname or a.name) not in typed]
+            if names:
+                imports.append((node.level, node.module or "", names))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], imports
+
+
+_TYPE_CHECKING = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def _drop_what_does_nothing(tree: ast.Module) -> None:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in _TYPE_CHECKING:
+            node.body = []
+        elif isinstance(body, list):
+            node.body = [  # type: ignore[attr-defined]
+                line
+                for line in body
+                if not (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))
+            ]
+    says = any(
+        isinstance(node, ast.ImportFrom) and node.module == "lockstep.errors"
+        for node in ast.walk(tree)
+    )
+    for node in ast.walk(tree):
+        speaks = says and isinstance(node, ast.Call) and ast.unparse(node.func) == "say"
+        if speaks or isinstance(node, ast.Raise):
+            _Silence().visit(node)
+
+
+class _Silence(ast.NodeTransformer):
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        return ast.Constant("") if isinstance(node.value, str) else node
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.Constant:
+        return ast.Constant("")
+
+
+def _only_in_annotations(tree: ast.Module) -> set[str]:
+    """Return the names that functions' annotations use, and nothing else does."""
+    names = {node for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    typing: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.arg):
+            found = node.annotation if isinstance(node, ast.arg) else node.returns
+            typing |= {*ast.walk(found)} if found else set()
+    return {node.id for node in names & typing} - {node.id for node in names - typing}
 
 
 def _absolute(imports: Imports, package: list[str]) -> Iterable[str]:
@@ -191,18 +331,6 @@ def _absolute(imports: Imports, package: list[str]) -> Iterable[str]:
         above = package[: len(package) - level + 1] if level else []
         stem = [*above, *filter(None, [module])]
         yield from (".".join([*stem, *name]) for name in ([[n] for n in names] or [[]]))
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [  # type: ignore[attr-defined]
-                line
-                for line in body
-                if not (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))
-            ]
-    return tree
 
 
 def versions() -> dict[str, str]:
@@ -232,6 +360,6 @@ def git_state(own_model: str = "") -> dict[str, Any] | None:
         tracked = {top / name for name in git(top, "ls-files", "-z").split("\0")}
     except (OSError, subprocess.CalledProcessError):
         return None
-    own = [path for path in _walk(_module_of(own_model))[0] if PACKAGE not in path.parents]
+    own = _walk(_module_of(own_model))[0]
     untracked = sorted(str(path) for path in own if path.resolve() not in tracked)
     return {"commit": commit, "modified": bool(status.strip()), "untracked": untracked}

@@ -5,22 +5,13 @@ import subprocess
 import time
 from pathlib import Path
 
+from lockstep.pipeline import launch as launches
 from tests.conftest import environment
 from tests.hosts.hosts import Host
 
 EPOCHS = 10
 SETTINGS = {"shards": 12, "batch": 96, "epochs": EPOCHS, "snapshots": 1}
 HASHES = [f"{what}_sha256" for what in ("parameters", "optimizer", "history", "snapshots")]
-
-# As workflow/rules/common.smk has it, for root.
-MPIRUN = [
-    *("mpirun", "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "--mca", "btl", "^ofi"),
-    *("-x", "PATH", "-x", "PYTHONPATH"),
-    *("--prtemca", "plm_ssh_args", "-x -o ServerAliveInterval=3 -o ServerAliveCountMax=2"),
-    *("--prtemca", "oob_tcp_keepalive_time", "5", "--prtemca", "oob_tcp_keepalive_intvl", "2"),
-    *("--prtemca", "oob_tcp_keepalive_probes", "5", "--hostfile", "hostfile"),
-    "--allow-run-as-root",
-]
 
 
 def flags(data: Path, output: Path, ranks: int, *more: object) -> list[object]:
@@ -33,7 +24,8 @@ def flags(data: Path, output: Path, ranks: int, *more: object) -> list[object]:
 
 def launch(ranks: int) -> list[object]:
     """Return the words that start `lockstep` on so many ranks on the hosts of `hostfile`."""
-    return [*MPIRUN, "-n", ranks, "python", "-m", "mpi4py", "-m", "lockstep"]
+    mpirun = [*launches.LOCAL, *launches.BETWEEN_HOSTS, "--hostfile", "hostfile"]
+    return [*launches.start(mpirun, ranks), "-m", "lockstep"]
 
 
 class Job:

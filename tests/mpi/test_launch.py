@@ -85,10 +85,10 @@ def test_a_model_that_does_not_take_the_input_is_refused(tmp_path):
     assert "16 x 16 pixels or more, not 8 x 8" in line
 
 
-def test_shards_that_ranks_do_not_divide_are_refused(tmp_path):
-    words = ["train", "--data", "d", "--partition", "p", "--output", "o", "--ranks", 3]
+def test_more_ranks_than_shards_are_refused(tmp_path):
+    words = ["train", "--data", "d", "--partition", "p", "--output", "o", "--ranks", 5]
     line = refused(run([sys.executable, "-m", "lockstep", *words], tmp_path))
-    assert "3 ranks cannot share 4 shards evenly; take one of 1, 2, 4" in line
+    assert "5 ranks cannot have a shard each of 4; take at most 4" in line
 
 
 def test_a_rank_that_fails_brings_the_others_down(digits, tmp_path):

@@ -75,7 +75,7 @@ def refused(done):
 
 
 def test_what_cannot_be_tried_is_refused(digits, trained, tmp_path):
-    assert "3 ranks cannot share 4 shards" in refused(reproduce(mpirun(3), trained))
+    assert "5 ranks cannot have a shard each of 4" in refused(reproduce(mpirun(5), trained))
     record = json.loads((trained / "train.json").read_text())
     record["partition_sha256"] = "0" * 64
     (tmp_path / "train.json").write_text(json.dumps(record))

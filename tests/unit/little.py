@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lockstep.pipeline.data.batches import MicroBatch
+from lockstep.strategies.task import MicroBatch
 
 SHARDS = 3
 

@@ -38,19 +38,19 @@ def test_an_epoch_sees_each_sample_once_but_for_a_remainder(case):
     assert batches.steps_per_epoch == smallest // (batch // shards)
     for epoch, shard in itertools.product(range(2), range(shards)):
         found = [batches.get(epoch, i, shard) for i in range(batches.steps_per_epoch)]
-        assert all(m.labels.shape == (batch // shards,) for m in found)
-        ids = np.concatenate([m.labels for m in found])
+        assert all(m.targets.shape == (batch // shards,) for m in found)
+        ids = np.concatenate([m.targets for m in found])
         assert len(set(ids)) == len(ids)
-        assert set(ids) <= set(batches.members[shard])
+        assert set(ids) <= set(batches.sampler.members[shard])
         # What is left out is less than a micro-batch, and one more where sizes differ by one.
-        assert len(batches.members[shard]) - len(ids) <= batch // shards
+        assert len(batches.sampler.members[shard]) - len(ids) <= batch // shards
 
 
 def test_images_come_with_their_labels_steps_and_shards():
     batches = make(40, 2, 8)
     for epoch, index, shard in itertools.product(range(2), range(5), range(2)):
         found = batches.get(epoch, index, shard)
-        assert np.array_equal(found.images, batches.part.images[found.labels])
+        assert np.array_equal(found.inputs, batches.part.images[found.targets])
         assert (found.step, found.shard) == (epoch * 5 + index, shard)
 
 
@@ -60,15 +60,15 @@ def test_the_order_of_asking_does_not_matter():
     first = {place: in_order.get(*place) for place in places}
     for place in np.random.default_rng(0).permutation(places):
         found, expected = shuffled.get(*place.tolist()), first[tuple(place.tolist())]
-        assert found.images.tobytes() == expected.images.tobytes()
-        assert found.labels.tobytes() == expected.labels.tobytes()
+        assert found.inputs.tobytes() == expected.inputs.tobytes()
+        assert found.targets.tobytes() == expected.targets.tobytes()
         assert (found.step, found.shard) == (expected.step, expected.shard)
 
 
 def test_epochs_shards_and_seeds_have_their_own_order():
     def order(seed, epoch, shard):
         batches = make(80, 2, 2, seed)
-        ids = [batches.get(epoch, i, shard).labels[0] for i in range(40)]
+        ids = [batches.get(epoch, i, shard).targets[0] for i in range(40)]
         return tuple(np.argsort(np.argsort(ids)))
 
     places = list(itertools.product((0, 1, 2**32), (0, 1, 2), (0, 1)))
@@ -79,10 +79,10 @@ def seen(batches, epoch):
     """Return the pixels of each sample that an epoch has seen, by id."""
     found = {}
     for index, shard in itertools.product(
-        range(batches.steps_per_epoch), range(len(batches.members))
+        range(batches.steps_per_epoch), range(len(batches.sampler.members))
     ):
         micro_batch = batches.get(epoch, index, shard)
-        for image, label in zip(micro_batch.images, micro_batch.labels, strict=True):
+        for image, label in zip(micro_batch.inputs, micro_batch.targets, strict=True):
             found[int(label)] = image.tobytes()
     return found
 
@@ -134,7 +134,7 @@ def test_every_shift_comes_about_as_often_and_half_are_mirrored():
     image[2, 2], image[2, 3] = 1, 2  # where it went, and which way it looks
     batches = make(5000, 1, 5000, shift=1, flip=True, size=(5, 5, 1))
     batches.part.images[:] = image
-    images = batches.get(0, 0, 0).images[..., 0]
+    images = batches.get(0, 0, 0).inputs[..., 0]
     _, rows, columns = np.nonzero(images == 1)
     ahead = np.nonzero(images == 2)[2] - columns
     assert set(ahead) == {-1, 1}
@@ -147,7 +147,9 @@ def test_every_shift_comes_about_as_often_and_half_are_mirrored():
 
 def test_a_batch_larger_than_a_shard_is_refused(refused):
     assert make(42, 4, 40).steps_per_epoch == 1
-    with refused("batch", "44 images over 4 shards take 11", "smallest shard has 10", "at most 40"):
+    with refused(
+        "batch", "44 samples over 4 shards take 11", "smallest shard has 10", "at most 40"
+    ):
         make(42, 4, 44)
 
 
@@ -156,6 +158,6 @@ def test_micro_batches_are_whole_arrays_of_their_own(shift, flip):
     batches = make(20, 2, 4, shift=shift, flip=flip)
     before = batches.part.images.copy()
     found = batches.get(0, 0, 0)
-    assert found.images.flags["C_CONTIGUOUS"]
-    found.images[:] = 0
+    assert found.inputs.flags["C_CONTIGUOUS"]
+    found.inputs[:] = 0
     assert np.array_equal(batches.part.images, before)

@@ -10,6 +10,7 @@ from lockstep.strategies.split import blocks_apart
 from tests.mpi.models import Shared
 
 SHAPE = (1, 6, 6)
+EXAMPLE = torch.linspace(-1, 1, 72).view(2, *SHAPE)
 
 
 def one_step(shards, ranks, terms):
@@ -32,7 +33,7 @@ def test_the_sum_is_the_tree_s_and_few_parts_of_it_are_kept(shards, ranks):
     for shard, term in enumerate(terms.clone()):
         push(stack, Node(0, shard, term))
     part, output, most = one_step(shards, ranks, terms)
-    assert torch.equal(output, fold(stack) / shards)
+    assert torch.equal(output, fold(stack))
     part.check(shards // ranks)
     # A rank's share of the elements, for each level of the tree over the rounds, and for those of
     # the last round that have no sibling.
@@ -54,7 +55,7 @@ def test_a_block_that_is_called_twice_is_refused_where_it_was_not_foreseen(refus
 def test_blocks_that_are_used_twice_or_share_a_parameter_are_sharded_with_the_model():
     model = Shared(SHAPE, 3).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert blocks_apart(model, SHAPE) == [model.first, model.own, model.last]
+    assert blocks_apart(model, EXAMPLE) == [model.first, model.own, model.last]
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -75,5 +76,5 @@ class Hidden(nn.Sequential):
 
 def test_a_block_that_the_model_calls_twice_without_saying_so_is_found():
     model = Hidden().train()
-    assert blocks_apart(model, SHAPE) == [model[1], model[3]]
-    assert blocks_apart(nn.Linear(2, 2), SHAPE) == []
+    assert blocks_apart(model, EXAMPLE) == [model[1], model[3]]
+    assert blocks_apart(nn.Linear(2, 2), EXAMPLE) == []

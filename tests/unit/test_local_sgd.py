@@ -1,6 +1,7 @@
 """local_sgd and data_parallel on one rank: replicas train apart and are averaged."""
 
 import copy
+import functools
 import weakref
 from collections.abc import Mapping
 
@@ -8,12 +9,20 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from lockstep import optimizer as optimizers
 from lockstep import strategies as parallel
-from lockstep.checkpoint.checkpointer import Checkpoint, Progress, _moved, collect, fill, spread
+from lockstep.checkpoint.state import (
+    Checkpoint,
+    Progress,
+    _moved,
+    broadcast_state,
+    fill,
+    gather_state,
+)
 from lockstep.distributed.world import World
 from lockstep.pipeline import optim
 from lockstep.pipeline.config import Run
-from lockstep.pipeline.tasks.classification import CrossEntropy, Normalize
+from lockstep.pipeline.tasks.classification import Classification, Normalize
 from tests.unit.little import SHARDS, make_batches, make_model
 
 CPU = torch.device("cpu")
@@ -30,8 +39,9 @@ def group():
 
 def make(model, **values):
     run = Run(**{"strategy": "local_sgd", "ranks": 1, "shards": SHARDS, "batch": 12, **values})
-    objective = CrossEntropy(run, Normalize([0.5, 0.4], [0.3, 0.2], CPU), CPU)
-    return parallel.make(run, model, objective, ALONE, (2, 6, 6)), run, objective
+    task = Classification(run, Normalize([0.5, 0.4], [0.3, 0.2], CPU), (2, 6, 6), CPU)
+    make_optimizer = functools.partial(optim.make_optimizer, run)
+    return parallel.make(run, model, task, make_optimizer, ALONE), run, task
 
 
 def states(strategy):
@@ -80,20 +90,21 @@ def test_between_two_averages_the_model_is_the_mean_and_the_replicas_stay():
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_replica_is_a_model_that_is_trained_on_its_shard_alone(optimizer):
     values = {"optimizer": optimizer, "clip": 0.5, "weight_decay": 0.01, "sync_every": 0}
-    strategy, run, objective = make(make_model(norm=True, dropout=True), **values)
+    strategy, run, task = make(make_model(norm=True, dropout=True), **values)
     alone = make_model(norm=True, dropout=True)
     its = optim.make_optimizer(run, alone)
     for step in range(4):
         strategy.step(make_batches(step), 0.01)
         its.zero_grad()
-        objective(alone, [make_batches(step)[1]])[0].backward()
-        optim.update(its, 0.01, run.clip)
+        loss = task(alone, [make_batches(step)[1]])
+        (loss.value / loss.items).backward()
+        optimizers.update(its, 0.01, run.clip)
     assert same(strategy.replicas[1].model.state_dict(), alone.state_dict())
     assert same(strategy.model_state(), strategy.replicas[0].model.state_dict())
     assert not same(strategy.model_state(), alone.state_dict())
     kept = strategy.optimizer_state()
     assert kept.keys() == dict(alone.named_parameters()).keys()
-    for name, state in optim.state_of(its, alone).items():
+    for name, state in optimizers.state_of(its, alone).items():
         for key, value in state.items():
             assert kept[name][key].shape == (SHARDS, *value.shape)
             assert torch.equal(kept[name][key][1], value)
@@ -104,8 +115,9 @@ def test_with_one_shard_it_is_single():
     one, *_ = make(make_model(dropout=True), strategy="single", **values)
     other, *_ = make(make_model(dropout=True), **values)
     for step in range(3):
-        sums = [strategy.step(make_batches(step, 1), 0.01) for strategy in (one, other)]
-        assert torch.equal(sums[0], sums[1][0])
+        for strategy in (one, other):
+            strategy.step(make_batches(step, 1), 0.01)
+        assert one.metrics.totals() == other.metrics.totals()
     assert same(one.model_state(), other.model_state())
 
 
@@ -121,10 +133,13 @@ def test_plain_sgd_with_an_average_each_step_is_sync_sgd():
         assert torch.allclose(value, expected[name], rtol=1e-4, atol=1e-6)
 
 
-def test_losses_are_added_in_the_order_of_the_shards():
-    strategy, *_ = make(make_model(norm=True, dropout=True))
-    sums = torch.tensor([[1e16, 1], [1.0, 2], [-1e16, 3]], dtype=torch.float64)
-    assert torch.equal(strategy.totals(sums), sums.sum(dim=0))
+def test_losses_are_added_for_each_shard_apart():
+    strategy, _, task = make(make_model(norm=True, dropout=True))
+    models = [copy.deepcopy(replica.model) for replica in strategy.replicas]
+    strategy.step(make_batches(0), 0.01)
+    losses = [task(m, [one]).sums() for m, one in zip(models, make_batches(0), strict=True)]
+    expected = torch.tensor([list(sums.values()) for sums in losses], dtype=torch.float64)
+    assert torch.equal(strategy.metrics.gather(), expected)
 
 
 def test_replicas_lie_in_memory_as_the_model_did():
@@ -138,17 +153,18 @@ def test_replicas_lie_in_memory_as_the_model_did():
 
 
 def test_data_parallel_on_a_cpu_steps_on_the_whole_batch_and_says_so(capsys):
-    strategy, run, objective = make(make_model(norm=True, dropout=True), strategy="data_parallel")
+    strategy, run, task = make(make_model(norm=True, dropout=True), strategy="data_parallel")
     assert "CPU" in capsys.readouterr().err
     alone = make_model(norm=True, dropout=True)
     its = optim.make_optimizer(run, alone)
     for step in range(3):
-        sums = strategy.step(make_batches(step), 0.01)
+        strategy.step(make_batches(step), 0.01)
         its.zero_grad()
-        loss, expected = objective(alone, make_batches(step))
-        loss.backward()
-        optim.update(its, 0.01, None)
-        assert torch.equal(sums, expected)
+        loss = task(alone, make_batches(step))
+        (loss.value / loss.items).backward()
+        optimizers.update(its, 0.01, None)
+        assert strategy.metrics.totals() == loss.sums()
+        strategy.metrics.reset()
     assert same(strategy.model_state(), alone.state_dict())
 
 
@@ -175,10 +191,9 @@ def test_what_a_run_goes_on_from_is_there_one_tensor_at_a_time():
     trained, *_ = make(make_model(norm=True, dropout=True), sync_every=2, optimizer="adamw")
     for step in range(3):
         trained.step(make_batches(step), 0.01)
-    sums = torch.zeros(SHARDS, 2, dtype=torch.float64)
-    saved = collect(trained, Progress(3, segments=[{}]), sums, 0.0, ALONE)
+    saved = gather_state(trained, Progress(3, segments=[{}]), 0.0, ALONE)
     alive = weakref.WeakSet()
-    found = spread(
+    found = broadcast_state(
         Checkpoint(
             saved.progress,
             Watched(saved.model, alive),

@@ -1,4 +1,4 @@
-"""objective: images as models want them, losses, and the test of bfloat16."""
+"""classification: images as models want them, losses, and the test of bfloat16."""
 
 import numpy as np
 import pytest
@@ -10,9 +10,10 @@ from torch.nn import functional
 
 from lockstep.checkpoint import tensors as state
 from lockstep.pipeline.config import Run
-from lockstep.pipeline.data.batches import MicroBatch
 from lockstep.pipeline.models import build
-from lockstep.pipeline.tasks.classification import CrossEntropy, Normalize, check_bfloat16
+from lockstep.pipeline.tasks.classification import Classification, Normalize
+from lockstep.pipeline.tasks.rehearsal import check_bfloat16
+from lockstep.strategies.task import Loss, MicroBatch
 
 CPU = torch.device("cpu")
 
@@ -54,24 +55,26 @@ def micro_batch(seed=0, count=16, step=3, shard=1, size=28):
     return MicroBatch(np.arange(count), images, random.integers(0, 10, count), step, shard)
 
 
-def objective(**values):
-    return CrossEntropy(Run(**values), Normalize([0.5], [0.3], CPU), CPU)
+def task(**values):
+    return Classification(Run(**values), Normalize([0.5], [0.3], CPU), (1, 28, 28), CPU)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_is_the_mean_cross_entropy_and_the_sums_add_up(smoothing):
+def test_the_loss_is_the_sum_of_the_cross_entropies_and_the_sums_add_up(smoothing):
     model = build("cnn", (1, 28, 28), 10)
     batches = [micro_batch(seed) for seed in range(3)]
-    images = np.concatenate([b.images for b in batches]).transpose(0, 3, 1, 2)
-    labels = torch.from_numpy(np.concatenate([b.labels for b in batches]))
+    images = np.concatenate([b.inputs for b in batches]).transpose(0, 3, 1, 2)
+    labels = torch.from_numpy(np.concatenate([b.targets for b in batches]))
     scores = model((torch.from_numpy(images) / 255 - 0.5) / 0.3)
-    expected = functional.cross_entropy(scores, labels, label_smoothing=smoothing)
-    loss, sums = objective(label_smoothing=smoothing)(model, batches)
-    assert loss.requires_grad
-    assert not sums.requires_grad
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert sums[0].item() == pytest.approx(48 * expected.item(), rel=1e-5)
-    assert sums[1].item() == (scores.argmax(1) == labels).sum().item()
+    mean = functional.cross_entropy(scores, labels, label_smoothing=smoothing).item()
+    trained = task(label_smoothing=smoothing)
+    loss = trained(model, batches)
+    assert loss.value.requires_grad
+    assert loss.value.item() == pytest.approx(48 * mean, rel=1e-5)
+    correct = (scores.argmax(1) == labels).sum().item()
+    assert loss.sums() == {"items": 48, "loss": loss.value.item(), "correct": correct}
+    means = trained.means(loss.sums())
+    assert means == {"loss": pytest.approx(mean, rel=1e-5), "accuracy": correct / 48}
 
 
 def test_dropout_depends_on_the_seed_the_step_and_the_shard_alone():
@@ -79,7 +82,7 @@ def test_dropout_depends_on_the_seed_the_step_and_the_shard_alone():
 
     def loss(seed=0, **place):
         torch.rand(3)
-        return objective(seed=seed)(model, [micro_batch(**place)])[0].item()
+        return task(seed=seed)(model, [micro_batch(**place)]).value.item()
 
     assert loss() == loss()
     assert len({loss(), loss(step=4), loss(shard=2), loss(seed=1)}) == 4
@@ -89,19 +92,17 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
     model = build("cnn", (1, 28, 28), 10)
     seen = []
     model[0].register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
-    loss, sums = objective(precision="bfloat16")(model, [micro_batch()])
-    loss.backward()
+    loss = task(precision="bfloat16")(model, [micro_batch()])
+    loss.value.backward()
     assert seen == [torch.bfloat16]
-    assert loss.dtype == sums.dtype == torch.float32
+    assert loss.value.dtype == torch.float32
     assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_bfloat16_passes_on_the_cnn():
     model = build("cnn", (1, 28, 28), 10)
     before = state.digest(model.state_dict())
-    distance = check_bfloat16(
-        model, objective(precision="bfloat16"), objective(), micro_batch(count=32)
-    )
+    distance = check_bfloat16(model, task(precision="bfloat16"), task(), micro_batch(count=32))
     assert 0 < distance < 0.2
     assert state.digest(model.state_dict()) == before
     assert all(p.grad is None for p in model.parameters())
@@ -110,18 +111,16 @@ def test_bfloat16_passes_on_the_cnn():
 def test_the_check_of_bfloat16_leaves_batchnorm_as_it_was():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))
     before = state.digest(model.state_dict())
-    check_bfloat16(
-        model, objective(precision="bfloat16"), objective(), micro_batch(count=32, size=8)
-    )
+    check_bfloat16(model, task(precision="bfloat16"), task(), micro_batch(count=32, size=8))
     assert state.digest(model.state_dict()) == before
 
 
 @pytest.mark.parametrize("factor", [-1.0, 0.0, 3.0, float("nan"), float("inf")])
 def test_a_wrong_gradient_is_refused(refused, factor):
     def wrong(model, batches):
-        loss, sums = objective()(model, batches)
-        return loss * factor, sums
+        loss = task()(model, batches)
+        return Loss(loss.value * factor, loss.items)
 
     model = build("cnn", (1, 28, 28), 10)
     with refused("precision", "bfloat16", "float32"):
-        check_bfloat16(model, wrong, objective(), micro_batch())
+        check_bfloat16(model, wrong, task(), micro_batch())

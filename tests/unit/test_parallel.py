@@ -1,54 +1,64 @@
 """parallel: the gradient that one rank forms shard by shard, against that of the whole batch."""
 
 import copy
-import itertools
-import types
+import functools
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from lockstep import strategies as parallel
 from lockstep.distributed.world import World
+from lockstep.pipeline import optim
 from lockstep.pipeline.config import Run
-from lockstep.pipeline.tasks.classification import CrossEntropy, Normalize
+from lockstep.pipeline.tasks.classification import Classification, Normalize
 from lockstep.reduce.flat import Flat
-from lockstep.strategies.pipeline import Pipeline
 from tests.unit.little import SHARDS, make_batches, make_model
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 0, 1, "python")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def group():
+    """A process group of one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
 @pytest.fixture
-def objective():
-    return CrossEntropy(Run(), Normalize([0.5, 0.4], [0.3, 0.2], CPU), CPU)
+def task():
+    return Classification(Run(), Normalize([0.5, 0.4], [0.3, 0.2], CPU), (2, 6, 6), CPU)
 
 
-def tree(model, objective):
+def tree(model, task):
     run = Run(strategy="single", ranks=1, shards=SHARDS, batch=12)
-    return parallel.make(run, model, objective, ALONE, (2, 6, 6))
+    return parallel.make(run, model, task, functools.partial(optim.make_optimizer, run), ALONE)
 
 
-def test_the_gradient_is_that_of_the_whole_batch(objective):
+def test_the_gradient_is_that_of_the_whole_batch(task):
     ours, theirs = make_model(), make_model()
-    strategy = tree(ours, objective)
+    strategy = tree(ours, task)
     for step in range(3):
-        sums = strategy.step(make_batches(step), 0.0)
+        strategy.step(make_batches(step), 0.0)
         theirs.zero_grad()
-        loss, expected = objective(theirs, make_batches(step))
-        loss.backward()
-        assert sums.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+        loss = task(theirs, make_batches(step))
+        (loss.value / loss.items).backward()
+        assert strategy.metrics.totals() == pytest.approx(loss.sums(), rel=1e-5)
+        strategy.metrics.reset()
         for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_batchnorm_sees_each_shard_alone_and_its_statistics_are_averaged(objective):
+def test_batchnorm_sees_each_shard_alone_and_its_statistics_are_averaged(task):
     ours = make_model(norm=True)
     alone = [copy.deepcopy(ours) for _ in range(SHARDS)]
-    tree(ours, objective).step(make_batches(), 0.0)
+    tree(ours, task).step(make_batches(), 0.0)
     for model, batch in zip(alone, make_batches(), strict=True):
-        objective(model, [batch])[0].backward()
+        loss = task(model, [batch])
+        (loss.value / loss.items).backward()
     for name, found in ours[1].named_buffers():
         values = torch.stack([model[1].get_buffer(name) for model in alone])
         if found.is_floating_point():
@@ -79,14 +89,14 @@ class Watching(nn.Module):
         return x
 
 
-def test_buffers_that_a_pass_assigns_anew_are_averaged(objective):
+def test_buffers_that_a_pass_assigns_anew_are_averaged(task):
     ours = Watching()
     ours.centre += 1
     alone = [copy.deepcopy(ours) for _ in range(SHARDS)]
     first = ours.centre
-    tree(ours, objective).step(make_batches(), 0.0)
+    tree(ours, task).step(make_batches(), 0.0)
     for model, batch in zip(alone, make_batches(), strict=True):
-        objective(model, [batch])
+        task(model, [batch])
     mean = torch.stack([model.centre for model in alone]).mean(dim=0)
     assert torch.allclose(ours.centre, mean, rtol=1e-5)
     assert ours.centre is first  # whoever else holds it sees it
@@ -97,16 +107,16 @@ def test_buffers_that_a_pass_assigns_anew_are_averaged(objective):
 
 
 @pytest.mark.parametrize("count", [lambda x: (x[0, 0] * 1e4).byte() % 5, lambda x: 2**20])
-def test_an_integer_that_has_no_mean_is_refused(objective, count, refused):
+def test_an_integer_that_has_no_mean_is_refused(task, count, refused):
     model = Watching(count)
     model.seen = model.seen.long()
     with refused("the buffer seen counts", "floating-point"):
-        tree(model, objective).step(make_batches(), 0.0)
+        tree(model, task).step(make_batches(), 0.0)
 
 
-def test_a_buffer_that_grows_is_refused(objective, refused):
+def test_a_buffer_that_grows_is_refused(task, refused):
     model = Watching()
-    strategy = tree(model, objective)
+    strategy = tree(model, task)
     model.body.register_forward_hook(
         lambda *_: setattr(model, "mask", torch.cat([model.mask, model.mask]))
     )
@@ -114,16 +124,16 @@ def test_a_buffer_that_grows_is_refused(objective, refused):
         strategy.step(make_batches(), 0.0)
 
 
-def test_gradients_lie_as_their_parameters_do(objective):
+def test_gradients_lie_as_their_parameters_do(task):
     model = make_model()
-    tree(model, objective).step(make_batches(), 0.0)
+    tree(model, task).step(make_batches(), 0.0)
     assert [p.grad.stride() for p in model.parameters()] == [p.stride() for p in model.parameters()]
 
 
-def test_the_same_steps_give_the_same_bits(objective):
+def test_the_same_steps_give_the_same_bits(task):
     def train():
         model = make_model(norm=True)
-        strategy = tree(model, objective)
+        strategy = tree(model, task)
         for step in range(3):
             strategy.step(make_batches(step), 0.1)
         return [value.clone() for value in model.state_dict().values()]
@@ -143,12 +153,3 @@ def test_the_same_steps_give_the_same_bits(objective):
 def test_a_model_of_other_types_is_refused(refused, model):
     with refused("model", "float32"):
         Flat(model)
-
-
-def test_the_running_sums_of_a_pipeline_go_on_where_more_is_added_to_them():
-    # On another rank they would be another term of the sum over the ranks, which rounds.
-    sums = torch.tensor([[0, 0], [0.1, 3], [0, 0]], dtype=torch.float64)
-    for replica, is_last in itertools.product((0, 1), (False, True)):
-        rank = types.SimpleNamespace(replica=replica, stage=types.SimpleNamespace(is_last=is_last))
-        expected = [0.1, 3] if (replica, is_last) == (0, True) else [0, 0]
-        assert Pipeline.share_of(rank, sums).tolist() == expected

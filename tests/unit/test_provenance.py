@@ -2,23 +2,33 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 
 from lockstep import provenance
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.stages.partition import partition
 
 
 @pytest.fixture
-def digest(repository, tmp_path, monkeypatch):
-    """A function that digests a stage of a copy of the package, and a model below `tmp_path`."""
+def package(repository, tmp_path, monkeypatch):
+    """A copy of the package, to edit; `tmp_path` is the working directory."""
     copy = tmp_path / "copy" / "lockstep"
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(repository / "src" / "lockstep", copy, ignore=ignored)
     monkeypatch.setattr(provenance, "PACKAGE", copy)
     monkeypatch.chdir(tmp_path)
+    return copy
+
+
+@pytest.fixture
+def digest(package):
+    """A function that digests a stage of the copy, and a model below `tmp_path`."""
 
     def run(stage="train", model=""):
         return provenance.code_digest(f"lockstep.pipeline.stages.{stage}", model)
@@ -110,6 +120,153 @@ def test_all_that_python_loads_to_train_counts(digest, tmp_path):
         path.write_text(text)
 
 
+WORDS = [
+    ("mpi/watchdog.py", "another rank has failed", "one of the ranks has failed"),
+    ("distributed/signals.py", 'name="signals"', 'name="handler"'),
+    ("pipeline/report/page.py", "font-size: 20px", "font-size: 21px"),
+    ("pipeline/cli.py", "the folder of the run", "the run's folder"),
+    ("checkpoint/store.py", 'name="writer"', 'name="its writer"'),
+    ("errors.py", "flush=True", "flush=False"),
+    ("strategies/__init__.py", '"""Strategies:', '"""The strategies:'),
+    ("strategies/fsdp.py", "import torch\n", "import torch\n\nchanged = True\n"),  # another's
+    ("pipeline/optim.py", '"""Optimizers', '"""All the optimizers'),
+    ("pipeline/optim.py", "has no parameter that is trained", "trains nothing"),
+    ("pipeline/models/__init__.py", "{name} gave {type(model).__name__}", "{name} is odd"),
+    ("pipeline/stages/train.py", "reading {size", "it reads {size"),
+    ("reduce/tree.py", "import torch\n", "import torch  # and numpy\n"),
+]
+DEEDS = [
+    ("reduce/tree.py", "node.index // 2", "node.index >> 1"),
+    ("random.py", '"stable"', '"quicksort"'),
+    ("strategies/sync_sgd.py", "total /= self.ranks", "total *= self.ranks"),
+    ("strategies/replicated.py", "import torch\n", "import torch\n\nchanged = True\n"),
+    ("pipeline/tasks/classification.py", "argmax(dim=1)", "argmin(dim=1)"),
+    ("pipeline/optim.py", "math.pi", "3.14"),
+    ("pipeline/models/__init__.py", "kernel_size=5", "kernel_size=3"),
+    ("pipeline/data/batches.py", "import numpy as np\n", "import numpy as np\n\nx = 1\n"),
+    ("determinism.py", "set_flush_denormal(True)", "set_flush_denormal(False)"),
+    ("pipeline/stages/train.py", "run.epochs", "(run.epochs + 1)"),  # the loop
+]
+
+
+def test_what_decides_no_bits_is_no_part_of_a_trainings_code(package, tmp_path):
+    before = provenance.code_of_training("sync_sgd", "cnn")
+    for file, old, new in WORDS:
+        change(tmp_path, file, old, new)
+        assert provenance.code_of_training("sync_sgd", "cnn") == before, file
+
+
+@pytest.mark.parametrize(("file", "old", "new"), DEEDS)
+def test_what_decides_bits_is_part_of_a_trainings_code(package, tmp_path, file, old, new):
+    before = provenance.code_of_training("sync_sgd", "cnn")
+    change(tmp_path, file, old, new)
+    now = provenance.code_of_training("sync_sgd", "cnn")
+    assert provenance.other_code(before, now) == f"lockstep/{file}"
+
+
+@pytest.mark.parametrize("strategy", typing.get_args(Run.model_fields["strategy"].annotation))
+def test_of_the_strategies_the_runs_own_counts(package, strategy):
+    room = package / "strategies"
+    names = {
+        "single": {"sync_sgd", "replicated"},
+        "sync_sgd": {"sync_sgd", "replicated"},
+        "ddp": {"ddp", "replicated"},
+        "data_parallel": {"data_parallel", "replicated"},
+        "local_sgd": {"local_sgd"},
+        "pipeline": {"pipeline", "split"},
+        "hybrid": {"hybrid", "pipeline", "split"},
+        "fsdp": {"fsdp", "parts", "replicated", "split"},
+    }[strategy]
+    before = provenance.code_of_training(strategy)
+    for path in room.glob("*.py"):
+        text = path.read_text()
+        path.write_text(text + "\nchanged = True\n")
+        counts = path.stem in names
+        assert (provenance.code_of_training(strategy) != before) == counts, path
+        path.write_text(text)
+
+
+def test_texts_of_errors_and_what_is_there_for_types_alone_rerun_no_stage(digest, tmp_path):
+    before = digest("evaluate")
+    change(tmp_path, "pipeline/stages/evaluate.py", "its scores of sample", "what it says of")
+    change(tmp_path, "checkpoint/tensors.py", "not a whole safetensors file", "damaged")
+    change(tmp_path, "distributed/rendezvous.py", "the ranks have not met", "they have not met")
+    change(tmp_path, "strategies/fsdp.py", "import torch\n", "import torch\n\nchanged = True\n")
+    assert digest("evaluate") == before
+    change(tmp_path, "files.py", "nested too deeply", "too deep")  # kept in a name: that is code
+    assert digest("evaluate") != before
+
+
+def test_a_say_of_the_users_own_is_code(package, tmp_path):
+    for text, more in (
+        ("def say(x): return x\n\ndef make(): return say('{}')\n", True),
+        ("from lockstep.errors import say\n\ndef make(): say('{}')\n", False),
+        ("def make(): raise ValueError(f'{}')\n", False),
+        ("from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    x = '{}'\n", False),
+        ("from typing import TYPE_CHECKING\n\nif not TYPE_CHECKING:\n    x = '{}'\n", True),
+    ):
+        found = set()
+        for word in ("one", "two"):
+            (tmp_path / "own.py").write_text(text.format(word))
+            found.add(provenance.code_of_training("sync_sgd", "own:make")["own.py"])
+        assert (len(found) == 2) == more, text
+
+
+def test_a_script_counts_with_what_it_imports_from_its_folder(package, tmp_path):
+    folder = tmp_path / "project"
+    (folder / "zoo").mkdir(parents=True)
+    files = {
+        "train-it.py": "import lockstep, sizes, numpy\nfrom zoo import own\n",
+        "sizes.py": "width = 1\n",
+        "zoo/__init__.py": "",
+        "zoo/own.py": "width = 1\n",
+        "other.py": "width = 1\n",
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    (tmp_path / "sizes.py").write_text("")  # the working directory's is not the script's
+    before = provenance.code_of_script(folder / "train-it.py")
+    assert {*before} & {*files} == {*files} - {"other.py"}
+    assert "lockstep/reduce/tree.py" in before
+    assert not [name for name in before if "pipeline" in name]
+    for name in files:
+        (folder / name).write_text(files[name] + "more = 1\n")
+        found = provenance.code_of_script(folder / "train-it.py")
+        assert provenance.other_code(before, found) == ("" if name == "other.py" else name)
+        (folder / name).write_text(files[name])
+    # As `python -m zoo.train` starts it.
+    (folder / "zoo" / "train.py").write_text("from . import own\nfrom zoo import own\n")
+    found = provenance.code_of_script(folder / "zoo" / "train.py")
+    assert {"train.py", "zoo/__init__.py", "zoo/own.py"} <= found.keys()
+
+
+def test_a_run_goes_on_after_an_edit_that_changes_no_bit(package, digits, tmp_path):
+    partition(digits, "iid", 2, 0, 0.5, tmp_path / "shards")
+    words = ["train", "--data", digits, "--partition", tmp_path / "shards" / "shards.csv"]
+    words += ["--output", tmp_path / "run", "--strategy", "single", "--ranks", 1, "--shards", 2]
+    words += ["--model", "linear", "--epochs", 1, "--checkpoint-every", "1 step"]
+
+    def go(until):
+        env = {**os.environ, "PYTHONPATH": str(package.parent)}
+        done = subprocess.run(
+            [sys.executable, "-B", "-m", "lockstep", *map(str, words)],
+            env={**env, "LOCKSTEP_FAULT": f"step:{until}:0:kill"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        return done.stderr
+
+    assert "going on" not in go(4)
+    for file, old, new in WORDS:
+        change(tmp_path, file, old, new)
+    assert "going on after step" in go(8)
+    change(tmp_path, *DEEDS[0])
+    said = go(8)
+    assert "not used: other code: lockstep/reduce/tree.py" in said
+    assert "going on" not in said
+
+
 def test_the_users_model_counts(digest, tmp_path):
     none = digest(model="cnn")
     assert digest(model="gone:make") == none == digest()
@@ -166,9 +323,8 @@ def test_a_model_from_pythonpath_counts_by_its_files_and_what_they_import(digest
     }
     root = elsewhere("lib", files)
     before = digest(model="zoo_a.own:make")
-    names = [
-        n for n in provenance.code("lockstep.pipeline.stages.train", "zoo_a.own:make") if "zoo" in n
-    ]
+    found = provenance.code_of_training("sync_sgd", "zoo_a.own:make")
+    names = [name for name in found if "zoo" in name]
     assert names == ["zoo_a/__init__.py", "zoo_a/own.py", "zoo_a/sizes.py", "zoo_b.py"]
     for name in names:
         (root / name).write_text(files[name] + "more = 1\n")
@@ -189,15 +345,15 @@ def test_an_installed_package_counts_by_its_version_and_that_of_the_model_by_its
     root = elsewhere("site-packages", files)
     (tmp_path / "own.py").write_text("import zoo_d, zoo_e\n")
     provenance._version.cache_clear()
-    found = provenance.code("lockstep.pipeline.stages.train", "own:make")
+    found = provenance.code_of_training("sync_sgd", "own:make")
     assert found["zoo_d"] == "zoo-d 1.2"
     assert len(found["zoo_e"]) == 16  # it is of no distribution: its files are what there is
-    inside = provenance.code("lockstep.pipeline.stages.train", "zoo_d:make")["zoo_d"]
+    inside = provenance.code_of_training("sync_sgd", "zoo_d:make")["zoo_d"]
     assert inside.startswith("zoo-d 1.2 ")
     (root / "zoo_d" / "__init__.py").write_text("width = 2\n")
     provenance._content.cache_clear()
-    assert provenance.code("lockstep.pipeline.stages.train", "own:make")["zoo_d"] == "zoo-d 1.2"
-    assert provenance.code("lockstep.pipeline.stages.train", "zoo_d:make")["zoo_d"] != inside
+    assert provenance.code_of_training("sync_sgd", "own:make")["zoo_d"] == "zoo-d 1.2"
+    assert provenance.code_of_training("sync_sgd", "zoo_d:make")["zoo_d"] != inside
 
 
 def test_files_whose_code_differs_are_named():

@@ -10,7 +10,7 @@ from torch import nn
 
 from lockstep.checkpoint import tensors as state
 from lockstep.pipeline.config import Run
-from lockstep.pipeline.tasks.classification import CrossEntropy, Normalize
+from lockstep.pipeline.tasks.classification import Classification, Normalize
 from lockstep.pipeline.tasks.rehearsal import rehearse
 from lockstep.reduce.layout import copy_of
 from tests.unit.little import make_batches, make_model
@@ -105,8 +105,8 @@ def register(model, x):
 
 def try_it(model):
     model.train()
-    objective = CrossEntropy(Run(), Normalize([0.5, 0.4], [0.3, 0.2], CPU), CPU)
-    rehearse(model, objective, make_batches()[0])
+    task = Classification(Run(), Normalize([0.5, 0.4], [0.3, 0.2], CPU), (2, 6, 6), CPU)
+    rehearse(model, task, make_batches()[0])
 
 
 @pytest.mark.parametrize(
@@ -182,8 +182,8 @@ def test_what_modules_keep_of_a_pass_is_gone_and_copies_do_without(refused):
 
 def test_passes_that_differ_are_let_be_where_no_bits_are_kept():
     model = Odd(numpy_noise).train()
-    objective = CrossEntropy(Run(), Normalize([0.5, 0.4], [0.3, 0.2], CPU), CPU)
-    rehearse(model, objective, make_batches()[0], same=False)
+    task = Classification(Run(), Normalize([0.5, 0.4], [0.3, 0.2], CPU), (2, 6, 6), CPU)
+    rehearse(model, task, make_batches()[0], same=False)
 
 
 def test_compiled_modules_are_rehearsed():

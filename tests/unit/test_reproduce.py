@@ -12,7 +12,7 @@ from lockstep.pipeline.config import Run
 from lockstep.pipeline.stages import reproduce
 from lockstep.pipeline.stages.partition import partition
 from lockstep.pipeline.stages.train import train
-from lockstep.provenance import CAPS, code
+from lockstep.provenance import CAPS, code_of_training
 from tests.damage import change_manifest
 
 pytestmark = pytest.mark.usefixtures("arithmetic_as_it_was")
@@ -178,8 +178,8 @@ def test_the_launch_decides_the_ranks_and_the_record_the_kind_of_device(record, 
     record["ranks"][0]["device"] = "NVIDIA H100"
     world = World(0, 1, 0, 1, "python")
     assert reproduce.as_launched(RUN, record, world, tmp_path).device == "cuda"
-    with refused("3 ranks cannot share 4 shards"):
-        reproduce.as_launched(RUN, record, World(0, 3, 0, 3, "mpirun"), tmp_path)
+    with refused("5 ranks cannot have a shard each of 4"):
+        reproduce.as_launched(RUN, record, World(0, 5, 0, 5, "mpirun"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -212,4 +212,4 @@ def test_what_is_not_as_it_was_has_a_line(path, line, record, monkeypatch):
 
 
 def test_the_record_has_the_code_that_was_run(record):
-    assert record["code"] == code("lockstep.pipeline.stages.train", "linear")
+    assert record["code"] == code_of_training(RUN.strategy, "linear")

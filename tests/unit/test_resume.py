@@ -19,11 +19,12 @@ from lockstep.distributed import signals as interrupt
 from lockstep.distributed.signals import LOOK_EVERY, Agreement
 from lockstep.distributed.world import World
 from lockstep.errors import Interrupted
+from lockstep.pipeline import identity
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.data.manifest import read_manifest
 from lockstep.pipeline.stages.partition import partition
 from lockstep.pipeline.stages.reproduce import reproduce
-from lockstep.pipeline.stages.train import _about, _inputs, train
+from lockstep.pipeline.stages.train import train
 from lockstep.testing import faults
 from tests.damage import flipped
 
@@ -177,17 +178,17 @@ def name_of(digits, tmp_path_factory):
     table = tmp_path_factory.mktemp("table") / "shards.csv"
     manifest = read_manifest(digits)
 
-    code = functools.cache(provenance.code)
+    code = functools.cache(provenance.code_of_training)
 
     def of(backend="gloo", rows="", initial="0", of_data=None, **values):
         table.write_text(f"sample,label,shard\n{rows}")
         some = dataclasses.replace(manifest, **of_data or {})
         run = Run(**RUN.model_dump() | {"strategy": "sync_sgd"} | values)
-        inputs = _inputs(run, some, table)
-        return fingerprint(_about(run, inputs, initial, torch.device("cpu"), backend))
+        inputs = identity.inputs(run, some, table)
+        return fingerprint(identity.about(run, inputs, initial, torch.device("cpu"), backend))
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(provenance, "code", code)  # once for a model is enough
+        monkeypatch.setattr(provenance, "code_of_training", code)  # once for a model is enough
         yield of
 
 
@@ -242,7 +243,7 @@ def test_what_changes_the_bits_makes_another_run(name_of, monkeypatch):
         assert name_of() not in names
         monkeypatch.setattr(provenance, "versions", lambda: versions)
     assert name_of() in names
-    monkeypatch.setattr(provenance, "code", lambda *_: {"train.py": "other"})
+    monkeypatch.setattr(provenance, "code_of_training", lambda *_: {"train.py": "other"})
     assert name_of() not in names
 
 

@@ -1,6 +1,7 @@
 """split: models as chains of blocks, and chains cut into stages of about equal cost."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ from lockstep.strategies.split import balance, blocks_of, cut, tensors_of
 from tests.mpi.models import OfBlocks
 
 SHAPE = (1, 28, 28)
+
+
+def example(shape):
+    return torch.linspace(-1, 1, 2 * math.prod(shape)).view(2, *shape)
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=7), st.integers(1, 7))
@@ -43,7 +48,7 @@ def test_the_costliest_stage_is_as_cheap_as_can_be(costs, stages):
 )
 def test_stages_one_after_the_other_are_the_model(name, shape, stages):
     model = build(name, shape, 10)
-    cuts = cut(model, shape, stages)
+    cuts = cut(model, example(shape), stages)
     assert len(cuts) == stages
     assert all(any(p.requires_grad for p in stage.parameters()) for stage in cuts)
     together = [id(t) for stage in cuts for t in tensors_of(stage)]
@@ -60,12 +65,12 @@ def test_stages_one_after_the_other_are_the_model(name, shape, stages):
 def test_a_cut_leaves_the_model_as_it_was():
     model = build("resnet18", (3, 32, 32), 10)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    cut(model, (3, 32, 32), 2)
+    cut(model, example((3, 32, 32)), 2)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_the_stages_of_a_resnet_are_of_similar_cost():
-    cuts = cut(build("resnet18", (3, 32, 32), 10), (3, 32, 32), 2)
+    cuts = cut(build("resnet18", (3, 32, 32), 10), example((3, 32, 32)), 2)
     convolutions = [sum(isinstance(m, nn.Conv2d) for m in stage.modules()) for stage in cuts]
     assert min(convolutions) >= 8  # of 20, which cost about the same each
 
@@ -112,7 +117,7 @@ class Twice(nn.Sequential):
 )
 def test_a_model_that_cannot_be_cut_is_refused(refused, model, stages, words):
     with refused("model: ", *words):
-        cut(model.train(), SHAPE, stages)
+        cut(model.train(), example(SHAPE), stages)
 
 
 def test_a_sequential_is_its_layers_however_nested():

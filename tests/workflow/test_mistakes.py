@@ -19,9 +19,9 @@ MISTAKES = {
         ("config/config.yaml", "  lr: 0.01", "  lr: [0.01"),
         "config/config.yaml: line 31, column 11: not YAML: ",
     ),
-    "ranks that do not divide the shards": (
-        ("config/runs.tsv", "digits\t2", "digits\t3"),
-        "config/runs.tsv: digits: ranks: 3 ranks cannot share 4 shards evenly; take one of 1, 2, 4",
+    "more ranks than shards": (
+        ("config/runs.tsv", "digits\t2", "digits\t5"),
+        "config/runs.tsv: digits: ranks: 5 ranks cannot have a shard each of 4; take at most 4",
     ),
     "a batch that the shards do not divide": (
         ("config/config.yaml", "batch: 128", "batch: 130"),

@@ -15,7 +15,7 @@ rule average_run:
         "../../envs/environment.yaml"
     threads: threads
     params:
-        flags=threads_flag,
+        flags=flags("threads"),
         code=code_digest("lockstep.pipeline.stages.average"),
         data=subpath(input.manifest, parent=True),
         folder=subpath(output.record, parent=True),

@@ -22,9 +22,11 @@ rule check_world:
         tasks_per_node=tasks_per_node,
         cpus_per_task=threads,
     params:
-        flags=check_flags,
+        flags=lambda wildcards: launch.check_flags(
+            WORLDS[wildcards.world], EXPERIMENT, DATA
+        ),
         code=code_digest("lockstep.pipeline.stages.check"),
-        launch=launch,
+        launch=start,
     shell:
         "{params.launch} -m lockstep check {params.flags} --output {output.record:q} > {log:q} 2>&1"
 

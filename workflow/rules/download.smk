@@ -1,7 +1,8 @@
 rule download:
     """Fetch the dataset's files and check their SHA-256; describe them, or the user's own files."""
     input:
-        own_files,
+        # From a function: whatever characters it is made of, none is a wildcard.
+        lambda wildcards: [DATASET.path] if DATASET.path else [],
     output:
         # The files themselves are not declared: Snakemake would remove them before it runs this
         # again, and what is there and whole need not be fetched twice.
@@ -14,8 +15,9 @@ rule download:
     conda:
         "../../envs/environment.yaml"
     params:
-        flags=flags(DATASET, "name", "path"),
-        mirror=mirror,
+        flags=launch.flags(DATASET, "name", "path"),
+        # With `input` it is not recorded: another mirror has the same files.
+        mirror=lambda wildcards, input: launch.flags(DATASET, "mirror"),
         code=code_digest("lockstep.pipeline.stages.download"),
         folder=subpath(output[0], parent=True),
     shell:

@@ -23,9 +23,9 @@ rule evaluate_run:
         tasks_per_node=tasks_per_node,
         cpus_per_task=threads,
     params:
-        flags=run_world,
+        flags=flags("ranks", "threads"),
         code=code_digest("lockstep.pipeline.stages.evaluate"),
-        launch=launch,
+        launch=start,
         data=subpath(input.manifest, parent=True),
         folder=subpath(output.metrics, parent=True),
     shell:

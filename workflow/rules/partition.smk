@@ -15,7 +15,9 @@ rule partition_shards:
     conda:
         "../../envs/environment.yaml"
     params:
-        flags=partition_flags,
+        flags=lambda wildcards: launch.flags(
+            PARTITIONS[wildcards.partition], "shards", "scheme", "alpha", "seed"
+        ),
         code=code_digest("lockstep.pipeline.stages.partition"),
         data=subpath(input.manifest, parent=True),
         folder=subpath(output.shards, parent=True),

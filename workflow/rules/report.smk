@@ -8,7 +8,7 @@ rule draw_run:
             rules.evaluate_run.output.predictions,
             rules.evaluate_run.output.confusion,
         ],
-        partition=run_partition_summary,
+        partition=partition_of_run("summary.csv"),
     output:
         curves=report(
             "<results>/{run}/figures/curves.svg",
@@ -101,8 +101,8 @@ rule predict_run:
     input:
         record=rules.train_run.output.record,
         history=rules.train_run.output.history,
-        check=run_check,
-        table=run_check_table,
+        check=check_of_run("json"),
+        table=check_of_run("csv"),
     output:
         report(
             "<results>/{run}/figures/scaling.svg",
@@ -192,7 +192,7 @@ rule report:
         "../../envs/environment.yaml"
     params:
         snakefile=SNAKEFILE,
-        config=resolved_config(),
+        config=launch.resolved(config),
     shell:
         # The workflow that runs this has locked the folder; a report only reads it.
         "(printf '%s\\n' {params.config:q} > {output.config:q}"

@@ -14,6 +14,8 @@ rule summarize:
         "../../envs/environment.yaml"
     params:
         code=code_digest("lockstep.pipeline.stages.summarize"),
-        folders=summary_folders,
+        folders=lambda wildcards, input: [
+            os.path.dirname(path) for path in input.records
+        ],
     shell:
         "python -m lockstep summarize {params.folders:q} --output {output:q} > {log:q} 2>&1"

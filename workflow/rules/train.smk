@@ -3,7 +3,7 @@ rule train_run:
     input:
         manifest=rules.prepare.output.manifest,
         arrays=rules.prepare.output.arrays,
-        shards=run_partition,
+        shards=partition_of_run("shards.csv"),
     output:
         model="<results>/{run}/model.safetensors",
         snapshots=directory("<results>/{run}/snapshots"),
@@ -22,10 +22,11 @@ rule train_run:
         tasks_per_node=tasks_per_node,
         cpus_per_task=threads,
     params:
-        flags=run_flags,
-        upkeep=run_upkeep,
-        code=run_code,
-        launch=launch,
+        flags=lambda wildcards: launch.train_flags(RUNS[wildcards.run]),
+        # With `input` it is not recorded: it changes nothing of a result.
+        upkeep=lambda wildcards, input: launch.upkeep_flags(RUNS[wildcards.run]),
+        code=lambda wildcards: TRAIN_CODE[wildcards.run],
+        launch=start,
         data=subpath(input.manifest, parent=True),
         folder=subpath(output.record, parent=True),
     shell:

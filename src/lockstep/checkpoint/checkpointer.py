@@ -1,179 +1,129 @@
-"""What a run needs to go on to the same bits, on any number of ranks; and when it is saved."""
+"""When a run is saved, and what it goes on from."""
 
-import copy
-import dataclasses
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from lockstep import strategies as parallel
 from lockstep.checkpoint.agreement import check_alike
-from lockstep.checkpoint.tensors import as_bytes, digest
+from lockstep.checkpoint.state import (
+    Checkpoint,
+    Progress,
+    broadcast_state,
+    copied,
+    fill,
+    gather_model,
+    gather_state,
+)
+from lockstep.checkpoint.tensors import digest
 from lockstep.distributed.signals import Agreement, Interrupt
 from lockstep.distributed.world import World
-from lockstep.errors import Interrupted, UserError
-from lockstep.pipeline.config import Run
-from lockstep.pipeline.optim import LazyState
+from lockstep.errors import Interrupted, UserError, say
+from lockstep.measure.meter import Meter
+from lockstep.strategies import Strategy
 
 if TYPE_CHECKING:
     from lockstep.checkpoint.store import Store
 
-
-@dataclasses.dataclass
-class Progress:
-    """Where a run is: `step` steps are done."""
-
-    step: int = 0
-    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
-    """The rows of history.csv of the epochs that are over."""
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    """What the epoch that goes on has taken so far, by rank 0's clock."""
-    segments: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """The parts that the run came in: from which step to which, when, and on what."""
+# How often, in words: the seconds, steps or epochs from one checkpoint to the next.
+PERIOD = re.compile(
+    r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(s|min|h)|([1-9][0-9]{0,8}) (step|steps|epoch|epochs)"
+)
 
 
-@dataclasses.dataclass
-class Checkpoint:
-    """A run's state after a step; all tensors are whole, on the CPU and its own."""
+def period(text: str) -> tuple[float, str]:
+    """Return a period in words as a number of "seconds", "steps" or "epochs".
 
-    progress: Progress
-    model: Mapping[str, torch.Tensor]
-    optimizer: LazyState
-    strategy: Mapping[str, torch.Tensor]
-    """What else the strategy keeps, and `sums`: the running sums of each rank, a row each."""
-
-
-def collect(
-    strategy: parallel.Strategy, progress: Progress, sums: torch.Tensor, sent: float, world: World
-) -> Checkpoint | None:
-    """Return a run's state on rank 0, copied, so that training may go on; all ranks call it."""
-    model = _moved(strategy.model_state(), world)
-    optimizer = {name: _moved(kept, world) for name, kept in strategy.optimizer_state().items()}
-    own = _moved(strategy.own_state(), world)
-    everyones: list[Any] = [None] * world.size
-    dist.all_gather_object(everyones, (sums.cpu(), round(sent)))
-    progress.segments[-1]["last_step"] = progress.step
-    progress.segments[-1]["bytes_sent"] = [sent for _, sent in everyones]
-    if world.rank:
-        return None
-    own["sums"] = torch.stack([sums for sums, _ in everyones])
-    return Checkpoint(copy.deepcopy(progress), model, optimizer, own)
-
-
-def _moved(tensors: dict[str, torch.Tensor], world: World) -> dict[str, torch.Tensor]:
-    """Return copies on the CPU of rank 0, letting go of each tensor as soon as it is copied."""
-    if world.rank:
-        return {}
-    return {name: _copied(tensors.pop(name)) for name in list(tensors)}
-
-
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    # As it lies: putting elements in another order takes longer, and can be done while writing.
-    return tensor.detach().to("cpu", copy=True)
-
-
-def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: _copied(tensor) for name, tensor in tensors.items()}
-
-
-class Spread(Mapping[str, torch.Tensor]):
-    """Rank 0's tensors, on all ranks: whichever one is asked for, all ask for it together.
-
-    A rank has no more of them at a time than it keeps of what it was given.
+    Raises:
+        UserError: it is none.
     """
-
-    def __init__(self, names: list[str], source: Mapping[str, torch.Tensor] | None) -> None:
-        self.names, self.source = names, source
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        tensor = self.source[name] if self.source is not None else torch.empty(0)
-        message = [(tensor.shape, tensor.dtype)]
-        dist.broadcast_object_list(message)
-        if self.source is None:
-            tensor = torch.empty(message[0][0], dtype=message[0][1])
-        tensor = tensor.contiguous()
-        dist.broadcast(as_bytes(tensor), 0)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
+    found = PERIOD.fullmatch(text)
+    if not found or not re.search("[1-9]", text):
+        raise UserError(
+            f"checkpoint_every: expected `30 s`, `10 min`, `1 h`, `500 steps` or `1 epoch`, "
+            f"not {text!r}"
+        )
+    if found[4]:
+        return float(found[3]), found[4].rstrip("s") + "s"
+    return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]], "seconds"
 
 
-def spread(found: Checkpoint | None) -> Checkpoint | None:
-    """Return rank 0's checkpoint, or None, on all ranks: they need not see its files.
+def resume(
+    store: "Store | None", model: nn.Module, make: Callable[[], Strategy], batches: int
+) -> tuple[Strategy, Progress]:
+    """Return the strategy and where the run is: at its beginning, or where it was cut off.
 
-    They must all go through its tensors in the same order: see `Spread`.
+    Args:
+        store: on rank 0; None on the others.
+        model: gets the weights that were saved.
+        make: makes the strategy with the model.
+        batches: the steps of an epoch.
     """
-    message: list[Any] = [None]
-    if found:
-        names = {name: list(kept) for name, kept in found.optimizer.items()}
-        message[0] = found.progress, list(found.model), names, list(found.strategy)
-    dist.broadcast_object_list(message)
-    if message[0] is None:
-        return None
-    progress, model, optimizer, own = message[0]
-    return Checkpoint(
-        progress,
-        Spread(model, found.model if found else None),
-        {
-            name: Spread(keys, found.optimizer[name] if found else None)
-            for name, keys in optimizer.items()
-        },
-        Spread(own, found.strategy if found else None),
-    )
+    found: Checkpoint | None = None
+    if store:
+        for line in store.others():
+            say(line)
+        found = store.newest()
+        if found:
+            say(f"going on after step {found.progress.step}, from {store.folder}")
+    found = broadcast_state(found)
+    if found is None:
+        return make(), Progress()
+    fill(model, found.model)
+    strategy = make()
+    strategy.load(found.optimizer, found.strategy)
+    if found.progress.step % batches:
+        strategy.metrics.load(found.progress.metrics, found.strategy["metrics"])
+    return strategy, found.progress
 
 
-def fill(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Set a model's state to tensors by name, one after the other."""
-    state = model.state_dict()
-    for name, tensor in tensors.items():
-        state[name].copy_(tensor)
-
-
-class Keeper:
+class Checkpointer:
     """Saves a run now and then, and when it is told to stop; on every rank.
 
     Args:
+        world: who this process is.
+        interrupt: the signals that it got.
+        strategy: what is saved.
         store: where to, on rank 0; None on the others.
         model: as `strategy` was made with it.
-        trained: the names of its parameters.
-        steps: those of an epoch.
+        every: how often: see `period`.
+        batches: the steps of an epoch.
+        saved: the step after which the run is saved already.
+        kept: gives what else is to be kept (JSON), when the run is saved.
     """
 
     def __init__(
         self,
-        run: Run,
         world: World,
-        strategy: parallel.Strategy,
         interrupt: Interrupt,
+        strategy: Strategy,
         store: "Store | None",
         model: nn.Module,
-        trained: set[str],
-        steps: int,
+        every: str,
+        batches: int,
+        saved: int = 0,
+        kept: Callable[[], dict[str, Any]] = dict,
     ) -> None:
-        self.world, self.strategy, self.store, self.trained = world, strategy, store, trained
-        amount, unit = run.checkpoint_period
+        self.world, self.strategy, self.store, self.model = world, strategy, store, model
+        self.kept = kept
+        self.trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        amount, unit = period(every)
         self.seconds = amount if unit == "seconds" else float("inf")
-        self.steps = {"steps": int(amount), "epochs": int(amount) * steps}.get(unit, 0)
+        self.steps = {"steps": int(amount), "epochs": int(amount) * batches}.get(unit, 0)
         self.agreement = Agreement(world, interrupt, self._is_late)
         self.last = time.monotonic()
-        self.model = model
-        named, kept = dict(model.named_buffers()), model.state_dict().keys()
-        self.unsaved = _copy({name: named[name] for name in named.keys() - kept})
-        self.saved = -1
-        self.sent = 0.0
-        """The bytes that this rank has sent for its steps."""
+        named, saving = dict(model.named_buffers()), model.state_dict().keys()
+        self.unsaved = {name: copied(named[name]) for name in named.keys() - saving}
+        self.saved = saved or -1  # a checkpoint that is whole is not to be written over
+        self.meter = Meter()
         self.pauses = {"checkpoints": 0, "seconds": 0.0, "longest": 0.0}
         """How many checkpoints there were, and for how long they held this rank up."""
 
-    def after_step(self, progress: Progress, sums: torch.Tensor) -> None:
+    def after_step(self, progress: Progress) -> None:
         """Save the run if that is due.
 
         Raises:
@@ -183,25 +133,21 @@ class Keeper:
         """
         number, late = self.agreement.after(progress.step)
         if number or late or (self.steps and progress.step % self.steps == 0):
-            self.save(progress, sums, wait=bool(number))
+            self.save(progress, wait=bool(number))
         if number:
             raise Interrupted(number, progress.step)
 
-    def save(self, progress: Progress, sums: torch.Tensor, wait: bool) -> None:
+    def save(self, progress: Progress, wait: bool) -> None:
         """Have the run's state written, and wait until it is if need be; all ranks call it."""
         started = time.monotonic()
         if progress.step != self.saved:
             self._check(progress.step)
             if self.store:
                 self.store.finish()  # two of them at once might be more than memory holds
-            state = collect(self.strategy, progress, sums, self.sent, self.world)
+            progress.kept = self.kept()
+            state = gather_state(self.strategy, progress, self.meter.sent, self.world)
             if self.store and state:
-                for name in self.trained:
-                    if not torch.isfinite(state.model[name]).all():
-                        raise UserError(
-                            f"weights: {name} is not finite after step {progress.step}; the last "
-                            f"checkpoint is from before; take a smaller lr, or set clip"
-                        )
+                self._check_finite(state)
                 self.store.put(state)
             self.saved, self.last = progress.step, time.monotonic()
             pause = time.monotonic() - started
@@ -224,9 +170,17 @@ class Keeper:
                     f"no checkpoint could keep it; register it without persistent=False"
                 )
 
+    def _check_finite(self, state: Checkpoint) -> None:
+        for name in self.trained:
+            if not torch.isfinite(state.model[name]).all():
+                raise UserError(
+                    f"weights: {name} is not finite after step {state.progress.step}; the last "
+                    f"checkpoint is from before; take a smaller lr, or set clip"
+                )
+
     def snapshot(self, name: str) -> None:
         """Have the weights kept as they are now; all ranks call it."""
-        weights = _moved(self.strategy.model_state(), self.world)
+        weights = gather_model(self.strategy, self.world)
         if self.store:
             self.store.put_snapshot(name, weights)
 
@@ -236,3 +190,19 @@ class Keeper:
             and self.store is not None
             and not self.store.busy
         )
+
+
+def new_segment(progress: Progress, started: str, session: Any) -> None:
+    """Begin a part of a run: who goes on with it, when and where."""
+    progress.segments.append(
+        {
+            "first_step": progress.step,
+            "last_step": progress.step,
+            "started": started,
+            "launcher": session.world.launcher,
+            "backend": session.backend,
+            "hosts": [place["host"] for place in session.places],
+            "processors": sorted({place["processor"] for place in session.places}),
+            "bytes_sent": [0] * session.world.size,
+        }
+    )

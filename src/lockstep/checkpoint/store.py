@@ -31,10 +31,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from lockstep.checkpoint import tensors as state
-from lockstep.checkpoint.checkpointer import Checkpoint, Progress
+from lockstep.checkpoint.state import Checkpoint, Progress
 from lockstep.errors import UserError, first_line, in_one_line, in_words, say
 from lockstep.files import naming, sha256, sync
-from lockstep.pipeline.optim import LazyState
+from lockstep.optimizer import LazyState
 from lockstep.provenance import other_code
 from lockstep.testing import faults
 

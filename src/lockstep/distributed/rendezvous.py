@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
 import torch
 import torch.distributed as dist
 
@@ -114,8 +113,8 @@ def _meeting(world: World, init_method: str) -> dict[str, Any]:
     place = {"rank": world.rank, "world_size": world.size}
     if init_method == "auto" and world.comm is None and world.size == 1:
         # There is nobody to meet; but Gloo would look up this host's name, which may be no good.
-        for _, interface, loopback in _addresses():
-            if loopback:
+        for _, interface in socket.if_nameindex():
+            if interface.startswith("lo"):  # "lo" of Linux, "lo0" of macOS
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         return {"store": dist.HashStore(), **place}
     if init_method == "auto":
@@ -202,6 +201,12 @@ def stop() -> None:
     dist.destroy_process_group()
 
 
+def stop_if_started() -> None:
+    """Leave the process group together, unless that has been done."""
+    if dist.is_initialized():
+        stop()
+
+
 def leave() -> None:
     """Leave the process group, if it is still there, without the others.
 
@@ -264,6 +269,8 @@ def choose_address(world: World) -> str:
 
 def _addresses() -> list[tuple[str, str, bool]]:
     """Return this host's IPv4 addresses, the interface of each, and whether it is a loopback."""
+    import psutil  # here: the extra [mpi] brings it, and only ranks that MPI has started need it
+
     return [
         (entry.address, name, entry.address.startswith("127."))
         for name, entries in psutil.net_if_addrs().items()

@@ -4,13 +4,9 @@ mpirun and srun hand SIGUSR1 on to every rank; schedulers send SIGTERM a while b
 Nothing is done in the handler itself: it may run in the middle of anything.
 """
 
-import contextlib
-import faulthandler
 import os
 import signal
 import socket
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from lockstep.distributed.world import World
+from lockstep.errors import print_stacks
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
@@ -109,19 +106,6 @@ class Agreement:
         rate = self._steps / max(now - self._since, 1e-6)
         self._since = now
         return max(1, min(round(rate * LOOK_EVERY), 4 * self._steps))
-
-
-def print_stacks(title: str) -> None:
-    """Print the stacks of all threads below a title, in one piece: other ranks print theirs."""
-    try:
-        with tempfile.TemporaryFile("w+") as stacks:
-            faulthandler.dump_traceback(stacks)
-            stacks.seek(0)
-            text = f"{title}\n{stacks.read()}"
-    except OSError:  # a full disk
-        text = f"{title}\nthe stacks are not to be had: no temporary file can be written"
-    with contextlib.suppress(OSError):  # a log on a full disk is no reason not to end
-        print(text, file=sys.__stderr__, flush=True)
 
 
 def name_of(world: World) -> str:

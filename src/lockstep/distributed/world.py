@@ -5,15 +5,14 @@ inherits that. mpi4py is imported only where a launcher of MPI's has started thi
 the import alone can abort.
 """
 
-import ctypes
 import faulthandler
 import os
-import signal
 import socket
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lockstep.distributed.ending import bind_to_launcher
 from lockstep.errors import UserError
 
 # Set by the launchers of Open MPI, of any MPI over PMIx, and of MPICH and Intel MPI.
@@ -21,8 +20,6 @@ _MPI_SIGNS = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "MPI_LOCALRANKID"
 
 # What torch reads, and torchrun sets.
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-
-_PR_SET_PDEATHSIG = 1
 
 # Seconds that ranks wait for one another in a communication, unless told otherwise. A rank that is
 # slow to read a batch is no reason to stop; one that is gone is noticed long before. While a host's
@@ -85,7 +82,7 @@ def _discover(timeout: float) -> World:
     if "TORCHELASTIC_RUN_ID" in env:
         return World(*_place(), launcher="torchrun", timeout=timeout)
     if _started_by_mpi():
-        _end_with_launcher()
+        bind_to_launcher()
         return from_mpi(timeout)
     if "RANK" in env and "WORLD_SIZE" in env:  # started by hand, or by a script of the user's
         place = _place(LOCAL_RANK=env["RANK"], LOCAL_WORLD_SIZE=env["WORLD_SIZE"])
@@ -114,16 +111,6 @@ def _place(**defaults: str) -> tuple[int, int, int, int]:
         f"environment: expected {', '.join(_PLACE)}, each rank below its size, as torchrun sets "
         f"them; found {said or 'none of them'}; set them all, or unset them and TORCHELASTIC_RUN_ID"
     )
-
-
-def _end_with_launcher() -> None:
-    """Have the kernel kill this rank when its launcher ends: nobody else would.
-
-    A launcher that has lost a host ends without its ranks; those may wait for that host's in a call
-    that looks at nothing else. Linux alone has this.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def from_mpi(timeout: float = TIMEOUT) -> World:

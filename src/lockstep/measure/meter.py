@@ -28,18 +28,27 @@ def least(operation: str, size: int, ranks: int) -> float:
 
 
 class Meter:
-    """The bytes that this rank sends, from now on, over every process group that there is."""
+    """The bytes that this rank sends while it counts, over every process group that there is."""
 
     def __init__(self) -> None:
-        self.sent = 0.0
+        self.sent, self.counts = 0.0, False
         # Strategies make groups, and so do torch's device meshes; torch has no public list of them.
         for group in distributed_c10d._world.pg_map:
             self._watch(group)
+
+    def __enter__(self) -> "Meter":
+        self.counts = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.counts = False
 
     def _watch(self, group: ProcessGroup) -> None:
         ranks = dist.get_world_size(group)
 
         def count(call: PreHookArgs) -> None:
+            if not self.counts:
+                return
             size = sum(t.numel() * t.element_size() for t in call.input_tensors)
             self.sent += least(call.name.name, size, ranks)
 

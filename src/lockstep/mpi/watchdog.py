@@ -21,8 +21,7 @@ from typing import Any, TypeVar
 
 from mpi4py import MPI
 
-from lockstep.distributed.signals import print_stacks
-from lockstep.errors import UserError
+from lockstep.errors import UserError, print_stacks
 
 # Seconds that ranks have for printing before the job ends.
 FAREWELL = 2.0

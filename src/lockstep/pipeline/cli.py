@@ -9,8 +9,6 @@ import faulthandler
 import os
 import signal
 import sys
-import time
-import traceback
 import types
 import typing
 from collections.abc import Sequence
@@ -18,7 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lockstep import __version__
-from lockstep.errors import Interrupted, UserError, first_line, in_one_line, say
+from lockstep.distributed.ending import end, leave
+from lockstep.errors import Interrupted, UserError, first_line, say
 from lockstep.pipeline.config import DAY, Config, Dataset, Defaults, Run, Strict, check_file, parse
 
 
@@ -39,40 +38,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         parse(Defaults, {name: args[name] for name in names}, "flags")
         run(args)
-    except (UserError, OSError) as error:
-        if rank not in (None, "0"):
-            time.sleep(1)  # what all ranks found, rank 0 alone says: its exit ends the others
-        say(f"{who}: {in_one_line(error)}")
-        if error.__cause__ is not None:  # the user's own code: where in it
-            traceback.print_exception(error.__cause__)
-        _end(2)
+    except (UserError, OSError, Interrupted) as error:
+        end(error, who, rank)
     except ImportError as error:
         if "failed to map segment" not in str(error):
             raise
         say(f"{who}: memory: {first_line(error)}: too little address space; allow more (ulimit -v)")
-        _end(2)
-    except Interrupted as interrupted:
-        if rank in (None, "0"):
-            say(f"{who}: {interrupted}")
-        _end(75)
+        leave(2)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _end(status: int) -> NoReturn:
-    """Exit, and see to it that the other ranks do: they may be waiting for this one."""
-    if "mpi4py.MPI" in sys.modules:
-        from mpi4py import MPI
-
-        if MPI.COMM_WORLD.size > 1:
-            time.sleep(0.3)  # or mpirun may end before it has passed on what was printed
-            MPI.COMM_WORLD.Abort(status)
-    sys.exit(status)
-
-
 def make_parser() -> Parser:
     """Return the parser of all stages."""
-    parser = Parser(prog="lockstep", description=sys.modules["lockstep"].__doc__)
+    parser = Parser(
+        prog="lockstep",
+        description=sys.modules["lockstep"].__doc__,
+        epilog="`lockstep verify` is of the library: it runs a script on several numbers of ranks "
+        "and compares their bits.",
+    )
     parser.add_argument("--version", action="version", version=f"lockstep {__version__}")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
 

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from lockstep.errors import UserError, first_line
+from lockstep.strategies import catalogue
 
 # Names of files and folders that lie beside the runs' folders in the results.
 RESERVED = {"check", "config.json", "figures", "report.html", "summary.csv"}
@@ -111,21 +112,10 @@ class Defaults(Strict):
     `package.module:function` of your own, called with the input's shape (C, H, W) and the number
     of classes."""
 
-    strategy: Literal[
-        "single",
-        "data_parallel",
-        "ddp",
-        "sync_sgd",
-        "local_sgd",
-        "pipeline",
-        "hybrid",
-        "fsdp",
-    ] = "sync_sgd"
-    """`single`: one process; `data_parallel`: torch's DataParallel, one process with all its GPUs;
-    `ddp`: DistributedDataParallel; `sync_sgd`: gradients averaged by our own all-reduce;
-    `local_sgd`: a replica for each shard, averaged now and then; `pipeline`: the model cut into
-    stages over the ranks; `hybrid`: groups of ranks, each a pipeline; `fsdp`: parameters sharded
-    over the ranks (FSDP2)."""
+    strategy: Literal[tuple(catalogue.ABOUT)] = Field(  # type: ignore[valid-type]
+        default=catalogue.DEFAULT,
+        description="; ".join(f"`{name}`: {about}" for name, about in catalogue.ABOUT.items()),
+    )
 
     reduction: Literal["tree", "fast"] = "tree"
     """How `sync_sgd` sums gradients: along a fixed `tree` over the shards, which gives the same
@@ -144,8 +134,9 @@ class Defaults(Strict):
     or one forward, one backward (`1f1b`), which keeps fewer activations."""
 
     ranks: int = Field(default=2, ge=1, le=MOST_RANKS)
-    """P, the number of processes. It divides `shards`, but with `pipeline`; rank r owns the r-th
-    block of S/P shards. With `hybrid` it is `ranks`/`stages` that divides them."""
+    """P, the number of processes; rank r owns the r-th block of the shards. With `sync_sgd` by the
+    tree and `local_sgd` it is at most `shards`, and blocks are as even as can be; `ddp`, `fsdp` and
+    `fast` want it to divide them, and `hybrid` `ranks`/`stages`; `pipeline` takes any."""
 
     threads: int = Field(default=1, ge=1, le=MOST_THREADS)
     """The number of threads of each rank. The bits depend on it."""
@@ -273,15 +264,7 @@ class Run(Defaults):
 
     @model_validator(mode="after")
     def _numbers_divide(self) -> "Run":
-        if self.strategy in ("single", "data_parallel") and self.ranks != 1:
-            raise ValueError(f"ranks: the strategy {self.strategy!r} has 1 rank, not {self.ranks}")
-        if self.strategy in ("pipeline", "hybrid"):
-            self._stages_divide()
-        elif self.shards % self.ranks:
-            raise ValueError(
-                f"ranks: {self.ranks} ranks cannot share {self.shards} shards evenly; "
-                f"take one of {divisors(self.shards)}"
-            )
+        catalogue.of(self).check(self)
         if self.batch % self.shards:
             raise ValueError(
                 f"batch: {self.shards} shards cannot share a batch of {self.batch} evenly; "
@@ -294,26 +277,6 @@ class Run(Defaults):
         if self.schedule != "onecycle" and self.warmup > self.epochs:
             raise ValueError(f"warmup: {self.warmup} is more than the {self.epochs} epochs")
         return self
-
-    def _stages_divide(self) -> None:
-        stages = self.ranks if self.strategy == "pipeline" else self.stages
-        if self.ranks % stages:
-            raise ValueError(
-                f"stages: {self.ranks} ranks cannot be pipelines of {stages} stages each; "
-                f"take one of {divisors(self.ranks)}"
-            )
-        if self.shards % (self.ranks // stages):
-            raise ValueError(
-                f"ranks: {self.ranks} ranks are {self.ranks // stages} pipelines of "
-                f"{stages} stages, which cannot share {self.shards} shards evenly; "
-                f"{stages} times one of {divisors(self.shards)} can"
-            )
-        shards = self.shards // (self.ranks // stages)
-        if self.pipeline_schedule == "1f1b" and shards < stages:
-            raise ValueError(
-                f"pipeline_schedule: 1f1b wants as many shards for a pipeline as it has stages, "
-                f"{stages}, not {shards}; take more shards, or gpipe"
-            )
 
     @property
     def checkpoint_period(self) -> tuple[float, str]:
@@ -328,7 +291,7 @@ class Run(Defaults):
     @property
     def one_shot(self) -> bool:
         """Whether replicas are trained apart to the end, and `average` makes one model of them."""
-        return self.strategy == "local_sgd" and self.sync_every == 0
+        return catalogue.of(self).one_shot
 
     @property
     def partition(self) -> str:
@@ -391,11 +354,6 @@ class RunRow(Run):
 # A wrong value may be of any size, and a few aliases of YAML make one that no memory holds as text.
 QUOTE = reprlib.Repr()
 QUOTE.maxlevel, QUOTE.maxstring, QUOTE.maxother, QUOTE.maxlong = 2, 80, 80, 40
-
-
-def divisors(n: int) -> str:
-    """Return the divisors of `n`, for a message."""
-    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
 
 
 def parse(model: type[BaseModel], values: Any, where: str) -> Any:

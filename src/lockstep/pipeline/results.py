@@ -9,10 +9,10 @@ import pandas as pd
 import torch
 
 from lockstep.checkpoint import tensors as state
-from lockstep.checkpoint.checkpointer import Progress
+from lockstep.checkpoint.state import Progress
 from lockstep.files import atomic, sha256, sweep, write_json
+from lockstep.optimizer import State
 from lockstep.pipeline.config import Run
-from lockstep.pipeline.optim import State
 
 # The columns of history.csv that are results; the others are times.
 RESULTS = ["epoch", "lr", "loss", "accuracy"]
@@ -80,15 +80,14 @@ def write_results(
 
 
 def make_row(
-    epoch: int, lr: float, loss: float, accuracy: float, images: int, spent: dict[str, float]
+    epoch: int, lr: float, means: dict[str, float], images: int, spent: dict[str, float]
 ) -> dict[str, float]:
     """Return an epoch's row of history.csv."""
     computed = spent["seconds"] - spent["input_seconds"] - spent["communication_seconds"]
     return {
         "epoch": epoch + 1,
         "lr": lr,
-        "loss": loss,
-        "accuracy": accuracy,
+        **means,
         "images_per_second": images / spent["seconds"],
         "seconds": spent["seconds"],
         "input_seconds": spent["input_seconds"],

@@ -18,11 +18,11 @@ Statistics = tuple[torch.Tensor, torch.Tensor]
 
 
 class Flat:
-    """How a model's gradients, its buffers and two sums lie in a flat tensor.
+    """How a model's gradients and its buffers lie in a flat tensor.
 
-    The order is [gradients | floating-point buffers | other buffers | sum of losses, right
-    answers]. Of buffers it holds by how much they change in a step, of which the mean over the
-    shards is taken: what one shard saw does not count more than what another did.
+    The order is [gradients | floating-point buffers | other buffers]. Of buffers it holds by how
+    much they change in a step, of which the mean over the shards is taken: what one shard saw does
+    not count more than what another did.
 
     Args:
         model: whose they are.
@@ -61,7 +61,7 @@ class Flat:
         self._lengths = [[b.numel() for b in some] for some in (floats, others)]
         start, middle = self.gradients, self.gradients + sum(self._lengths[0])
         self._ends = start, middle, middle + sum(self._lengths[1])
-        self.length = self._ends[-1] + 2
+        self.length = self._ends[-1]
         self._views: dict[int, list[torch.Tensor]] = {}
 
     # Gradients and parameters.
@@ -93,6 +93,11 @@ class Flat:
             views.append(flat[offset : offset + p.numel()].as_strided(p.shape, p.stride()))
             offset += p.numel()
         return views
+
+    def divide(self, flat: torch.Tensor, items: float, shards: int) -> None:
+        """Make means of sums: of gradients over the items, of buffers' changes over the shards."""
+        flat[: self.gradients] /= items
+        flat[self.gradients : self.length] /= shards
 
     # Buffers.
 
@@ -176,7 +181,3 @@ class Flat:
     def _tails(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         start, middle, end = self._ends
         return flat[start:middle], flat[middle:end]
-
-    def sums_of(self, flat: torch.Tensor) -> torch.Tensor:
-        """Return the view of `flat` that holds [sum of losses, right answers]."""
-        return flat[self._ends[-1] : self.length]

@@ -64,9 +64,8 @@ def places(shards: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def block(rank: int, ranks: int, shards: int) -> range:
-    """Return the shards of a rank: the `rank`-th of `ranks` equal contiguous blocks."""
-    size = shards // ranks
-    return range(rank * size, (rank + 1) * size)
+    """Return the shards of a rank: the `rank`-th of contiguous blocks as even as can be."""
+    return range(rank * shards // ranks, (rank + 1) * shards // ranks)
 
 
 class TreeReduce:
@@ -77,7 +76,7 @@ class TreeReduce:
     Args:
         length: the number of elements of a term.
         shards: S.
-        rank, ranks: this rank and how many there are; `ranks` divides `shards`.
+        rank, ranks: this rank and how many there are, no more than shards.
         dtype, device: those of the terms.
         group: the process group of those ranks; None: all ranks.
     """
@@ -132,7 +131,9 @@ class TreeReduce:
         """Return the fastest way that adds along the tree, for this group and length."""
         if self.ranks == 1:
             return fold
-        whole = all(len(some) == 1 for some in self.places)  # each rank has one subtree's root
+        # Where each rank has the root of a subtree, of as many shards, ranks are its leaves.
+        level = self.places[0][0][0]
+        whole = self.places == [[(level, rank)] for rank in range(self.ranks)]
         if not (whole and self.ranks & (self.ranks - 1) == 0):
             return self._meet
         return self._native if self._native_is_right() else self._butterfly
@@ -252,6 +253,9 @@ class GatherReduce:
 
     def all_reduce(self, stack: list[Node]) -> torch.Tensor:
         """Return the sum of all ranks' stacks."""
+        if not self.length:
+            stack.clear()
+            return self.take()
         mine = torch.stack([node.value for node in stack])
         stack.clear()
         everyones = mine.new_empty(self.shards, self.length)

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from lockstep.pipeline import optim
-from lockstep.pipeline.config import Run
-from lockstep.pipeline.data.batches import MicroBatch
-from lockstep.strategies import Objective
+from lockstep.distributed.world import World
+from lockstep.optimizer import update
+from lockstep.strategies import MakeOptimizer, Options
 from lockstep.strategies.replicated import Replicated
+from lockstep.strategies.task import MicroBatch, Task
 
 
 class DataParallel(Replicated):
@@ -23,8 +23,15 @@ class DataParallel(Replicated):
     Copies between GPUs cannot be told from computing: there is no communication to time.
     """
 
-    def __init__(self, run: Run, model: nn.Module, objective: Objective) -> None:
-        super().__init__(run, model, objective, range(run.shards))
+    def __init__(
+        self,
+        run: Options,
+        model: nn.Module,
+        task: Task,
+        make_optimizer: MakeOptimizer,
+        world: World,
+    ) -> None:
+        super().__init__(run, model, task, make_optimizer, range(run.shards))
         on_gpu = next(model.parameters()).is_cuda
         self.shared = nn.DataParallel(model) if on_gpu else model
         where = (
@@ -32,9 +39,9 @@ class DataParallel(Replicated):
         )
         print(f"data_parallel: computing on {where}", file=sys.stderr, flush=True)
 
-    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
+    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
         self.optimizer.zero_grad()
-        loss, sums = self.objective(self.shared, micro_batches)
-        loss.backward()
-        optim.update(self.optimizer, lr, self.run.clip)
-        return sums
+        loss = self.task(self.shared, micro_batches)
+        (loss.value / loss.items).backward()
+        self.metrics.add(micro_batches[0].shard, loss.sums())
+        update(self.optimizer, lr, self.run.clip)

@@ -12,47 +12,49 @@ from torch import nn
 from torch.distributed import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
+from lockstep import optimizer
 from lockstep.distributed.world import World
-from lockstep.pipeline import optim
-from lockstep.pipeline.config import Run
-from lockstep.pipeline.data.batches import MicroBatch
+from lockstep.reduce.accumulator import total_items
 from lockstep.reduce.tree import block
-from lockstep.strategies import Objective
+from lockstep.strategies import MakeOptimizer, Options
 from lockstep.strategies.replicated import Replicated
+from lockstep.strategies.task import MicroBatch, Task
 
 
 class DataParallelByTorch(Replicated):
     """DistributedDataParallel, with a hook that takes the time of its all-reduces."""
 
-    def __init__(self, run: Run, model: nn.Module, objective: Objective, world: World) -> None:
-        super().__init__(run, model, objective, block(world.rank, world.size, run.shards))
-        self.rank = world.rank
+    def __init__(
+        self,
+        run: Options,
+        model: nn.Module,
+        task: Task,
+        make_optimizer: MakeOptimizer,
+        world: World,
+    ) -> None:
+        super().__init__(
+            run, model, task, make_optimizer, block(world.rank, world.size, run.shards)
+        )
         self.shared = DistributedDataParallel(model, gradient_as_bucket_view=True)
         self.shared.register_comm_hook(None, self._all_reduce)
 
-    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
+    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
         self.shared.zero_grad()
-        loss, sums = self.objective(self.shared, micro_batches)
-        loss.backward()
-        optim.update(self.optimizer, lr, self.run.clip)
-        return sums
-
-    def totals(self, sums: torch.Tensor) -> torch.Tensor:
-        dist.all_reduce(sums)
-        return sums
-
-    def share_of(self, sums: torch.Tensor) -> torch.Tensor:
-        return sums[self.rank]
+        loss = self.task(self.shared, micro_batches)
+        self.items = total_items(loss.items)
+        loss.value.backward()
+        self.metrics.add(micro_batches[0].shard, loss.sums())
+        optimizer.update(self.optimizer, lr, self.run.clip)
 
     def alike(self) -> dict[str, torch.Tensor]:
         # Buffers are rank 0's from the next forward pass on.
         weights = {name: p.detach() for name, p in self.model.named_parameters()}
-        return weights | optim.named(self.optimizer_state())
+        return weights | optimizer.named(self.optimizer_state())
 
     def _all_reduce(self, _: None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         # Buckets that are sent while backward goes on count as communication too.
         started = time.perf_counter()
-        total = bucket.buffer().div_(dist.get_world_size())
+        total = bucket.buffer().div_(self.items)
         future = dist.all_reduce(total, async_op=True).get_future()
 
         def finish(done: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:

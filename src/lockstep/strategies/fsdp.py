@@ -18,18 +18,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 
+from lockstep import optimizer
 from lockstep.checkpoint.tensors import digest
 from lockstep.distributed.world import World
 from lockstep.errors import UserError, first_line
-from lockstep.pipeline import optim
-from lockstep.pipeline.config import Run
-from lockstep.pipeline.data.batches import MicroBatch
+from lockstep.metrics import Metrics
+from lockstep.reduce.accumulator import Accumulator
 from lockstep.reduce.flat import Flat
 from lockstep.reduce.tree import GatherReduce, Node, fold, push
-from lockstep.strategies import Objective
+from lockstep.strategies import MakeOptimizer, Options
 from lockstep.strategies.parts import Part, whole
-from lockstep.strategies.replicated import mean_of_shards
-from lockstep.strategies.split import blocks_apart, images_like, rehearsing
+from lockstep.strategies.replicated import accumulate
+from lockstep.strategies.split import blocks_apart, evaluating
+from lockstep.strategies.task import Loss, MicroBatch, Task
 
 # Blocks of memory of so many bytes go back to the system when they are free. By itself glibc keeps
 # those of up to 32 MiB: whole layers, which FSDP2 takes and frees all the time, in other sizes.
@@ -44,28 +45,28 @@ class FullySharded:
 
     def __init__(
         self,
-        run: Run,
+        run: Options,
         model: nn.Module,
-        objective: Objective,
+        task: Task,
+        make_optimizer: MakeOptimizer,
         world: World,
-        shape: tuple[int, int, int],
     ) -> None:
-        self.run, self.model, self.objective = run, model, objective
+        self.run, self.model, self.task = run, model, task
         if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's
             mallopt(M_MMAP_THRESHOLD, LARGE)
             mallopt(M_TRIM_THRESHOLD, TOP)
         # Not a block: what the ranks have at one time is to be neighbours in the tree.
         self.shards: Sequence[int] = range(world.rank, run.shards, world.size)
-        self.flat = Flat(model, gradients=False)
-        self.tree = GatherReduce(
-            self.flat.length, run.shards, world.size, self.flat.dtype, self.flat.device
-        )
-        self.optimizer = optim.make_optimizer(run, model)
+        flat = Flat(model, gradients=False)
+        tree = GatherReduce(flat.length, run.shards, world.size, flat.dtype, flat.device)
+        self.accumulator = Accumulator(model, flat, tree)
+        self.metrics = Metrics(run.shards, self.shards, ("items", "loss", *task.metrics))
+        self.optimizer = make_optimizer(model)
         names = {id(p): name for name, p in model.named_parameters()}
         strides = {name: p.stride() for name, p in model.named_parameters()}
-        order = [names[id(p)] for p in optim.parameters(self.optimizer)]
+        order = [names[id(p)] for p in optimizer.parameters(self.optimizer)]
         self.passes = 0  # the forward passes that this step has begun
-        self.sums = _shard(model, self.flat.device, run.shards, shape)
+        self.sums = _shard(model, flat.device, run.shards, task.example())
         # The optimizer works on the parts. It has kept nothing yet, but for which ones decay.
         sharded = dict(model.named_parameters())
         self.parts = {name: Part(sharded[name], strides[name]) for name in order}
@@ -73,15 +74,15 @@ class FullySharded:
             group["params"] = [self.parts[names[id(p)]].values for p in group["params"]]
         self.communication = 0.0
 
-    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
-        _, sums, seconds = mean_of_shards(
-            self.model, self._zeroed, micro_batches, self.flat, self.tree
-        )
+    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
+        before = self.accumulator.communication
+        _, items = accumulate(self._zeroed, micro_batches, self.accumulator, self.metrics)
         self._check_passes()
         self.passes = 0
+        seconds = self.accumulator.communication - before
         started = time.perf_counter()
         for part in self.parts.values():
-            part.load()
+            part.load(items)
         if self.run.clip is not None:
             norms = torch.stack([part.norm_of_whole() for part in self.parts.values()])
             nn.utils.clip_grads_with_norm_(
@@ -91,34 +92,25 @@ class FullySharded:
             )
         self.communication += seconds + time.perf_counter() - started
         self.communication += sum(parts.take_seconds() for parts in self.sums)
-        optim.update(self.optimizer, lr, None)
+        optimizer.update(self.optimizer, lr, None)
         for part in self.parts.values():
             part.store()
-        return sums
 
-    def _zeroed(
-        self, model: nn.Module, micro_batches: Sequence[MicroBatch]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _zeroed(self, model: nn.Module, micro_batches: Sequence[MicroBatch]) -> Loss:
         # A shard's gradients go where they are added: none is to meet the shard before.
         model.zero_grad()
         self._check_passes()
         self.passes += 1
-        return self.objective(model, micro_batches)
+        return self.task(model, micro_batches)
 
     def _check_passes(self) -> None:
         for parts in self.sums:
             parts.check(self.passes)
 
-    def totals(self, sums: torch.Tensor) -> torch.Tensor:
-        return sums
-
-    def share_of(self, sums: torch.Tensor) -> torch.Tensor:
-        return sums[0]
-
     def model_state(self) -> dict[str, torch.Tensor]:
         return _kept((name, whole(value)) for name, value in self.model.state_dict().items())
 
-    def optimizer_state(self) -> optim.State:
+    def optimizer_state(self) -> optimizer.State:
         return {
             name: _kept(
                 (key, part.whole_of(value) if value.ndim else value)
@@ -132,12 +124,13 @@ class FullySharded:
     def own_state(self) -> dict[str, torch.Tensor]:
         return {}
 
-    def load(self, optimizer: optim.LazyState, own: Mapping[str, torch.Tensor]) -> None:
-        for name, kept in optimizer.items():
+    def load(self, state: optimizer.LazyState, own: Mapping[str, torch.Tensor]) -> None:
+        device = self.accumulator.flat.device
+        for name, kept in state.items():
             part = self.parts[name]
             for key, value in kept.items():
                 self.optimizer.state[part.values][key] = (
-                    part.part_of(value) if value.ndim else value.to(self.flat.device, copy=True)
+                    part.part_of(value) if value.ndim else value.to(device, copy=True)
                 )
 
     def alike(self) -> dict[str, torch.Tensor]:
@@ -153,7 +146,7 @@ def _kept(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor
 
 
 def _shard(
-    model: nn.Module, device: torch.device, shards: int, shape: tuple[int, int, int]
+    model: nn.Module, device: torch.device, shards: int, example: torch.Tensor
 ) -> list["PartSum"]:
     """Shard a model's parameters; return what adds up the gradients of each of its modules.
 
@@ -175,10 +168,9 @@ def _shard(
                 f"contiguous() before it becomes a parameter, or take another strategy"
             )
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    alone = blocks_apart(model, shape)
-    images = images_like(model, shape)
-    with rehearsing(model):
-        expected = digest(model(images.clone()))
+    alone = blocks_apart(model, example)
+    with evaluating(model):
+        expected = digest(model(example.clone()))
     whole, names = type(model).__name__, {module: name for name, module in model.named_modules()}
     apart = {p for block in alone for p in block.parameters()}
     rest = any(p.requires_grad and p not in apart for p in model.parameters())
@@ -195,8 +187,8 @@ def _shard(
         if mesh.size() == 1:  # then FSDP2 has nothing to scatter
             module.set_all_reduce_hook(sums[-1].add_own)
     try:
-        with rehearsing(model):
-            same = expected == digest(model(images.clone()))
+        with evaluating(model):
+            same = expected == digest(model(example.clone()))
         why = "it computes something else"
     except Exception as error:  # it is the user's code that runs here
         same, why = False, first_line(error)
@@ -211,7 +203,7 @@ def _shard(
 
 
 class PartSum(ReduceScatter):
-    """The mean over all shards of this rank's part of some parameters' gradients, by the tree.
+    """The sum over all shards of this rank's part of some parameters' gradients, by the tree.
 
     The ranks' i-th backward passes are those of the shards iP ... iP + P - 1, which are neighbours
     in the tree: a rank keeps log2(S/P) + 1 partial sums of its part at most. The output counts
@@ -262,8 +254,7 @@ class PartSum(ReduceScatter):
                     node.value = node.value.clone()
             output.zero_()
         else:
-            # `single` adds to zeros, which makes -0 a 0.
-            torch.div(fold(self.stack).add_(0.0), self.shards, out=output)
+            output.copy_(fold(self.stack)).add_(0.0)  # `single` adds to zeros: -0 becomes 0
 
     def check(self, passes: int) -> None:
         """Refuse a step whose `passes` micro-batches did not have one backward pass each.

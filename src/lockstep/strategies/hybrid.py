@@ -8,21 +8,17 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from lockstep.distributed.world import World
-from lockstep.pipeline.config import Run
-from lockstep.strategies import Objective
+from lockstep.strategies import MakeOptimizer, Options
 from lockstep.strategies.pipeline import Pipeline
+from lockstep.strategies.task import Task
 
 
 def hybrid(
-    run: Run, model: nn.Module, objective: Objective, world: World, shape: tuple[int, int, int]
+    run: Options, model: nn.Module, task: Task, make_optimizer: MakeOptimizer, world: World
 ) -> Pipeline:
-    """Return this rank's stage of its pipeline: stage rank mod `stages` of row rank div `stages`.
-
-    Args:
-        shape: (C, H, W) of an image.
-    """
+    """Return this rank's stage: number rank mod `stages` of pipeline rank div `stages`."""
     device = next(model.parameters()).device.type
     size = (world.size // run.stages, run.stages)
     mesh = init_device_mesh(device, size, mesh_dim_names=("replica", "stage"))
     groups = mesh.get_group("stage"), mesh.get_group("replica")
-    return Pipeline(run, model, objective, shape, *groups)
+    return Pipeline(run, model, task, make_optimizer, *groups)

@@ -18,67 +18,66 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from lockstep import optimizer
 from lockstep.checkpoint.tensors import as_bytes
 from lockstep.distributed.world import World
-from lockstep.pipeline import optim
-from lockstep.pipeline.config import Run
-from lockstep.pipeline.data.batches import MicroBatch
+from lockstep.metrics import Metrics
 from lockstep.reduce.flat import Flat
 from lockstep.reduce.layout import copy_of
 from lockstep.reduce.tree import Node, TreeReduce, block
-from lockstep.strategies import Objective
+from lockstep.strategies import MakeOptimizer, Options
+from lockstep.strategies.task import MicroBatch, Task
 
 
 class Replica:
     """A model whose parameters lie in one flat tensor, and its optimizer."""
 
-    def __init__(self, run: Run, model: nn.Module, flat: torch.Tensor) -> None:
+    def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer, flat: torch.Tensor) -> None:
         self.model, self.flat = model, flat
         self.layout = Flat(model)
         self.layout.hold(flat)
-        self.optimizer = optim.make_optimizer(run, model)
+        self.optimizer = make_optimizer(model)
 
 
 class LocalSGD:
     """The replicas of this rank's shards."""
 
-    def __init__(self, run: Run, model: nn.Module, objective: Objective, world: World) -> None:
-        self.run, self.objective, self.world = run, objective, world
+    def __init__(
+        self,
+        run: Options,
+        model: nn.Module,
+        task: Task,
+        make_optimizer: MakeOptimizer,
+        world: World,
+    ) -> None:
+        self.run, self.task, self.world = run, task, world
         self.shards: Sequence[int] = block(world.rank, world.size, run.shards)
         layout = Flat(model)
         self.tree = TreeReduce(
             layout.length, run.shards, world.rank, world.size, layout.dtype, layout.device
         )
         models = [model, *(copy_of(model) for _ in self.shards[1:])]
-        self.replicas = [Replica(run, one, self.tree.take().zero_()) for one in models]
+        self.replicas = [Replica(one, make_optimizer, self.tree.take().zero_()) for one in models]
         self.gradients = torch.zeros(layout.length, dtype=layout.dtype, device=layout.device)
         for replica in self.replicas:
             replica.layout.attach(self.gradients)
         self.common = layout.read()  # what they were when last averaged
         self.equal = True
+        self.metrics = Metrics(run.shards, self.shards, ("items", "loss", *task.metrics))
         self.communication = 0.0
 
-    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
-        """Step each replica; returns [sum of losses, right answers] of each (float32, S/P x 2)."""
-        sums = []
+    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
+        """Step each replica, and average them if it is time."""
         for replica, micro_batch in zip(self.replicas, micro_batches, strict=True):
             self.gradients.zero_()
-            loss, found = self.objective(replica.model, [micro_batch])
-            loss.backward()
-            optim.update(replica.optimizer, lr, self.run.clip)
-            sums.append(found)
+            loss = self.task(replica.model, [micro_batch])
+            loss.value.backward()
+            self.gradients /= loss.items
+            optimizer.update(replica.optimizer, lr, self.run.clip)
+            self.metrics.add(micro_batch.shard, loss.sums())
         self.equal = False
         if self.run.sync_every and (micro_batches[0].step + 1) % self.run.sync_every == 0:
             self._average()
-        return torch.stack(sums)
-
-    def totals(self, sums: torch.Tensor) -> torch.Tensor:
-        everyones = sums.new_empty(self.run.shards, 2)
-        dist.all_gather_single(everyones, sums)
-        return everyones.sum(dim=0)  # in the shards' order, whichever rank they came from
-
-    def share_of(self, sums: torch.Tensor) -> torch.Tensor:
-        return sums.flatten(0, 1)[list(self.shards)]
 
     def _average(self) -> None:
         """Set all replicas to their mean."""
@@ -117,9 +116,9 @@ class LocalSGD:
         layout.take_changes(mean, self.common)
         return model.state_dict()
 
-    def optimizer_state(self) -> optim.State:
+    def optimizer_state(self) -> optimizer.State:
         """Return the state of all replicas' optimizers: each tensor is S x the parameter's."""
-        states = [optim.state_of(one.optimizer, one.model) for one in self.replicas]
+        states = [optimizer.state_of(one.optimizer, one.model) for one in self.replicas]
         return {
             name: {key: self._gather([some[name][key] for some in states]) for key in state}
             for name, state in states[0].items()
@@ -137,13 +136,13 @@ class LocalSGD:
         }
         return {**common, **replicas}
 
-    def load(self, optimizer: optim.LazyState, own: Mapping[str, torch.Tensor]) -> None:
+    def load(self, state: optimizer.LazyState, own: Mapping[str, torch.Tensor]) -> None:
         named = [dict(replica.model.named_parameters()) for replica in self.replicas]
-        for name, kept in optimizer.items():
+        for name, kept in state.items():
             for key, value in kept.items():
                 for shard, replica, its in zip(self.shards, self.replicas, named, strict=True):
-                    state = replica.optimizer.state[its[name]]
-                    state[key] = optim.like(its[name], value[shard])
+                    mine = replica.optimizer.state[its[name]]
+                    mine[key] = optimizer.like(its[name], value[shard])
         states = [replica.model.state_dict() for replica in self.replicas]
         for name, value in own.items():
             kind, _, rest = name.partition(".")
@@ -151,8 +150,8 @@ class LocalSGD:
                 self.common[int(rest)].copy_(value)
             elif kind == "replica":
                 self.equal = False
-                for shard, state in zip(self.shards, states, strict=True):
-                    state[rest].copy_(value[shard])
+                for shard, weights in zip(self.shards, states, strict=True):
+                    weights[rest].copy_(value[shard])
 
     def alike(self) -> dict[str, torch.Tensor]:
         return self.replicas[0].model.state_dict() if self.equal else {}
@@ -161,17 +160,24 @@ class LocalSGD:
         """Return everyone's values on the CPU of rank 0 (S x the shape), nothing on the others."""
         mine = torch.stack(values).contiguous()
         if self.world.rank:
-            dist.gather(as_bytes(mine))
+            dist.send(as_bytes(mine), 0)
             return mine.new_empty(0)
         everyones = mine.new_empty(self.run.shards, *mine.shape[1:])
-        dist.gather(as_bytes(mine), list(as_bytes(everyones).chunk(self.world.size)))
+        everyones[: len(mine)] = mine
+        for rank in range(1, self.world.size):
+            theirs = block(rank, self.world.size, self.run.shards)
+            dist.recv(as_bytes(everyones[theirs.start : theirs.stop]), rank)
         return everyones.cpu()
 
     def states(self) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Yield each shard and its replica's state_dict on rank 0; all ranks go through it."""
-        for shard in range(self.run.shards):
-            owner = shard // len(self.shards)
-            state = self.replicas[shard % len(self.shards)].model.state_dict()
+        for owner, shard in [
+            (rank, shard)
+            for rank in range(self.world.size)
+            for shard in block(rank, self.world.size, self.run.shards)
+        ]:
+            mine = shard - self.shards[0] if owner == self.world.rank else 0
+            state = self.replicas[mine].model.state_dict()
             if owner and self.world.rank in (0, owner):
                 for name, value in state.items():
                     if self.world.rank == owner:

@@ -45,9 +45,10 @@ class Part:
         shape = self._local(self.parameter).shape
         return values.detach().as_strided(shape, self.stride, self.front)
 
-    def load(self) -> None:
-        """Take the gradient from the parameter."""
+    def load(self, items: float) -> None:
+        """Take the gradient from the parameter: of its sum over the items the mean."""
         assert self.values.grad is not None
+        self._local(self.parameter.grad).div_(items)
         self._view(self.values.grad).copy_(self._local(self.parameter.grad))
 
     def store(self) -> None:

@@ -18,49 +18,50 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
+from lockstep import optimizer
 from lockstep.checkpoint.tensors import as_bytes
-from lockstep.pipeline import optim
-from lockstep.pipeline.config import Run
-from lockstep.pipeline.data.batches import MicroBatch
+from lockstep.distributed.world import World
+from lockstep.metrics import Metrics
+from lockstep.reduce.accumulator import total_items
 from lockstep.reduce.buffers import Buffers
 from lockstep.reduce.flat import Flat
 from lockstep.reduce.tree import Node, TreeReduce, block
-from lockstep.strategies import Objective
+from lockstep.strategies import MakeOptimizer, Options
 from lockstep.strategies.split import cut, tensors_of
+from lockstep.strategies.task import Loss, MicroBatch, Task
 
 
 def pipeline(
-    run: Run, model: nn.Module, objective: Objective, shape: tuple[int, int, int]
+    run: Options, model: nn.Module, task: Task, make_optimizer: MakeOptimizer, world: World
 ) -> "Pipeline":
     """Return this rank's stage of the one pipeline that all ranks are."""
     everyone = dist.group.WORLD
     assert everyone is not None  # `train` has started it
-    return Pipeline(run, model, objective, shape, everyone, None)
+    return Pipeline(run, model, task, make_optimizer, everyone, None)
 
 
 class Pipeline:
     """One stage of a pipeline, and its replicas in the other pipelines.
 
     Args:
-        shape: (C, H, W) of an image.
         stages: the ranks that are this pipeline's stages, in their order.
         replicas: the ranks that have this stage in all the pipelines; None: there is one pipeline.
     """
 
     def __init__(
         self,
-        run: Run,
+        run: Options,
         model: nn.Module,
-        objective: Objective,
-        shape: tuple[int, int, int],
+        task: Task,
+        make_optimizer: MakeOptimizer,
         stages: dist.ProcessGroup,
         replicas: dist.ProcessGroup | None,
     ) -> None:
-        self.run, self.model, self.objective, self.stages = run, model, objective, stages
+        self.run, self.model, self.task, self.stages = run, model, task, stages
         self.replicas = replicas
-        self.chain = cut(model, shape, stages.size())[stages.rank()]
-        self.optimizer = optim.make_optimizer(run, self.chain)
-        together = optim.parameters(optim.make_optimizer(run, model))
+        self.chain = cut(model, task.example(), stages.size())[stages.rank()]
+        self.optimizer = make_optimizer(self.chain)
+        together = optimizer.parameters(make_optimizer(model))
         self.order = {id(p): place for place, p in enumerate(together)}
         self.replica, count = (replicas.rank(), replicas.size()) if replicas else (0, 1)
         mine = block(self.replica, count, run.shards)
@@ -68,64 +69,57 @@ class Pipeline:
         tree = TreeReduce(
             flat.length, run.shards, self.replica, count, flat.dtype, flat.device, replicas
         )
-        self.stage = ShardStage(self.chain, objective, flat, tree, mine, stages)
+        self.stage = ShardStage(self.chain, task, flat, tree, mine, stages)
         kind = ScheduleGPipe if run.pipeline_schedule == "gpipe" else Schedule1F1B
         self.schedule = kind(self.stage, len(mine), loss_fn=self._loss, scale_grads=False)
         # The stages in between take activations, and have no use for data.
         self.shards: Sequence[int] = mine if self.stage.is_first or self.stage.is_last else ()
+        names = ("items", "loss", *task.metrics)
+        self.metrics = Metrics(run.shards, mine if self.stage.is_last else (), names)
         self.communication = 0.0
 
-    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
+    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
         started = time.perf_counter()
-        stage, objective = self.stage, self.objective
+        stage, task = self.stage, self.task
         feed: dict[str, Any] = {}
         if stage.is_first:
-            feed["arg_mbs"] = [(objective.inputs([m]), draws(stage.device)) for m in micro_batches]
+            feed["arg_mbs"] = [(task.inputs([m]), draws(stage.device)) for m in micro_batches]
         if stage.is_last:
-            feed["target_mbs"] = [objective.answers([m]) for m in micro_batches]
+            feed["target_mbs"] = [task.targets([m]) for m in micro_batches]
         stage.start(micro_batches)
         self.schedule.step(**feed, return_outputs=False)
-        sums = stage.finish()
+        for shard, loss in stage.losses.items():
+            self.metrics.add(shard, loss.sums())
+        stage.finish(total_items(sum(loss.items for loss in stage.losses.values())))
         if self.run.clip is not None:
             self._clip(self.run.clip)
         # Waiting for a neighbour is communication too: transfers, and the pipeline's bubble.
         self.communication += time.perf_counter() - started - stage.computing
-        optim.update(self.optimizer, lr, None)
-        return sums if self.replica == 0 else torch.zeros_like(sums)
+        optimizer.update(self.optimizer, lr, None)
 
-    def _loss(self, scores: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-        loss, sums = self.objective.outcome(scores, answers)
-        self.stage.outcomes[loss] = sums, scores.detach()
-        return loss
+    def _loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        loss = self.task.loss(outputs, targets)
+        self.stage.outcomes[loss.value] = loss, outputs.detach()
+        return loss.value
 
     def _clip(self, longest: float) -> None:
         """Clip by the norm of the whole model's gradient, with the bits of clip_grad_norm_.
 
         That is the norm of the parameters' norms, in the order in which one optimizer has them.
         """
-        mine = optim.parameters(self.optimizer)
+        mine = optimizer.parameters(self.optimizer)
         norms = torch.zeros(len(self.order), dtype=mine[0].dtype, device=mine[0].device)
         gradients = [p.grad for p in mine if p.grad is not None]  # there is one of each
         norms[[self.order[id(p)] for p in mine]] = torch.stack(torch._foreach_norm(gradients))
         dist.all_reduce(norms, group=self.stages)  # to each place all ranks but one add nothing
         nn.utils.clip_grads_with_norm_(mine, longest, torch.linalg.vector_norm(norms))
 
-    def totals(self, sums: torch.Tensor) -> torch.Tensor:
-        dist.all_reduce(sums)  # one rank's are not zero: the last stage's in the first pipeline
-        return sums
-
-    def share_of(self, sums: torch.Tensor) -> torch.Tensor:
-        # One rank's are not zero. They go on where more is added to them: in parts, the sum may
-        # round otherwise.
-        mine = self.replica == 0 and self.stage.is_last
-        return sums.sum(dim=0) if mine else torch.zeros_like(sums[0])
-
     def model_state(self) -> dict[str, torch.Tensor]:
         found = self._gather(self._mine())
         return {name: found[name] for name in self.model.state_dict() if name in found}
 
-    def optimizer_state(self) -> optim.State:
-        mine = optim.state_of(self.optimizer, self.model)
+    def optimizer_state(self) -> optimizer.State:
+        mine = optimizer.state_of(self.optimizer, self.model)
         found = self._gather({(n, key): v for n, kept in mine.items() for key, v in kept.items()})
         return {
             name: {key: value for (whose, key), value in found.items() if whose == name}
@@ -135,12 +129,12 @@ class Pipeline:
     def own_state(self) -> dict[str, torch.Tensor]:
         return {}
 
-    def load(self, optimizer: optim.LazyState, own: Mapping[str, torch.Tensor]) -> None:
-        optim.load_state(self.optimizer, self.model, optimizer)
+    def load(self, state: optimizer.LazyState, own: Mapping[str, torch.Tensor]) -> None:
+        optimizer.load_state(self.optimizer, self.model, state)
 
     def alike(self) -> dict[str, torch.Tensor]:
-        kept = optim.state_of(self.optimizer, self.model) if self.replicas else {}
-        return self._mine() | optim.named(kept)
+        kept = optimizer.state_of(self.optimizer, self.model) if self.replicas else {}
+        return self._mine() | optimizer.named(kept)
 
     def _mine(self) -> dict[str, torch.Tensor]:
         """Return what this stage has of the model's state_dict."""
@@ -176,14 +170,14 @@ class ShardStage(PipelineStage):
     def __init__(
         self,
         chain: nn.Module,
-        objective: Objective,
+        task: Task,
         flat: Flat,
         tree: TreeReduce,
         shards: Sequence[int],
         group: dist.ProcessGroup,
     ) -> None:
         super().__init__(chain, group.rank(), group.size(), flat.device, group=group)
-        self.objective, self.flat, self.tree, self.shards = objective, flat, tree, shards
+        self.task, self.flat, self.tree, self.shards = task, flat, tree, shards
         # Activations and gradients go as plain memory: refuse any that lie otherwise than agreed.
         self._runtime_validate = True
 
@@ -192,8 +186,9 @@ class ShardStage(PipelineStage):
         self.micro_batches = micro_batches
         self.stack: list[Node] = []
         self.buffers: list[list[torch.Tensor]] = []  # as each forward pass left them
-        # The sums and the scores of each loss.
-        self.outcomes: dict[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] = {}
+        # Each loss with the outputs that it is of: those of the rehearsal as well.
+        self.outcomes: dict[torch.Tensor, tuple[Loss, torch.Tensor]] = {}
+        self.losses: dict[int, Loss] = {}  # of the shards, on the last stage
         self.gradient: torch.Tensor  # of the last backward pass, for the stage before
         self.computing = 0.0
 
@@ -202,7 +197,7 @@ class ShardStage(PipelineStage):
         go_on_from(drawn)
         if not self.is_first:
             value = Boundary.apply(value, self)
-        value, buffers = with_own_buffers(self.submod, partial(self.objective.scores, inputs=value))
+        value, buffers = with_own_buffers(self.submod, partial(self.task.forward, inputs=value))
         self.buffers.append(buffers)
         self.computing += time.perf_counter() - started
         return value if self.is_last else (value, draws(value.device))
@@ -215,28 +210,25 @@ class ShardStage(PipelineStage):
         self, bwd_chunk_id: int, loss: Any = None, **options: Any
     ) -> None:
         started = time.perf_counter()
-        flat = self.flat
+        flat, shard = self.flat, self.shards[bwd_chunk_id]
         term = self.tree.take().zero_()
         flat.attach(term)
         super().backward_one_chunk(bwd_chunk_id, loss, **options)
         flat.put_changes(term, flat.read(), flat.read(self.buffers[bwd_chunk_id]))
         if loss is not None:
-            sums, scores = self.outcomes[loss]
-            self.objective.check(loss, scores, [self.micro_batches[bwd_chunk_id]])
-            flat.sums_of(term).copy_(sums)
-        self.tree.add(self.stack, self.shards[bwd_chunk_id], term)
+            self.losses[shard], outputs = self.outcomes[loss]
+            self.task.check(self.losses[shard], outputs, [self.micro_batches[bwd_chunk_id]])
+        self.tree.add(self.stack, shard, term)
         self.computing += time.perf_counter() - started
 
-    def finish(self) -> torch.Tensor:
-        """Leave the mean gradients and buffers; return the loss's sums, zeros but at the end."""
+    def finish(self, items: float) -> None:
+        """Leave the mean gradients and buffers."""
         flat, tree = self.flat, self.tree
         total = tree.all_reduce(self.stack)
-        sums = flat.sums_of(total).clone()
-        total /= tree.shards
+        flat.divide(total, items, tree.shards)
         flat.take_changes(total, flat.read())
         flat.attach(total)
         tree.free(total)  # its values stay until the next step takes a buffer
-        return sums
 
     def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
         return as_memory(super().get_fwd_send_ops(fwd_chunk_id))
@@ -255,7 +247,7 @@ class ShardStage(PipelineStage):
 
     def _compute_outputs(self, *args: torch.Tensor, module: nn.Module, **_: Any) -> Any:
         value, drawn = args
-        output = with_own_buffers(module, partial(self.objective.scores, inputs=value))[0]
+        output = with_own_buffers(module, partial(self.task.forward, inputs=value))[0]
         return output if self.is_last else (output, drawn)
 
     def _ones_from_metadata(self, meta: Any) -> torch.Tensor:

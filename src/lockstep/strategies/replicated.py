@@ -1,17 +1,15 @@
 """What strategies have in common: a whole model on each rank, and a step shard by shard."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from lockstep.pipeline import optim
-from lockstep.pipeline.config import Run
-from lockstep.pipeline.data.batches import MicroBatch
-from lockstep.reduce.flat import Flat
-from lockstep.reduce.tree import GatherReduce, Node, TreeReduce
-from lockstep.strategies import Objective
+from lockstep import optimizer
+from lockstep.metrics import Metrics
+from lockstep.reduce.accumulator import Accumulator, total_items
+from lockstep.strategies import MakeOptimizer, Options
+from lockstep.strategies.task import Loss, MicroBatch, Task
 
 
 class Replicated:
@@ -22,64 +20,54 @@ class Replicated:
     """
 
     def __init__(
-        self, run: Run, model: nn.Module, objective: Objective, shards: Sequence[int]
+        self,
+        run: Options,
+        model: nn.Module,
+        task: Task,
+        make_optimizer: MakeOptimizer,
+        shards: Sequence[int],
     ) -> None:
-        self.run, self.model, self.objective, self.shards = run, model, objective, shards
-        self.optimizer = optim.make_optimizer(run, model)
+        self.run, self.model, self.task, self.shards = run, model, task, shards
+        self.optimizer = make_optimizer(model)
+        self.metrics = Metrics(run.shards, self.shards, ("items", "loss", *task.metrics))
         self.communication = 0.0
-
-    def totals(self, sums: torch.Tensor) -> torch.Tensor:
-        return sums
-
-    def share_of(self, sums: torch.Tensor) -> torch.Tensor:
-        return sums[0]
 
     def model_state(self) -> dict[str, torch.Tensor]:
         return self.model.state_dict()
 
-    def optimizer_state(self) -> optim.State:
-        return optim.state_of(self.optimizer, self.model)
+    def optimizer_state(self) -> optimizer.State:
+        return optimizer.state_of(self.optimizer, self.model)
 
     def own_state(self) -> dict[str, torch.Tensor]:
         return {}
 
-    def load(self, optimizer: optim.LazyState, own: Mapping[str, torch.Tensor]) -> None:
-        optim.load_state(self.optimizer, self.model, optimizer)
+    def load(self, state: optimizer.LazyState, own: Mapping[str, torch.Tensor]) -> None:
+        optimizer.load_state(self.optimizer, self.model, state)
 
     def alike(self) -> dict[str, torch.Tensor]:
         # A resumed run has rank 0's optimizer on all ranks: what is in it must be everybody's.
-        return self.model.state_dict() | optim.named(self.optimizer_state())
+        return self.model.state_dict() | optimizer.named(self.optimizer_state())
 
 
-def mean_of_shards(
-    model: nn.Module,
-    objective: Callable[[nn.Module, Sequence[MicroBatch]], tuple[torch.Tensor, torch.Tensor]],
+def accumulate(
+    task: Callable[[nn.Module, Sequence[MicroBatch]], Loss],
     micro_batches: Sequence[MicroBatch],
-    flat: Flat,
-    tree: TreeReduce | GatherReduce,
-) -> tuple[torch.Tensor, torch.Tensor, float]:
+    accumulator: Accumulator,
+    metrics: Metrics,
+) -> tuple[torch.Tensor, float]:
     """Do the forward and backward passes of this rank's shards, and average over all of them.
 
     Returns:
-        The mean of what `flat` says lies in it (a buffer of the tree's), [sum of losses, right
-        answers] (float32, 2) over the global batch, and the seconds of communication. The model's
-        buffers are the mean ones.
+        The mean gradients, as `Accumulator.reduce` does, and the items of the global batch.
     """
-    stack: list[Node] = []
-    before = flat.read()
+    accumulator.begin()
+    items = 0.0
     for micro_batch in micro_batches:
-        flat.restore(before)  # every shard starts from the buffers that the step's first one found
-        term = tree.take().zero_()
-        flat.attach(term)
-        loss, sums = objective(model, [micro_batch])
-        loss.backward()
-        flat.put_changes(term, before)
-        flat.sums_of(term).copy_(sums)
-        tree.add(stack, micro_batch.shard, term)
-    started = time.perf_counter()
-    mean = tree.all_reduce(stack)
-    seconds = time.perf_counter() - started
-    sums = flat.sums_of(mean).clone()
-    mean /= tree.shards
-    flat.take_changes(mean, before)
-    return mean, sums, seconds
+        term = accumulator.begin_shard()
+        loss = task(accumulator.model, [micro_batch])
+        loss.value.backward()
+        accumulator.add(micro_batch.shard, term)
+        metrics.add(micro_batch.shard, loss.sums())
+        items += loss.items
+    items = total_items(items)
+    return accumulator.reduce(items), items

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -64,7 +63,7 @@ def _flatten(module: nn.Module) -> list[nn.Module]:
     return [block for child in module for block in _flatten(child)]
 
 
-def cut(model: nn.Module, shape: tuple[int, int, int], stages: int) -> list[nn.Sequential]:
+def cut(model: nn.Module, example: torch.Tensor, stages: int) -> list[nn.Sequential]:
     """Cut a model into `stages` stages of consecutive blocks, the costliest as cheap as can be.
 
     A block's cost is counted, not measured, so that every rank cuts alike: the floating-point
@@ -73,14 +72,14 @@ def cut(model: nn.Module, shape: tuple[int, int, int], stages: int) -> list[nn.S
 
     Args:
         model: in training mode; it is left as it was.
-        shape: (C, H, W) of an image.
+        example: made-up inputs, of two samples.
         stages: how many.
 
     Raises:
         UserError: the model is not a chain of blocks, or not of so many.
     """
     name, blocks = type(model).__name__, blocks_of(model)
-    groups, costs = _groups(blocks, _costs(model, blocks, shape))
+    groups, costs = _groups(blocks, _costs(model, blocks, example))
     if len(groups) < stages:
         raise UserError(
             f"model: {name} has {len(groups)} blocks with parameters to train, too few for "
@@ -117,13 +116,13 @@ def balance(costs: Sequence[int], stages: int) -> list[tuple[int, int]]:
     return best(0, stages)[1]
 
 
-def blocks_apart(model: nn.Module, shape: tuple[int, int, int]) -> list[nn.Module]:
+def blocks_apart(model: nn.Module, example: torch.Tensor) -> list[nn.Module]:
     """Return the blocks with parameters to train that a forward pass calls just once, and that
     share no parameter with the rest of the model; none, if it is no chain of blocks.
 
     Args:
         model: in training mode; it is left as it was.
-        shape: (C, H, W) of an image.
+        example: made-up inputs, of two samples.
     """
     try:
         blocks = list(dict.fromkeys(blocks_of(model)))
@@ -131,8 +130,8 @@ def blocks_apart(model: nn.Module, shape: tuple[int, int, int]) -> list[nn.Modul
         return []
     calls: Counter[nn.Module] = Counter()
     hooks = [b.register_forward_pre_hook(lambda block, _: calls.update([block])) for b in blocks]
-    with rehearsing(model):
-        model(images_like(model, shape))
+    with evaluating(model):
+        model(example.clone())
     for hook in hooks:
         hook.remove()
     inside = {module for block in blocks for module in block.modules()}
@@ -147,14 +146,8 @@ def blocks_apart(model: nn.Module, shape: tuple[int, int, int]) -> list[nn.Modul
     ]
 
 
-def images_like(model: nn.Module, shape: tuple[int, int, int]) -> torch.Tensor:
-    """Return two images of a shape (C, H, W) where a model is (float32, 2 x C x H x W)."""
-    device = next(model.parameters()).device
-    return torch.linspace(-1, 1, 2 * math.prod(shape), device=device).view(2, *shape)
-
-
 @contextlib.contextmanager
-def rehearsing(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Let a model in training mode compute as it does when evaluated, and leave it as it was."""
     buffers = Buffers(model)
     before = buffers.copies()
@@ -169,19 +162,18 @@ def rehearsing(model: nn.Module) -> Iterator[None]:
         buffers.restore(before)
 
 
-def _costs(model: nn.Module, blocks: list[nn.Module], shape: tuple[int, int, int]) -> list[int]:
+def _costs(model: nn.Module, blocks: list[nn.Module], example: torch.Tensor) -> list[int]:
     """Count what each block costs, and see that the blocks do compute what the model does."""
-    images = images_like(model, shape)
-    costs, value = [], images.clone()  # a block may work in place
+    costs, value = [], example.clone()  # a block may work in place
     try:
-        with rehearsing(model):
+        with evaluating(model):
             for block in blocks:
                 before = value.numel()
                 with FlopCounterMode(display=False) as counter:
                     value = block(value)
                 costs.append(counter.get_total_flops() + FLOPS_PER_FLOAT * (before + value.numel()))
-        with rehearsing(model):
-            same = digest(value) == digest(model(images))
+        with evaluating(model):
+            same = digest(value) == digest(model(example.clone()))
     except Exception as error:  # it is the user's code that runs here
         raise UserError(
             f"model: the blocks of {type(model).__name__} cannot be called one after the other, "

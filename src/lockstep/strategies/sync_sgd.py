@@ -15,58 +15,71 @@ import torch.distributed as dist
 from torch import nn
 
 from lockstep.distributed.world import World
-from lockstep.pipeline import optim
-from lockstep.pipeline.config import Run
-from lockstep.pipeline.data.batches import MicroBatch
+from lockstep.optimizer import update
+from lockstep.reduce.accumulator import Accumulator, total_items
 from lockstep.reduce.flat import Flat
 from lockstep.reduce.tree import TreeReduce, block
-from lockstep.strategies import Objective
-from lockstep.strategies.replicated import Replicated, mean_of_shards
+from lockstep.strategies import MakeOptimizer, Options
+from lockstep.strategies.replicated import Replicated, accumulate
+from lockstep.strategies.task import MicroBatch, Task
 
 
 class TreeReduction(Replicated):
     """Gradients by shard, summed along the fixed tree; with one rank, the strategy `single`."""
 
-    def __init__(self, run: Run, model: nn.Module, objective: Objective, world: World) -> None:
-        super().__init__(run, model, objective, block(world.rank, world.size, run.shards))
-        self.flat = Flat(model)
+    def __init__(
+        self,
+        run: Options,
+        model: nn.Module,
+        task: Task,
+        make_optimizer: MakeOptimizer,
+        world: World,
+    ) -> None:
+        super().__init__(
+            run, model, task, make_optimizer, block(world.rank, world.size, run.shards)
+        )
+        flat = Flat(model)
         self.tree = TreeReduce(
-            self.flat.length, run.shards, world.rank, world.size, self.flat.dtype, self.flat.device
+            flat.length, run.shards, world.rank, world.size, flat.dtype, flat.device
         )
+        self.accumulator = Accumulator(model, flat, self.tree)
 
-    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
-        mean, sums, seconds = mean_of_shards(
-            self.model, self.objective, micro_batches, self.flat, self.tree
-        )
-        self.communication += seconds
-        self.flat.attach(mean)
-        optim.update(self.optimizer, lr, self.run.clip)
+    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
+        mean, _ = accumulate(self.task, micro_batches, self.accumulator, self.metrics)
+        self.communication = self.accumulator.communication
+        update(self.optimizer, lr, self.run.clip)
         self.tree.free(mean)
-        return sums
 
 
 class FastReduction(Replicated):
     """A rank's shards as one batch, ranks summed by one all_reduce of the backend's choice."""
 
-    def __init__(self, run: Run, model: nn.Module, objective: Objective, world: World) -> None:
-        super().__init__(run, model, objective, block(world.rank, world.size, run.shards))
+    def __init__(
+        self,
+        run: Options,
+        model: nn.Module,
+        task: Task,
+        make_optimizer: MakeOptimizer,
+        world: World,
+    ) -> None:
+        super().__init__(
+            run, model, task, make_optimizer, block(world.rank, world.size, run.shards)
+        )
         self.ranks = world.size
         self.flat = Flat(model)
         self.total = torch.zeros(self.flat.length, dtype=self.flat.dtype, device=self.flat.device)
         self.flat.attach(self.total)
 
-    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> torch.Tensor:
+    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
         flat, total = self.flat, self.total.zero_()
         before = flat.read()
-        loss, sums = self.objective(self.model, micro_batches)
-        loss.backward()
+        loss = self.task(self.model, micro_batches)
+        loss.value.backward()
         flat.put_changes(total, before)
-        flat.sums_of(total).copy_(sums)
+        self.metrics.add(micro_batches[0].shard, loss.sums())
         started = time.perf_counter()
         dist.all_reduce(total)
         self.communication += time.perf_counter() - started
-        sums = flat.sums_of(total).clone()
-        total /= self.ranks
+        flat.divide(total, total_items(loss.items), self.ranks)
         flat.take_changes(total, before)
-        optim.update(self.optimizer, lr, self.run.clip)
-        return sums
+        update(self.optimizer, lr, self.run.clip)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 import lockstep.pipeline.stages.train as stage
-from lockstep import provenance
-from lockstep.checkpoint.checkpointer import Keeper
+from lockstep import provenance, session
+from lockstep.checkpoint.checkpointer import Checkpointer
 from lockstep.distributed import rendezvous
 from lockstep.distributed.world import discover
 from lockstep.errors import UserError
@@ -50,9 +50,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Path, Path]] = {
 @contextlib.contextmanager
 def circumstances(name: str, rank: int) -> Iterator[None]:
     """Let the environment, a bit of rank 0's optimizer, or rank 1's host be other."""
-    check = Keeper._check
+    check = Checkpointer._check
 
-    def strike(self: Keeper, step: int) -> None:
+    def strike(self: Checkpointer, step: int) -> None:
         kept = next(iter(self.strategy.optimizer.state.values()))  # type: ignore[attr-defined]
         kept["exp_avg"].view(-1)[:1].view(torch.int32).bitwise_xor_(1)
         check(self, step)
@@ -60,7 +60,7 @@ def circumstances(name: str, rank: int) -> Iterator[None]:
     if name == "caps" and rank == 1:
         os.environ[CAPS[0]] = "avx2"
     if name.startswith("momentum") and rank == 0:
-        Keeper._check = strike  # type: ignore[method-assign]
+        Checkpointer._check = strike  # type: ignore[method-assign]
     if name == "slow files":  # by rank 0, as long as a disk of 20 kB/s takes for them, or less
         stage.SLOWEST_DISK = 20e3
         if rank == 0:
@@ -69,15 +69,15 @@ def circumstances(name: str, rank: int) -> Iterator[None]:
                 check_files(*what),
             )
     if name == "files of another host":  # as far as files go: each rank is the first of its own
-        stage.discover = lambda *how: dataclasses.replace(discover(*how), local_rank=0)
+        session.discover = lambda *how: dataclasses.replace(discover(*how), local_rank=0)
     yield
-    stage.discover = discover
+    session.discover = discover
     stage.check_files, stage.SLOWEST_DISK = (
         check_files,
         SLOWEST_DISK,
     )
     os.environ.pop(CAPS[0], None)
-    Keeper._check = check  # type: ignore[method-assign]
+    Checkpointer._check = check  # type: ignore[method-assign]
 
 
 def main(folder: Path) -> None:

@@ -40,7 +40,7 @@ def draw_run(results: Path, partition: Path, output: Path) -> None:
     training = read_training(results)
     found = read_metrics(results, training)
     with _drawing(results, "train again"):
-        run, metrics = training.configuration.model_dump(), found.model_dump()
+        run, metrics = training.configuration, found.model_dump()
         history = _read_history(results, training)
         # Classes have names, and "NA" or "01" is one as well.
         confusion = pd.read_csv(
@@ -48,7 +48,7 @@ def draw_run(results: Path, partition: Path, output: Path) -> None:
             dtype={"label": str, "predicted": str, "model": str},
             keep_default_na=False,
         )
-        steps = training.steps / run["epochs"]
+        steps = training.steps / run.epochs
         figures = {
             "curves": curves.draw_curves(results.name, run, history, metrics),
             "time": curves.draw_time(results.name, run, history, steps),

@@ -13,15 +13,14 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
+from lockstep.pipeline.config import Run
 from lockstep.pipeline.report import style
 
 # A logarithmic axis shows a loss best that falls by more than this factor.
 WIDE = 20.0
 
 
-def draw_curves(
-    name: str, run: dict[str, Any], history: pd.DataFrame, metrics: dict[str, Any]
-) -> Figure:
+def draw_curves(name: str, run: Run, history: pd.DataFrame, metrics: dict[str, Any]) -> Figure:
     """Draw loss, accuracy and learning rate by epoch, and the accuracy on the test set."""
     figure = style.new_figure(9, 6.6)
     loss, accuracy, rate = figure.subplots(3, sharex=True, height_ratios=[3, 3, 1])
@@ -46,10 +45,14 @@ def draw_curves(
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     ends = [(history["accuracy"].iloc[-1], "training", style.INK)]
     # The dashes lie over the whole line: where the two agree, both are still seen.
-    alone = run["strategy"] == "local_sgd" and run["sync_every"] == 0
     for model, title, colour, dashes in (
         ("averaged", "test, averaged model", style.AVERAGED, "-"),
-        ("last", f"test, {'shard 0 alone' if alone else 'last model'}", style.LAST, (0, (6, 6))),
+        (
+            "last",
+            f"test, {'shard 0 alone' if run.one_shot else 'last model'}",
+            style.LAST,
+            (0, (6, 6)),
+        ),
     ):
         share = metrics[model]["accuracy"]
         accuracy.axhline(share, color=colour, linewidth=1.5, linestyle=dashes)
@@ -99,9 +102,7 @@ def spread(heights: list[float], gap: float) -> list[float]:
     return moved[::-1]
 
 
-def draw_time(
-    name: str, run: dict[str, Any], history: pd.DataFrame, steps_per_epoch: float
-) -> Figure:
+def draw_time(name: str, run: Run, history: pd.DataFrame, steps_per_epoch: float) -> Figure:
     """Draw the milliseconds of a step by part, stacked, epoch by epoch."""
     figure = style.new_figure(9, 4.6)
     axes = figure.subplots()
@@ -127,8 +128,8 @@ def draw_time(
     # Not the height of the bars: where communication overlaps, its parts may add up to more.
     step = history["seconds"].median() / steps_per_epoch
     axes.set_title(
-        f"{name}: {step * 1e3:.3g} ms a step of {run['batch']} images in the median epoch, "
-        f"{run['batch'] / step:,.0f} images/s"
+        f"{name}: {step * 1e3:.3g} ms a step of {run.batch} images in the median epoch, "
+        f"{run.batch / step:,.0f} images/s"
     )
     axes.set_ylabel("milliseconds a step, rank 0")
     _number_epochs(axes, len(history))

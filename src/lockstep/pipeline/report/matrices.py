@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
+from lockstep.pipeline.config import Run
 from lockstep.pipeline.report import style
 
 # More rows or columns than these have no room for numbers.
@@ -55,7 +56,7 @@ def draw_confusion(name: str, table: pd.DataFrame, metrics: dict[str, Any]) -> F
     return figure
 
 
-def draw_shards(name: str, run: dict[str, Any], table: pd.DataFrame, classes: list[str]) -> Figure:
+def draw_shards(name: str, run: Run, table: pd.DataFrame, classes: list[str]) -> Figure:
     """Draw how many samples of each class each shard has."""
     matrix = table.pivot(index="shard", columns="label", values="samples")
     # A class of the test set may have no sample to train on.
@@ -72,7 +73,7 @@ def draw_shards(name: str, run: dict[str, Any], table: pd.DataFrame, classes: li
     if columns <= FEW and rows <= FEW:
         _write_counts(axes, counts, image)
     _name_ticks(axes, classes, shards)
-    scheme = run["scheme"] + (f", alpha {run['alpha']:g}" if run["scheme"] == "dirichlet" else "")
+    scheme = run.scheme + (f", alpha {run.alpha:g}" if run.scheme == "dirichlet" else "")
     axes.set_title(f"{name}: {counts.sum():,} samples in {style.count(rows, 'shard')} ({scheme})")
     axes.set_xlabel("class")
     axes.set_ylabel("shard")

@@ -8,18 +8,19 @@ import pandas as pd
 
 from lockstep.pipeline.report import style
 from lockstep.pipeline.report.page import make_list, make_page, make_table
+from lockstep.strategies import catalogue
 
 HASH = "model_sha256"
 SINGLE = "as_single"
-# How ranks share the work of a run, beside its ranks: `single` is the reference for all of it.
-SHARING = {"strategy", "reduction", "sync_every", "stages", "pipeline_schedule", "backend"}
-SHARING |= {"init_method", "device"}
+# How ranks share the work of a run, beside its ranks: one strategy is the reference for all of it.
+SHARING = {"strategy", "backend", "init_method", "device"}
+SHARING |= {name for one in catalogue.ALL for name in one.settings}
 # What comes out of a run; every other column but its name and its ranks went into it.
 RESULTS = ["accuracy_last", "accuracy_averaged", "loss", "images_per_second", "seconds"]
 RESULTS += ["bytes_sent", HASH]
 TITLES = {
     HASH: "model hash",
-    SINGLE: "as single?",
+    SINGLE: f"as {catalogue.REFERENCE}?",
     "accuracy_last": "accuracy, last",
     "accuracy_averaged": "accuracy, averaged",
     "loss": "loss, last",
@@ -135,13 +136,13 @@ def compare_with_single(table: pd.DataFrame, inputs: list[str]) -> list[str]:
     known = {
         tuple(str(row[name]) for name in work): row[HASH]
         for row in rows
-        if row["strategy"] == "single"
+        if row["strategy"] == catalogue.REFERENCE
     }
     found = []
     for row in rows:
         reference = known.get(tuple(str(row[name]) for name in work))
         said = "yes" if row[HASH] == reference else "no"
-        found.append(said if reference and row["strategy"] != "single" else "")
+        found.append(said if reference and row["strategy"] != catalogue.REFERENCE else "")
     return found
 
 

@@ -6,6 +6,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from lockstep.files import atomic
+from lockstep.pipeline.config import Run
+from lockstep.strategies import catalogue
 
 # The palette of Okabe and Ito ("Color universal design", 2008), which readers with any of the
 # common colour blindnesses tell apart, without the yellow that a white page swallows.
@@ -71,11 +73,10 @@ def percent(share: float) -> str:
     return f"{share:.2%}"
 
 
-def describe(run: dict) -> str:
-    """Return what a run was, in a few words, from its configuration."""
-    reduction = f" ({run['reduction']})" if run["strategy"] == "sync_sgd" else ""
-    shards, ranks = count(run["shards"], "shard"), count(run["ranks"], "rank")
-    return f"{run['model']}, {run['strategy']}{reduction}, {shards} on {ranks}"
+def describe(run: Run) -> str:
+    """Return what a run was, in a few words."""
+    shards, ranks = count(run.shards, "shard"), count(run.ranks, "rank")
+    return f"{run.model}, {catalogue.of(run).label}, {shards} on {ranks}"
 
 
 def count(number: int, noun: str) -> str:

@@ -22,6 +22,7 @@ from lockstep.pipeline.record import Training, check_trained_on, read_training
 from lockstep.pipeline.tasks.classification import Normalize
 from lockstep.reduce.layout import move
 from lockstep.reduce.tree import Node, fold, push
+from lockstep.strategies import catalogue
 
 
 def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
     device = devices.choose_device(discover(1), run.device)
     determinism.pin(threads, device, reproducible=True)
     paths = find_snapshots(results, training)
-    mean = mean_replica(paths) if run.one_shot else mean_state(paths)
+    mean = mean_replica(paths) if catalogue.of(run).one_shot else mean_state(paths)
     model = build(run.model, manifest.shape, manifest.classes)
     state.put(model, mean, results / "snapshots")
     move(model, device)
@@ -85,7 +86,7 @@ def find_snapshots(results: Path, training: Training) -> list[Path]:
     if not paths:
         raise UserError(f"{record}: there is no snapshot in it; train again")
     run = training.configuration
-    if run.one_shot and len(paths) != run.shards:
+    if catalogue.of(run).one_shot and len(paths) != run.shards:
         raise UserError(
             f"{record}: {len(paths)} replicas of {run.shards} shards are in it; train again"
         )

@@ -16,6 +16,7 @@ from lockstep.pipeline.config import Run, parse
 from lockstep.pipeline.data.manifest import read_manifest
 from lockstep.pipeline.record import Reproducible, check_trained_on, read_reproducible
 from lockstep.pipeline.stages.train import train
+from lockstep.strategies import catalogue
 
 # What is compared: its name for a person, and its key in train.json.
 RESULTS = {
@@ -63,7 +64,7 @@ def reproduce(
     determinism.pin(run.threads, device, parallel.keeps_bits(run))
     now = {
         "versions": provenance.versions(),
-        "code": provenance.code("lockstep.pipeline.stages.train", run.model),
+        "code": provenance.code_of_training(run.strategy, run.model),
         "arithmetic": determinism.arithmetic(),
         "ranks": [devices.describe(world, device)],
     }
@@ -103,14 +104,14 @@ def as_launched(recorded: Run, record: dict[str, Any], world: World, where: Path
     Raises:
         UserError: so many ranks cannot give the bits that were recorded.
     """
-    if world.size != recorded.ranks and not parallel.keeps_bits(recorded):
-        how = recorded.strategy + (" fast" if recorded.strategy == "sync_sgd" else "")
+    declared = catalogue.of(recorded)
+    if world.size != recorded.ranks and not declared.keeps_bits:
         raise UserError(
-            f"{where}: the bits of {how} depend on the number of ranks, which was "
+            f"{where}: the bits of {declared.label} depend on the number of ranks, which was "
             f"{recorded.ranks}, not {world.size}; launch with `mpirun -n {recorded.ranks}`"
         )
     # Where the bits depend on the number of ranks, they depend on the backend's sums as well.
-    backend = "auto" if parallel.keeps_bits(recorded) else record["backend"]
+    backend = "auto" if declared.keeps_bits else record["backend"]
     on_cpu = {place["device"] for place in record["ranks"]} == {"cpu"}
     # It is the bits that count now, not the speed: ranks may share cores.
     changes = {
@@ -120,8 +121,7 @@ def as_launched(recorded: Run, record: dict[str, Any], world: World, where: Path
         "init_method": "auto",
         "oversubscribe": True,
     }
-    if recorded.strategy == "hybrid" and world.size % recorded.stages:
-        changes["stages"] = 1  # where the model is cut does not show in the bits
+    changes |= declared.on_ranks(recorded, world.size)
     launched: Run = parse(Run, recorded.model_dump() | changes, str(where))
     return launched
 

@@ -1,5 +1,6 @@
 """summarize: one table of all runs."""
 
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -7,17 +8,14 @@ import pandas as pd
 from lockstep.files import atomic, sweep
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.record import read_metrics, read_training
+from lockstep.strategies import catalogue
 
 COLUMNS = ("model", "strategy", "shards", "ranks", "seed", "epochs")
 # These have a column where a run's strategy asks for them, with no value for the others.
-ASKED_BY = {
-    "reduction": ("sync_sgd",),
-    "sync_every": ("local_sgd",),
-    "stages": ("hybrid",),
-    "pipeline_schedule": ("pipeline", "hybrid"),
-}
+_ASKED = {name for one in catalogue.ALL for name in one.settings}
+ASKED = [name for name in Run.model_fields if name in _ASKED]
 # These have a column where runs differ in them; oversubscribe changes no result.
-OTHERS = [name for name in Run.model_fields if name not in (*COLUMNS, *ASKED_BY, "oversubscribe")]
+OTHERS = [name for name in Run.model_fields if name not in (*COLUMNS, *ASKED, "oversubscribe")]
 
 
 def summarize(results: list[Path], output: Path) -> pd.DataFrame:
@@ -33,7 +31,7 @@ def summarize(results: list[Path], output: Path) -> pd.DataFrame:
     sweep(output)
     table = pd.DataFrame([_row(folder) for folder in results])
     table = table.drop(columns=[name for name in OTHERS if table[name].nunique(dropna=False) == 1])
-    table = table.drop(columns=[name for name in ASKED_BY if (table[name] == "").all()])
+    table = table.drop(columns=[name for name in ASKED if (table[name] == "").all()])
     with atomic(output) as draft:
         table.to_csv(draft, index=False)
     return table
@@ -42,12 +40,12 @@ def summarize(results: list[Path], output: Path) -> pd.DataFrame:
 def _row(folder: Path) -> dict[str, object]:
     training = read_training(folder)
     metrics = read_metrics(folder, training)
-    run = training.configuration.model_dump()
+    run, own = training.configuration.model_dump(), catalogue.of(training.configuration).settings
     return {
         "run": folder.name,
         "dataset": training.dataset,
         **{name: run[name] for name in COLUMNS[:2]},
-        **{name: run[name] if run["strategy"] in by else "" for name, by in ASKED_BY.items()},
+        **{name: run[name] if name in own else "" for name in ASKED},
         **{name: run[name] for name in (*COLUMNS[2:], *OTHERS)},
         "accuracy_last": metrics.last.accuracy,
         "accuracy_averaged": metrics.averaged.accuracy,
@@ -64,3 +62,12 @@ def for_terminal(table: Path) -> str:
     frame = pd.read_csv(table, dtype={"run": str}, keep_default_na=False)
     frame["model_sha256"] = frame["model_sha256"].str[:12]
     return frame.round(4).to_string(index=False)
+
+
+def show(results: Path, since: float) -> None:
+    """Print the table of runs and where the report is, if they were made since then (Unix time)."""
+    table, page = results / "summary.csv", results / "report.html"
+    if table.exists() and table.stat().st_mtime > since:
+        print(for_terminal(table), file=sys.stderr)
+    if page.exists() and page.stat().st_mtime > since:
+        print(f"\nThe report: {page}", file=sys.stderr)

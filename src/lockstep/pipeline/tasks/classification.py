@@ -1,20 +1,18 @@
-"""What a model is asked for: images as it wants them, its scores, and how good they are."""
+"""Classification: from images to a score for each class, by cross entropy."""
 
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from lockstep import random as streams
+from lockstep.determinism import draw_for
 from lockstep.errors import UserError
 from lockstep.pipeline.config import Run
-from lockstep.pipeline.data.batches import MicroBatch
-from lockstep.strategies import Objective
+from lockstep.strategies.task import Loss, MicroBatch
 
 
 class Normalize(nn.Module):
@@ -40,63 +38,66 @@ def autocast(run: Run, device: torch.device) -> contextlib.AbstractContextManage
     return torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
 
 
-@dataclass(frozen=True)
-class CrossEntropy:
-    """The forward pass and the loss of a run, as strategies want them: whole, or piece by piece."""
+class Classification:
+    """The forward pass and the loss of a run, as strategies want them: whole, or piece by piece.
 
-    run: Run
-    normalize: Normalize
-    device: torch.device
+    Args:
+        run: the run's configuration.
+        normalize: makes inputs of images.
+        shape: (C, H, W) of an image.
+        device: where to compute.
+    """
 
-    def __call__(
-        self, model: nn.Module, micro_batches: Sequence[MicroBatch]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what `outcome` does, for some micro-batches as one batch."""
-        scores = self.scores(model, self.inputs(micro_batches))
-        loss, sums = self.outcome(scores, self.answers(micro_batches))
-        self.check(loss, scores, micro_batches)
-        return loss, sums
+    metrics = ("correct",)
+
+    def __init__(
+        self, run: Run, normalize: Normalize, shape: tuple[int, int, int], device: torch.device
+    ) -> None:
+        self.run, self.normalize, self.shape, self.device = run, normalize, shape, device
+
+    def __call__(self, model: nn.Module, micro_batches: Sequence[MicroBatch]) -> Loss:
+        logits = self.forward(model, self.inputs(micro_batches))
+        loss = self.loss(logits, self.targets(micro_batches))
+        self.check(loss, logits, micro_batches)
+        return loss
 
     def inputs(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         """Return the model's inputs, and begin the random numbers that it may draw on the way."""
         first = micro_batches[0]
-        # Whatever the model draws (dropout), it draws from the step and the shard. Not by
-        # torch.manual_seed: where no GPU is in use, that keeps a stack trace of every call.
-        seed = streams.torch_seed("dropout", self.run.seed, first.step, first.shard)
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        images = [m.images for m in micro_batches]
+        draw_for(self.device, "dropout", self.run.seed, first.step, first.shard)
+        images = [m.inputs for m in micro_batches]
         return self.normalize(images[0] if len(images) == 1 else np.concatenate(images))
 
-    def answers(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+    def targets(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         """Return the labels (int64)."""
-        labels = [m.labels for m in micro_batches]
+        labels = [m.targets for m in micro_batches]
         together = labels[0] if len(labels) == 1 else np.concatenate(labels)
         return torch.from_numpy(together).to(self.device, non_blocking=True)
 
-    def scores(
+    def forward(
         self, model: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor
     ) -> torch.Tensor:
         """Return what a model, or a stage of one, makes of its inputs in the run's precision."""
         with autocast(self.run, self.device):
             return model(inputs)
 
-    def outcome(
-        self, scores: torch.Tensor, answers: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the mean loss, and [sum of losses, number of right answers] (float32, 2)."""
-        loss = functional.cross_entropy(
-            scores.float() if scores.dtype == torch.bfloat16 else scores,
-            answers,
-            label_smoothing=self.run.label_smoothing,
-        )
-        right = (scores.detach().argmax(dim=1) == answers).sum()
-        return loss, torch.stack([loss.detach() * len(answers), right])
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> Loss:
+        """Return the sum of the samples' losses, and how many are right.
 
-    def check(
-        self, loss: torch.Tensor, scores: torch.Tensor, micro_batches: Sequence[MicroBatch]
-    ) -> None:
+        Args:
+            outputs: the logits, b x classes.
+            targets: the labels (int64, b).
+        """
+        value = functional.cross_entropy(
+            outputs.float() if outputs.dtype == torch.bfloat16 else outputs,
+            targets,
+            label_smoothing=self.run.label_smoothing,
+            reduction="sum",
+        )
+        correct = (outputs.detach().argmax(dim=1) == targets).sum()
+        return Loss(value, len(targets), {"correct": correct})
+
+    def check(self, loss: Loss, outputs: torch.Tensor, micro_batches: Sequence[MicroBatch]) -> None:
         """Stop at a loss that is no finite number, before anything comes of it.
 
         The rank that finds it ends the job, so no rank's optimizer step is ever saved.
@@ -104,11 +105,11 @@ class CrossEntropy:
         Raises:
             UserError: it is not; names the step, the shards and the samples.
         """
-        if math.isfinite(loss.detach()):
+        if math.isfinite(loss.value.detach()):
             return
         with torch.no_grad():
             each = functional.cross_entropy(
-                scores.float(), self.answers(micro_batches), reduction="none"
+                outputs.float(), self.targets(micro_batches), reduction="none"
             )
         good = iter(torch.isfinite(each).tolist())
         bad = [
@@ -123,38 +124,19 @@ class CrossEntropy:
             for shard, ids in bad
         )
         raise UserError(
-            f"loss: {loss.item()} in step {micro_batches[0].step + 1}: {where}; nothing of this "
-            f"step is kept; take a smaller lr, set clip, or look at these samples"
+            f"loss: {loss.value.item()} in step {micro_batches[0].step + 1}: {where}; nothing of "
+            f"this step is kept; take a smaller lr, set clip, or look at these samples"
         )
 
+    def example(self) -> torch.Tensor:
+        """Return two images (float32, 2 x C x H x W)."""
+        size = 2 * math.prod(self.shape)
+        return torch.linspace(-1, 1, size, device=self.device).view(2, *self.shape)
 
-def check_bfloat16(
-    model: nn.Module, rounded: Objective, exact: Objective, batch: MicroBatch
-) -> float:
-    """Compare the gradient of an objective in bfloat16 with that of the same in float32.
-
-    Some processors and releases compute bfloat16 convolutions wrongly for some shapes, without a
-    word. Rounding alone gives a few percent.
-
-    Returns:
-        Their distance, relative to the length of the exact one. The model is left as it was.
-
-    Raises:
-        UserError: the gradients have little to do with each other.
-    """
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    gradients = []
-    for objective in (exact, rounded):
-        loss, _ = objective(model, [batch])
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        gradients.append(torch.cat([g.flatten() for g in found if g is not None]))
-        model.load_state_dict(before)
-    length = gradients[0].norm().clamp_min(1e-12)
-    distance = float((gradients[1] - gradients[0]).norm() / length)
-    if not distance < 0.5:
-        raise UserError(
-            f"precision: in bfloat16 the first gradient is off by {distance:.0%} of its length on "
-            f"this processor, expected below 50 %; use precision: float32"
-        )
-    return distance
+    @staticmethod
+    def means(totals: dict[str, float]) -> dict[str, float]:
+        """Return what history.csv has of an epoch, given the sums over it."""
+        return {
+            "loss": totals["loss"] / totals["items"],
+            "accuracy": totals["correct"] / totals["items"],
+        }

@@ -15,9 +15,8 @@ from torch.utils import _pytree as pytree
 
 from lockstep.checkpoint import tensors as state
 from lockstep.errors import UserError
-from lockstep.pipeline.data.batches import MicroBatch
 from lockstep.reduce.buffers import Buffers
-from lockstep.strategies import Objective
+from lockstep.strategies.task import MicroBatch, Task
 
 CURE = (
     "a pass may depend on weights, buffers, images and torch's random numbers alone: not on "
@@ -26,12 +25,12 @@ CURE = (
 )
 
 
-def rehearse(model: nn.Module, objective: Objective, batch: MicroBatch, same: bool = True) -> None:
+def rehearse(model: nn.Module, task: Task, batch: MicroBatch, same: bool = True) -> None:
     """Do two forward and backward passes, and leave the model as it was.
 
     Args:
         model: in training mode, without gradients.
-        objective: what it is trained for.
+        task: what it is trained for.
         batch: the micro-batch.
         same: whether the passes must agree; a run that keeps no bits may have kernels that do not.
 
@@ -43,7 +42,7 @@ def rehearse(model: nn.Module, objective: Objective, batch: MicroBatch, same: bo
     weights = _digests(model.named_parameters())
     kept = {module: dict(vars(module)) for module in model.modules()}
     try:
-        (first, went), (second, went_again) = (_pass(model, objective, batch) for _ in range(2))
+        (first, went), (second, went_again) = (_pass(model, task, batch) for _ in range(2))
     finally:  # what modules keep of a pass in attributes goes
         for module, attributes in kept.items():
             vars(module).clear()
@@ -86,7 +85,7 @@ def _refuse_other_state(model: nn.Module) -> None:
 
 
 def _pass(
-    model: nn.Module, objective: Objective, batch: MicroBatch
+    model: nn.Module, task: Task, batch: MicroBatch
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Do a forward and a backward pass.
 
@@ -122,10 +121,10 @@ def _pass(
         if not isinstance(module, torch.jit.ScriptModule)  # they take no hooks
     ]
     try:
-        loss, sums = objective(model, [batch])
-        loss.backward()
+        loss = task(model, [batch])
+        loss.value.backward()
         _check_buffers(model, buffers, before)
-        found = {"the loss": state.digest([loss.detach(), sums])}
+        found = {"the loss": state.digest([loss.value.detach(), loss.sums()])}
         found |= {f"the buffer {n}": d for n, d in _digests(model.named_buffers()).items()}
         found |= dict(sorted(gradients.items()))
     finally:
@@ -165,3 +164,33 @@ def _digests(named: Any) -> dict[str, str]:
 
 def _named(name: str, module: nn.Module) -> str:
     return f"the module {name} ({type(module).__name__})" if name else type(module).__name__
+
+
+def check_bfloat16(model: nn.Module, rounded: Task, exact: Task, batch: MicroBatch) -> float:
+    """Compare the gradient of a task in bfloat16 with that of the same in float32.
+
+    Some processors and releases compute bfloat16 convolutions wrongly for some shapes, without a
+    word. Rounding alone gives a few percent.
+
+    Returns:
+        Their distance, relative to the length of the exact one. The model is left as it was.
+
+    Raises:
+        UserError: the gradients have little to do with each other.
+    """
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = []
+    for task in (exact, rounded):
+        loss = task(model, [batch])
+        found = torch.autograd.grad(loss.value, parameters, allow_unused=True)
+        gradients.append(torch.cat([g.flatten() for g in found if g is not None]))
+        model.load_state_dict(before)
+    length = gradients[0].norm().clamp_min(1e-12)
+    distance = float((gradients[1] - gradients[0]).norm() / length)
+    if not distance < 0.5:
+        raise UserError(
+            f"precision: in bfloat16 the first gradient is off by {distance:.0%} of its length on "
+            f"this processor, expected below 50 %; use precision: float32"
+        )
+    return distance

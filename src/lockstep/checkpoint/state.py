@@ -1,0 +1,137 @@
+"""A run's state, and how it comes to rank 0 and from there."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lockstep.checkpoint.tensors import as_bytes
+from lockstep.distributed.world import World
+from lockstep.optimizer import LazyState
+from lockstep.strategies import Strategy
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run is: `step` steps are done."""
+
+    step: int = 0
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    """The rows of history.csv of the epochs that are over."""
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    """What the epoch that goes on has taken so far, by rank 0's clock."""
+    segments: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """The parts that the run came in: from which step to which, when, and on what."""
+    metrics: list[str] = dataclasses.field(default_factory=list)
+    """The names of the running sums."""
+    kept: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What else a training loop of one's own has kept: numbers and text."""
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """A run's state after a step; all tensors are whole, on the CPU and its own."""
+
+    progress: Progress
+    model: Mapping[str, torch.Tensor]
+    optimizer: LazyState
+    strategy: Mapping[str, torch.Tensor]
+    """What else the strategy keeps, and `metrics`: the running sums of each shard, a row each."""
+
+
+def gather_state(
+    strategy: Strategy, progress: Progress, sent: float, world: World
+) -> Checkpoint | None:
+    """Return a run's state on rank 0, copied, so that training may go on; all ranks call it."""
+    model = gather_model(strategy, world)
+    optimizer = {name: _moved(kept, world) for name, kept in strategy.optimizer_state().items()}
+    own = _moved(strategy.own_state(), world)
+    rows = strategy.metrics.gather()
+    everyones: list[Any] = [None] * world.size
+    dist.all_gather_object(everyones, round(sent))
+    progress.metrics = list(strategy.metrics.names or ())
+    progress.segments[-1]["last_step"] = progress.step
+    progress.segments[-1]["bytes_sent"] = everyones
+    if world.rank:
+        return None
+    own["metrics"] = rows
+    return Checkpoint(copy.deepcopy(progress), model, optimizer, own)
+
+
+def gather_model(strategy: Strategy, world: World) -> dict[str, torch.Tensor]:
+    """Return the model's state_dict on rank 0, copied; all ranks call it."""
+    return _moved(strategy.model_state(), world)
+
+
+def _moved(tensors: dict[str, torch.Tensor], world: World) -> dict[str, torch.Tensor]:
+    """Return copies on the CPU of rank 0, letting go of each tensor as soon as it is copied."""
+    if world.rank:
+        return {}
+    return {name: copied(tensors.pop(name)) for name in list(tensors)}
+
+
+def copied(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy on the CPU."""
+    # As it lies: putting elements in another order takes longer, and can be done while writing.
+    return tensor.detach().to("cpu", copy=True)
+
+
+class Broadcast(Mapping[str, torch.Tensor]):
+    """Rank 0's tensors, on all ranks: whichever one is asked for, all ask for it together.
+
+    A rank has no more of them at a time than it keeps of what it was given.
+    """
+
+    def __init__(self, names: list[str], source: Mapping[str, torch.Tensor] | None) -> None:
+        self.names, self.source = names, source
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = self.source[name] if self.source is not None else torch.empty(0)
+        message = [(tensor.shape, tensor.dtype)]
+        dist.broadcast_object_list(message)
+        if self.source is None:
+            tensor = torch.empty(message[0][0], dtype=message[0][1])
+        tensor = tensor.contiguous()
+        dist.broadcast(as_bytes(tensor), 0)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def broadcast_state(found: Checkpoint | None) -> Checkpoint | None:
+    """Return rank 0's checkpoint, or None, on all ranks: they need not see its files.
+
+    They must all go through its tensors in the same order: see `Broadcast`.
+    """
+    message: list[Any] = [None]
+    if found:
+        names = {name: list(kept) for name, kept in found.optimizer.items()}
+        message[0] = found.progress, list(found.model), names, list(found.strategy)
+    dist.broadcast_object_list(message)
+    if message[0] is None:
+        return None
+    progress, model, optimizer, own = message[0]
+    return Checkpoint(
+        progress,
+        Broadcast(model, found.model if found else None),
+        {
+            name: Broadcast(keys, found.optimizer[name] if found else None)
+            for name, keys in optimizer.items()
+        },
+        Broadcast(own, found.strategy if found else None),
+    )
+
+
+def fill(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Set a model's state to tensors by name, one after the other."""
+    state = model.state_dict()
+    for name, tensor in tensors.items():
+        state[name].copy_(tensor)

@@ -1,0 +1,85 @@
+"""How a rank ends: with one line and a status, and not without the others."""
+
+import ctypes
+import signal
+import sys
+import time
+import traceback
+from typing import NoReturn
+
+from lockstep.errors import Interrupted, UserError, in_one_line, say
+
+_PR_SET_PDEATHSIG = 1
+
+
+def bind_to_launcher() -> None:
+    """Have the kernel kill this rank when its launcher ends: nobody else would.
+
+    A launcher that has lost a host ends without its ranks; those may wait for that host's in a call
+    that looks at nothing else. Linux alone has this.
+    """
+    _set_death_signal(signal.SIGKILL)
+
+
+def release() -> None:
+    """Take back what `bind_to_launcher` has the kernel do."""
+    _set_death_signal(0)
+
+
+def _set_death_signal(number: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def end(error: BaseException, who: str, rank: str | None) -> NoReturn:
+    """Say in one line what ended this rank, and end with it: status 75 if it is to go on, else 2.
+
+    Args:
+        error: a UserError, an OSError, or an Interrupted.
+        who: who speaks.
+        rank: this rank's number; None: there is one process.
+    """
+    if isinstance(error, Interrupted):
+        if rank in (None, "0"):
+            say(f"{who}: {error}")
+        leave(75)  # EX_TEMPFAIL
+    if rank not in (None, "0"):
+        time.sleep(1)  # what all ranks found, rank 0 alone says: its exit ends the others
+    say(f"{who}: {in_one_line(error)}")
+    if error.__cause__ is not None:  # the user's own code: where in it
+        traceback.print_exception(error.__cause__)
+    leave(2)
+
+
+def leave(status: int) -> NoReturn:
+    """Exit, and see to it that the other ranks do: they may be waiting for this one."""
+    if "mpi4py.MPI" in sys.modules:
+        from mpi4py import MPI
+
+        if MPI.COMM_WORLD.size > 1:
+            time.sleep(0.3)  # or mpirun may end before it has passed on what was printed
+            MPI.COMM_WORLD.Abort(status)
+    sys.exit(status)
+
+
+def report_by_line(who: str, rank: str | None) -> None:
+    """Have a UserError that nobody catches end this rank as `end` does: by an excepthook."""
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, stack: object) -> None:
+        if isinstance(error, (UserError, Interrupted)):
+            end(error, f"{who}{_line_of(error)}", rank)
+        before(kind, error, stack)  # type: ignore[arg-type]
+
+    sys.excepthook = hook
+
+
+def _line_of(error: BaseException) -> str:
+    """Return where in the user's own code an error came up: the last file outside this package."""
+    package = __name__.partition(".")[0]
+    frames = [
+        frame
+        for frame in traceback.walk_tb(error.__traceback__)
+        if frame[0].f_globals.get("__name__", "").partition(".")[0] != package
+    ]
+    return f", line {frames[-1][1]}" if frames and not isinstance(error, Interrupted) else ""

@@ -1,0 +1,201 @@
+"""The gradients of a training loop of one's own: formed by shard, summed over all ranks.
+
+What would give a rank gradients that no other has is refused where it happens.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lockstep.checkpoint.agreement import check_same, gather
+from lockstep.checkpoint.tensors import digest
+from lockstep.errors import UserError
+from lockstep.metrics import Metrics
+from lockstep.reduce.accumulator import Accumulator
+from lockstep.reduce.flat import Flat
+from lockstep.reduce.tree import TreeReduce
+
+if TYPE_CHECKING:
+    from lockstep.loop import OwnSession
+    from lockstep.step import Shard, Step
+
+
+class Gradients:
+    """The gradients of a model's parameters, pass by pass.
+
+    Args:
+        session: whose ranks form them.
+        model: whose they are.
+
+    Raises:
+        UserError: nothing in the model is trained, or it is of mixed or other types.
+    """
+
+    def __init__(self, session: "OwnSession", model: nn.Module) -> None:
+        self.session, self.model = session, model
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if not named:
+            raise UserError("model: it has no parameter that is trained (requires_grad)")
+        self.names = [name for name, _ in named]
+        self.parameters = [p for _, p in named]
+        flat = Flat(model)
+        self.tree = TreeReduce(
+            flat.length, session.shards, session.rank, session.size, flat.dtype, flat.device
+        )
+        self.accumulator = Accumulator(model, flat, self.tree)
+        self.used = torch.zeros(len(named), dtype=torch.bool)  # by the shards of the pass so far
+        self.turn: Shard | None = None
+        self.inside = False  # a backward pass of the shard whose turn it is
+        self.where = "before the first step"
+        self._rehearsed: set[int] = set()
+        self._metrics: dict[int, tuple[str, ...]] = {}
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(self._guard(place))
+            for place, p in enumerate(self.parameters)
+        ]
+
+    def _guard(self, place: int) -> Any:
+        def note(_: nn.Parameter) -> None:
+            if not self.inside:
+                raise UserError(
+                    f"{self.where}: a backward pass gives {self.names[place]} a gradient outside "
+                    f"of shard.backward(loss, items), which no other rank would have; call that "
+                    f"in the loop over shards"
+                )
+            self.used[place] = True
+
+        return note
+
+    def let_go(self) -> None:
+        """Leave the parameters as plain PyTorch has them."""
+        for hook in self._hooks:
+            hook.remove()
+        self.model.zero_grad()
+
+    # A pass over a step's shards.
+
+    def begin(self) -> None:
+        """Begin a pass.
+
+        Raises:
+            UserError: a parameter is new, or is trained that was not.
+        """
+        held = {id(p) for p in self.parameters}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and id(parameter) not in held:
+                raise UserError(
+                    f"model: {name} is new, or was not trained, when the run was made; make the "
+                    f"run when the model is as it will be trained"
+                )
+        self.used.zero_()
+        self.accumulator.begin()
+
+    def begin_shard(self, shard: "Shard") -> None:
+        """Have the next backward passes be a shard's."""
+        self.turn, self.term = shard, self.accumulator.begin_shard()
+
+    def backward(self, shard: "Shard", loss: torch.Tensor) -> None:
+        """Do a backward pass of the shard whose turn it is."""
+        if shard is not self.turn:
+            raise UserError(f"{shard.where}: backward when it is not this shard's turn any more")
+        self.inside = True
+        try:
+            loss.backward()
+        finally:
+            self.inside = False
+
+    def add(self, shard: "Shard") -> None:
+        """Take a shard's gradient, which is done."""
+        _check_done(shard)
+        self.accumulator.add(shard.index, self.term)
+
+    def reduce(self, step: "Step", sums: Metrics, items: Metrics) -> dict[str, float]:
+        """Sum over all shards and ranks, and leave the mean gradients in the parameters.
+
+        A parameter that no shard used has no gradient, as in plain PyTorch.
+
+        Args:
+            step: whose pass it is.
+            sums, items: those of this rank's shards.
+
+        Returns:
+            The sums of the global batch, by name.
+        """
+        names = sums.names or ()
+        self._check_metrics(step, names)
+        # One message tells every rank what was summed, over what, and which parameters were used.
+        message = torch.cat([sums.rows.flatten(), items.rows.flatten(), self.used.double()])
+        if self.session.size > 1:
+            dist.all_reduce(message)
+        lengths = [sums.rows.numel(), items.rows.numel(), len(self.used)]
+        everyones, counts, used = message.split(lengths)
+        total = counts.sum().item()
+        if not total:
+            raise UserError(f"{self.where}: no shard has any items; expected some in each step")
+        mean = self.accumulator.reduce(total)
+        for parameter, uses in zip(self.parameters, used.tolist(), strict=True):
+            if not uses:
+                parameter.grad = None
+        self.tree.free(mean)  # its values stay until the next pass takes a buffer
+        return dict(zip(names, everyones.view(-1, len(names)).sum(dim=0).tolist(), strict=True))
+
+    def _check_metrics(self, step: "Step", names: tuple[str, ...]) -> None:
+        """Refuse metrics that are not the same on all ranks and in all steps."""
+        if step.passes not in self._metrics:
+            check_same({"metrics": {"names": list(names)}}, gather)
+            self._metrics[step.passes] = names
+        if names != (before := self._metrics[step.passes]):
+            raise UserError(
+                f"metrics: {self.where} has {', '.join(names)}, and the one before had "
+                f"{', '.join(before)}; give the same ones for each step"
+            )
+
+    # The first shard of a rank's first step is done twice.
+
+    def rehearse(self, step: "Step", index: int) -> Iterator["Shard"]:
+        """Yield a shard twice, for a try: it must give the same bits.
+
+        A shard is done by whichever rank has it, and again after an interruption: so what is done
+        in the loop may depend on its ids, the weights, the buffers and torch's random numbers, and
+        on nothing else. What it leaves does not count.
+        """
+        if step.passes in self._rehearsed:
+            return
+        self._rehearsed.add(step.passes)
+        found = []
+        for _ in range(2):
+            shard = step.shard(index)
+            yield shard
+            _check_done(shard)
+            self.accumulator.flat.put_changes(self.term, self.accumulator.before)
+            found.append((shard.sums, self.term))
+        (sums, term), (sums_again, term_again) = found
+        if sums != sums_again or digest(term) != digest(term_again):
+            self._say_what_differs(shard, term, term_again)
+        self.tree.free(term)
+        self.tree.free(term_again)
+        self.used.zero_()
+
+    def _say_what_differs(self, shard: "Shard", term: torch.Tensor, again: torch.Tensor) -> None:
+        flat = self.accumulator.flat
+        sizes = [p.numel() for p in flat.parameters]
+        pieces = [values[: flat.gradients].split(sizes) for values in (term, again)]
+        odd = [n for n, a, b in zip(self.names, *pieces, strict=True) if not torch.equal(a, b)]
+        what = f"the gradient of {odd[0]}" if odd else "a loss, a metric or a buffer"
+        raise UserError(
+            f"{shard.where}: done twice from the same state, {what} differs; what is done in the "
+            f"loop over shards may depend on shard.ids, weights, buffers and torch's random "
+            f"numbers alone: not on an iterator, a counter, the clock, NumPy's or Python's random "
+            f"numbers, or what was kept from the shard before"
+        )
+
+
+def _check_done(shard: "Shard") -> None:
+    if not shard.sums:
+        raise UserError(
+            f"{shard.where}: shard.backward(loss, items) was not called; call it for each shard, "
+            f"with items=0 for one that has nothing to learn from"
+        )

@@ -1,0 +1,105 @@
+"""A session of a training loop of one's own: how it begins, and what it gives."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from lockstep.distributed import ending
+from lockstep.distributed.world import TIMEOUT
+from lockstep.errors import UserError
+from lockstep.reduce.layout import settle
+from lockstep.reduce.tree import block
+from lockstep.run import Run, script
+from lockstep.session import Session, seeded
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class OwnSession(Session):
+    """A session of a training loop of one's own: see `init`."""
+
+    def __init__(self, shards: int, seed: int, **options: Any) -> None:
+        self.shards, self.seed, self.threads = shards, seed, options["threads"]
+        super().__init__(same={"flags": {"shards": shards, "seed": seed, **options}}, **options)
+        source = script()
+        alone = self.world.size == 1
+        name = f"{source.name if source else 'python'}" + ("" if alone else f", rank {self.rank}")
+        ending.report_by_line(name, None if alone else str(self.rank))
+        if self.size > shards:
+            error = UserError(
+                f"shards: {self.size} ranks cannot share {shards} shards; take as many ranks as "
+                f"shards at most"
+            )
+            self.__exit__(UserError, error, None)
+            raise error
+
+    @property
+    def rank(self) -> int:
+        """This rank's number, from 0."""
+        return self.world.rank
+
+    @property
+    def size(self) -> int:
+        """P, how many ranks there are."""
+        return self.world.size
+
+    def deal(self) -> range:
+        """Return the shards that are this rank's: whoever has one computes the same for it."""
+        return block(self.world.rank, self.world.size, self.shards)
+
+    def build(self, make: Callable[..., Model], *words: Any, **options: Any) -> Model:
+        """Return what `make` makes, with the same initial weights on every rank, on the device.
+
+        Raises:
+            UserError: two of its parameters share memory without being one.
+        """
+        with seeded("weights", self.seed):
+            model = make(*words, **options)
+        settle(model)
+        return model.to(self.device)
+
+    def run(self, *words: Any, **options: Any) -> Run:
+        """Return a training under way: see `lockstep.run.Run`."""
+        return Run(self, *words, **options)
+
+
+def init(
+    shards: int,
+    seed: int = 0,
+    *,
+    threads: int = 1,
+    device: str = "auto",
+    backend: str = "auto",
+    init_method: str = "auto",
+    timeout: float = TIMEOUT,
+) -> OwnSession:
+    """Begin a session: this process becomes one of the ranks that were launched.
+
+    By mpirun, srun, torchrun, or alone, as plain Python. Use it in a `with`: what it sets in the
+    process is set back at the end.
+
+    Args:
+        shards: S, the parts that the training set and each global batch are cut into; ranks share
+            them. The bits depend on it, and not on the number of ranks.
+        seed: what the weights, the order of the data and all random numbers are drawn from.
+        threads: of each rank. The bits depend on it.
+        device: `auto` (GPUs where every rank has one of its own, else CPUs), `cpu` or `cuda`.
+        backend: what carries tensors: `auto`, `mpi4py`, `gloo`, `nccl`.
+        init_method: how ranks meet: `auto`, `mpi://`, `env://`, `file:///path`, `tcp://host:port`.
+        timeout: the seconds that ranks wait for one another before the job is ended.
+
+    Raises:
+        UserError: the launch cannot be used so; the line says why.
+    """
+    if shards < 1 or seed < 0:
+        raise UserError(f"init: expected shards from 1 and a seed from 0, not {shards} and {seed}")
+    return OwnSession(
+        shards,
+        seed,
+        threads=threads,
+        device=device,
+        backend=backend,
+        init_method=init_method,
+        timeout=timeout,
+    )

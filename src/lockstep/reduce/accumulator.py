@@ -1,0 +1,74 @@
+"""The gradients of a step, shard by shard, summed over all shards along the tree.
+
+A shard's gradient is formed by itself, in a term of its own, from the buffers that the step began
+with. So who forms it does not matter, nor does it matter whether it is formed again.
+"""
+
+import time
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lockstep.reduce.flat import Flat
+from lockstep.reduce.tree import GatherReduce, Node, TreeReduce
+
+
+class Accumulator:
+    """A model's gradients and the changes of its buffers, summed over the shards.
+
+    Args:
+        model: whose they are.
+        flat: how they lie in a term.
+        tree: what sums terms over shards and ranks.
+    """
+
+    def __init__(self, model: nn.Module, flat: Flat, tree: TreeReduce | GatherReduce) -> None:
+        self.model, self.flat, self.tree = model, flat, tree
+        self.communication = 0.0
+        """Seconds that sums have taken so far."""
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a step: what was added and not summed is dropped."""
+        self.stack: list[Node] = []
+        self.before = self.flat.read()
+
+    def begin_shard(self) -> torch.Tensor:
+        """Have the next backward pass leave its gradients in a term, which is returned."""
+        self.flat.restore(self.before)
+        term = self.tree.take().zero_()
+        self.flat.attach(term)
+        return term
+
+    def add(self, shard: int, term: torch.Tensor) -> None:
+        """Take the term of a shard; shards come in ascending order."""
+        self.flat.put_changes(term, self.before)
+        self.tree.add(self.stack, shard, term)
+
+    def reduce(self, items: float) -> torch.Tensor:
+        """Sum over all shards and ranks; all ranks call it.
+
+        Args:
+            items: what the sum of gradients is divided by: the items of the global batch.
+
+        Returns:
+            The mean gradients, where the parameters have them as theirs until the tree gets them
+            back by `free`. Buffers have changed by the mean over the shards of what each saw.
+        """
+        started = time.perf_counter()
+        total = self.tree.all_reduce(self.stack)
+        self.communication += time.perf_counter() - started
+        self.flat.divide(total, items, self.tree.shards)
+        self.flat.take_changes(total, self.before)
+        self.flat.attach(total)
+        return total
+
+
+def total_items(items: float, group: dist.ProcessGroup | None = None) -> float:
+    """Return the items of the global batch, given this rank's; all ranks of the group call it."""
+    if dist.get_world_size(group) == 1:
+        return items
+    count = torch.tensor([items], dtype=torch.float64)
+    dist.all_reduce(count, group=group)  # whole numbers: exact in any order
+    return count.item()

@@ -1,0 +1,261 @@
+"""A training under way in a loop of one's own: what it is of, where it is, what is kept of it."""
+
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lockstep import determinism, provenance
+from lockstep.checkpoint import tensors
+from lockstep.checkpoint.checkpointer import Checkpointer, new_segment, resume
+from lockstep.checkpoint.plain import from_plain, to_plain
+from lockstep.checkpoint.state import Progress
+from lockstep.checkpoint.store import Store
+from lockstep.errors import UserError
+from lockstep.files import sha256, write_json
+from lockstep.gradients import Gradients
+from lockstep.reduce.layout import settle
+from lockstep.sampler import Sampler, split
+from lockstep.step import Step, means
+from lockstep.strategies.own_loop import OwnLoop
+from lockstep.testing import faults
+
+if TYPE_CHECKING:
+    from lockstep.loop import OwnSession
+
+
+class Scheduler(Protocol):
+    """What a learning rate's scheduler has, and whatever else is to be kept."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+class Run:
+    """A model, its optimizers, and a folder that holds what becomes of them.
+
+    The folder gets checkpoints/ on the way, and in the end model.safetensors and run.json. Called
+    again with the same script, a run goes on from its last checkpoint, on any number of ranks.
+
+    Args:
+        session: whose ranks train.
+        model: a module, or several by name. All that is trained, or has buffers, is in it.
+        optimizer: an optimizer, or several.
+        folder: where results go.
+        scheduler: learning rates' schedulers, one or several: kept in checkpoints.
+        checkpoint_every: `30 s`, `10 min`, `1 h`, `500 steps`, `1 epoch`.
+        checkpoint_keep: how many checkpoints stay.
+        configuration: what else decides the bits, such as the script's flags, as JSON: with
+            another one, it is another run.
+
+    Raises:
+        UserError: the model, or an optimizer, cannot be trained so; or ranks differ.
+    """
+
+    def __init__(
+        self,
+        session: "OwnSession",
+        model: nn.Module | Mapping[str, nn.Module],
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        folder: str | Path,
+        *,
+        scheduler: Scheduler | Sequence[Scheduler] = (),
+        checkpoint_every: str = "1 min",
+        checkpoint_keep: int = 2,
+        configuration: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.session, self.folder = session, Path(folder)
+        self.model = model if isinstance(model, nn.Module) else nn.ModuleDict(model)
+        self.schedulers = [*scheduler] if isinstance(scheduler, Sequence) else [scheduler]
+        self.every, self.keep = checkpoint_every, checkpoint_keep
+        settle(self.model)
+        optimizers = [*optimizer] if isinstance(optimizer, Sequence) else [optimizer]
+        self.strategy = OwnLoop(self.model, optimizers, session.shards, session.deal())
+        initial = tensors.digest(self.model.state_dict() | dict(self.model.named_buffers()))
+        inputs = _inputs()
+        session.check_same(**inputs, **{"initial weights": initial})
+        self.gradients = Gradients(session, self.model)
+        self.about = {
+            "configuration": {
+                **{"shards": session.shards, "seed": session.seed, "threads": session.threads},
+                **(configuration or {}),
+                **self._kept(),
+            },
+            **inputs,
+            "device": session.device.type,
+            "initial weights": initial,
+        }
+        self.progress = Progress()
+        self._step: Step | None = None
+        self._sha256 = ""
+
+    def steps(self, samples: int, batch: int, epochs: int) -> Iterator[Step]:
+        """Yield the steps that are still to be done, and keep the run as they are done.
+
+        Args:
+            samples: how many samples there are: ids go from 0 to samples - 1.
+            batch: B, the samples of a step over all ranks; the shards share them evenly.
+            epochs: how often to go through the samples. An epoch takes whole batches alone.
+
+        Raises:
+            UserError: there are fewer samples than a batch; or something is done in the loop that
+                would break the promise.
+            Interrupted: the run was told to stop by SIGUSR1 or SIGTERM, and is saved.
+        """
+        if not 1 <= batch <= samples or epochs < 1:
+            raise UserError(
+                f"steps: expected at least a batch of samples and an epoch, not {samples} samples, "
+                f"a batch of {batch} and {epochs} epochs"
+            )
+        shards, seed = self.session.shards, self.session.seed
+        self.sampler = Sampler(split(samples, shards, seed), batch, seed)
+        self.about["configuration"] |= {"samples": samples, "batch": batch, "epochs": epochs}
+        hooks = [
+            one.register_step_pre_hook(lambda *_: self.check_reduced("optimizer.step()"))
+            for one in self.strategy.optimizers
+        ]
+        store = None
+        if self.session.rank == 0:
+            store = Store(self.folder / "checkpoints", self.about, self.keep)
+        try:
+            checkpointer = self._resume(store)
+            self.meter = checkpointer.meter
+            last = epochs * self.sampler.batches
+            while self.progress.step < last:
+                faults.point("step", self.progress.step)
+                self._step = Step(self, self.progress.step)
+                yield self._step
+                self._commit(self._step)
+                if self.progress.step < last:
+                    checkpointer.after_step(self.progress)
+            checkpointer.save(self.progress, wait=True)
+            self._write(checkpointer)
+        finally:
+            self.gradients.let_go()
+            for hook in hooks:
+                hook.remove()
+            if store:
+                store.close()
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The means over each epoch that is over, by name."""
+        return self.progress.history
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of model.safetensors, when all steps are done."""
+        if not self._sha256:
+            raise UserError("run: not at its end: there is no model yet; do all of its steps")
+        return self._sha256
+
+    def check_reduced(self, what: str) -> None:
+        """Refuse what needs the gradients of all ranks while there are none.
+
+        Raises:
+            UserError: there are none.
+        """
+        if self._step is None or not self._step.is_reduced:
+            where = self._step.where if self._step else "before the first step"
+            raise UserError(
+                f"{where}: {what} before the gradients are reduced; let the loop over the step's "
+                f"shards come to its end first"
+            )
+
+    def _resume(self, store: Store | None) -> Checkpointer:
+        """Go on from the last checkpoint, if there is one."""
+        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        session, batches = self.session, self.sampler.batches
+        if store:
+            for name in ("run.json", "model.safetensors"):
+                (self.folder / name).unlink(missing_ok=True)
+        _, self.progress = resume(store, self.model, lambda: self.strategy, batches)
+        if kept := self.progress.kept:
+            self.strategy.put(from_plain(kept["optimizers"]), from_plain(kept["numbers"]))
+            states = from_plain(kept["schedulers"])
+            for scheduler, state in zip(self.schedulers, states, strict=True):
+                scheduler.load_state_dict(state)
+        new_segment(self.progress, started, session)
+        return Checkpointer(
+            session.world,
+            session.interrupt,
+            self.strategy,
+            store,
+            self.model,
+            self.every,
+            batches,
+            saved=self.progress.step,
+            kept=self._kept,
+        )
+
+    def _kept(self) -> dict[str, Any]:
+        """Return what the run keeps beside tensors."""
+        return {
+            "optimizers": to_plain(self.strategy.settings(), "optimizer"),
+            "numbers": to_plain(self.strategy.numbers(), "optimizer"),
+            "schedulers": to_plain([one.state_dict() for one in self.schedulers], "scheduler"),
+        }
+
+    def _commit(self, step: Step) -> None:
+        """Take a step as done."""
+        if not step.is_reduced:
+            raise UserError(
+                f"{step.where}: the loop over its shards has not come to its end; expected "
+                f"`for shard in step:` once or more in each step, without break"
+            )
+        for index, sums in step.sums.items():
+            self.strategy.metrics.add(index, sums)
+        self.progress.step += 1
+        if self.progress.step % self.sampler.batches == 0:
+            row = {"epoch": self.progress.step // self.sampler.batches}
+            self.progress.history.append(row | means(self.strategy.metrics.totals()))
+            self.strategy.metrics.reset()
+
+    def _write(self, checkpointer: Checkpointer) -> None:
+        """Write the model, and how it came about."""
+        message = [""]
+        if self.session.rank == 0:
+            weights = self.model.state_dict()
+            tensors.save(weights, self.folder / "model.safetensors")
+            message = [sha256(self.folder / "model.safetensors")]
+            record = {
+                **self.about,
+                "model_sha256": message[0],
+                "optimizer_sha256": tensors.digest(self.strategy.optimizer_state()),
+                "history": self.history,
+                "steps": self.progress.step,
+                "segments": self.progress.segments,
+                "checkpoint_pauses": checkpointer.pauses,
+                "ranks": self.session.places,
+                "arithmetic": determinism.arithmetic(),
+                "versions": provenance.versions(),
+                "git": provenance.git_state(),
+            }
+            write_json(self.folder / "run.json", record)
+        dist.broadcast_object_list(message)
+        self._sha256 = message[0]
+
+
+def _inputs() -> dict[str, Any]:
+    """Return what the bits follow from, apart from the configuration and the weights."""
+    versions, source = provenance.versions(), script()
+    return {
+        "libraries": {
+            **{name: versions.get(name) for name in provenance.LIBRARIES},
+            **determinism.libraries(),
+        },
+        "caps": provenance.caps(),
+        "code": provenance.code_of_script(source) if source else {},
+    }
+
+
+def script() -> Path | None:
+    """Return the script that this process runs, if it runs one."""
+    import __main__
+
+    found = getattr(__main__, "__file__", None)
+    return Path(found).resolve() if found else None

@@ -1,0 +1,128 @@
+"""The prologue of everything that ranks do together, and its end.
+
+A session finds out which rank this is, compares what ranks are about to compute with, chooses a
+device, sets threads and arithmetic, and has the ranks meet. What it sets in the process, it sets
+back at its end: signal handlers, the number of threads, deterministic kernels, the process group.
+"""
+
+import contextlib
+import platform
+import random as python_random
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from lockstep import determinism
+from lockstep import random as streams
+from lockstep.checkpoint.agreement import check_same, gather
+from lockstep.distributed import devices, ending, rendezvous
+from lockstep.distributed.signals import Interrupt, name_of
+from lockstep.distributed.world import TIMEOUT, discover
+from lockstep.errors import say
+
+if TYPE_CHECKING:
+    pass
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Session:
+    """This process as one of the ranks of a launch.
+
+    Args:
+        ranks: how many there must be; None takes as many as there are.
+        threads: of each rank. Sums inside a kernel are split among them: the bits depend on it.
+        device: `auto` (GPUs where every rank has one of its own, else CPUs), `cpu` or `cuda`.
+        backend: what carries tensors: `auto`, `mpi4py`, `gloo`, `nccl`.
+        init_method: how ranks meet: see `rendezvous.start`.
+        timeout: the seconds that ranks wait for one another before the job is ended.
+        oversubscribe: whether there may be more ranks x threads than cores.
+        reproducible: whether kernels that give other bits from call to call are refused.
+        same: what else all ranks must have alike, by the names in `agreement.CURES`.
+
+    Raises:
+        UserError: the launch cannot be used so; the line says why.
+    """
+
+    def __init__(
+        self,
+        ranks: int | None = None,
+        threads: int = 1,
+        device: str = "auto",
+        backend: str = "auto",
+        init_method: str = "auto",
+        timeout: float = TIMEOUT,
+        oversubscribe: bool = True,
+        reproducible: bool = True,
+        same: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._stack = contextlib.ExitStack()
+        with self._stack:
+            self.world = discover(ranks, timeout)
+            self._stack.callback(ending.release)
+            self.interrupt = self._stack.enter_context(Interrupt(name_of(self.world)))
+            # Where a host has its data is its own affair, and so is what does not compute.
+            self.same = {"versions": {"python": platform.python_version()}, **(same or {})}
+            if self.world.comm is not None:  # at once: with other flags, they may not even meet
+                check_same(self.same, self.world.comm.allgather)
+            self.device = devices.choose_device(self.world, device)
+            if not oversubscribe:
+                devices.check_cores(self.world, threads)
+            self._stack.callback(determinism.pin(threads, self.device, reproducible))
+            self.backend = rendezvous.start(self.world, self.device, backend, init_method)
+            self._stack = self._stack.pop_all()
+
+    def check_same(self, problem: str = "", **more: Any) -> None:
+        """Compare with all ranks what this one computes with; all call it together.
+
+        Args:
+            problem: what this rank alone has found wrong, if something is.
+            more: what has been added since the session began.
+
+        Raises:
+            UserError: on all ranks: one has a problem, or something is not the same.
+        """
+        self.same |= more
+        check_same(self.same, gather, problem)
+        self.places = gather(devices.describe(self.world, self.device))
+        if self.world.rank == 0 and (kinds := devices.unlike(self.places)):
+            say(f"ranks compute in {kinds}: the bits depend on which rank is where")
+
+    def close(self) -> None:
+        """Leave the others together: only when all got here, what was computed counts."""
+        rendezvous.stop()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            rendezvous.stop_if_started()
+        elif self.world.comm is None or self.world.size == 1:
+            rendezvous.leave()  # else MPI ends a job that does not get to `stop`
+        self._stack.close()
+
+
+@contextlib.contextmanager
+def seeded(purpose: str, *place: int) -> Any:
+    """Have torch, Python and NumPy draw from a purpose and a place, and then as before."""
+    drawn = streams.torch_seed(purpose, *place)
+    before = python_random.getstate(), np.random.get_state(), torch.get_rng_state()
+    torch.manual_seed(drawn)
+    python_random.seed(drawn)
+    np.random.seed(drawn % 2**32)
+    try:
+        yield
+    finally:
+        python_random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])

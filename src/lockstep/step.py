@@ -1,0 +1,211 @@
+"""A step of a training loop of one's own: its shards, dealt to ranks, and their reduction.
+
+The loop over a step yields this rank's shards. Each is a piece of work: from the same weights, the
+same buffers and random numbers of its own, its gradient is formed by itself, whoever has it. When
+the loop is at its end, gradients are summed along the tree over all shards of all ranks, divided
+once by all items of the global batch, and lie in the parameters' `grad`, on every rank the same.
+
+A step is committed when every rank has that sum; until then nothing that the step changes is kept.
+So here is the place where ranks that were lost meanwhile can be found out, and the shards that
+they had be dealt out and yielded anew.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from lockstep.determinism import draw_for
+from lockstep.errors import UserError
+from lockstep.metrics import Metrics
+from lockstep.testing import faults
+
+if TYPE_CHECKING:
+    from lockstep.gradients import Gradients
+    from lockstep.loop import OwnSession
+    from lockstep.run import Run
+
+# How a loss looks to autograd that is a mean over the items: what each loss function has for the
+# word "mean" in `reduction` (torch.nn._reduction.get_enum).
+_MEAN = 1
+
+
+class Shard:
+    """One shard's part of a step.
+
+    Attributes:
+        index: which of the S shards it is.
+        ids: its samples of this step (int64, B/S).
+    """
+
+    def __init__(self, step: "Step", index: int, ids: np.ndarray) -> None:
+        self.index, self.ids = index, ids
+        self.where: str = f"{step.where}, shard {index}"
+        self.items = 0
+        self.sums: dict[str, float] = {}
+        self._gradients = step.gradients
+
+    def backward(
+        self,
+        loss: torch.Tensor,
+        items: int,
+        name: str = "loss",
+        **metrics: torch.Tensor | float,
+    ) -> None:
+        """Add the gradient of a loss to the shard's.
+
+        Called more than once, losses and items add up. Of two losses over the same items, give
+        their sum, or the second one with no items.
+
+        Args:
+            loss: the sum over the items (a scalar).
+            items: how many (samples, tokens) it is the sum over: the step's gradient is divided by
+                all items of all shards.
+            name: the loss's, in `Step.metrics` and `Run.history`.
+            metrics: other sums over the items, by name.
+
+        Raises:
+            UserError: the loss is not a sum of finite numbers, or the shard is not the one that
+                the loop is at.
+        """
+        _check_loss(loss, items, self.where)
+        self._gradients.backward(self, loss)
+        self.items += items
+        for key, value in {name: loss.detach(), f"items of {name}": items, **metrics}.items():
+            self.sums[key] = self.sums.get(key, 0.0) + float(value)
+
+
+class Step:
+    """One step: loop over it for this rank's shards; after the loop, gradients are reduced.
+
+    Looped over again, it yields the same shards for another pass, which begins with no gradients:
+    for another optimizer, say.
+
+    Attributes:
+        number: how many steps were done before it.
+        epoch: how many epochs were.
+        metrics: after the loop, the means over the items of the global batch, by name, on every
+            rank the same.
+    """
+
+    def __init__(self, run: "Run", number: int) -> None:
+        self.number = number
+        self.epoch, self._index = divmod(number, run.sampler.batches)
+        self.metrics: dict[str, float] = {}
+        self.where: str = f"step {number + 1}"
+        self.session: OwnSession = run.session
+        self.gradients: Gradients = run.gradients
+        self._run = run
+        self.gradients.where = self.where
+        self.passes = 0
+        self.is_reduced = False
+        self.sums: dict[int, dict[str, float]] = {}
+
+    def __iter__(self) -> Iterator[Shard]:
+        gradients, mine = self.gradients, self.session.deal()
+        sums = Metrics(self.session.shards, mine)
+        items = Metrics(self.session.shards, mine, ["items"])
+        self.is_reduced = False
+        gradients.begin()
+        yield from gradients.rehearse(self, mine[0])
+        for index in mine:
+            faults.point("shard", self.number)
+            shard = self.shard(index)
+            yield shard
+            gradients.add(shard)
+            sums.add(index, shard.sums)
+            items.add(index, {"items": shard.items})
+            self.sums[index] = _added(self.sums.get(index, {}), shard.sums)
+        with self._run.meter:
+            self.metrics |= means(gradients.reduce(self, sums, items))
+        self.is_reduced = True
+        self.passes += 1
+
+    def shard(self, index: int) -> Shard:
+        """Return a shard whose turn it is: the next backward pass is its own."""
+        again = (self.passes,) if self.passes else ()
+        draw_for(self.session.device, "dropout", self.session.seed, self.number, index, *again)
+        shard = Shard(self, index, self._run.sampler.ids(self.epoch, self._index, index))
+        self.gradients.begin_shard(shard)
+        return shard
+
+    def clip(
+        self, longest: float, parameters: Iterable[nn.Parameter] | None = None
+    ) -> torch.Tensor:
+        """Scale the gradient down to a norm, if it is longer; call it after the loop.
+
+        Args:
+            longest: the norm that it may have.
+            parameters: whose gradient; None: all that are trained.
+
+        Returns:
+            The norm that it had.
+        """
+        self._run.check_reduced("clip")
+        trained = self.gradients.parameters if parameters is None else parameters
+        return nn.utils.clip_grad_norm_(trained, longest)
+
+
+def _added(some: dict[str, float], more: dict[str, float]) -> dict[str, float]:
+    return some | {name: some.get(name, 0.0) + value for name, value in more.items()}
+
+
+def means(totals: dict[str, float]) -> dict[str, float]:
+    """Return means over the items, given sums: those of the loss that came before each metric."""
+    found: dict[str, float] = {}
+    items = 0.0
+    for name, value in totals.items():
+        if not name.startswith("items of "):
+            items = totals.get(f"items of {name}", items)
+            found[name] = value / items if items else math.nan
+    return found
+
+
+def _check_loss(loss: torch.Tensor, items: int, where: str) -> None:
+    """Refuse what is no sum over items.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        found = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise UserError(
+            f"loss: {where}: expected one number, the sum over the items, not {found}; take its "
+            f"sum()"
+        )
+    if isinstance(items, bool) or not isinstance(items, int) or items < 0:
+        raise UserError(
+            f"items: {where}: expected how many samples or tokens the loss is the sum over, a "
+            f"whole number, not {items!r}"
+        )
+    if node := _mean_in(loss):
+        raise UserError(
+            f"loss: {where}: is a mean ({node}), whose denominator is this shard's alone; give "
+            f'the sum (reduction="sum") and its items, and the step divides by all of them'
+        )
+    if not math.isfinite(value := loss.item()):
+        raise UserError(
+            f"loss: {where}: is {value}; nothing of this step is kept; take a smaller learning "
+            f"rate, clip, or look at these samples"
+        )
+
+
+def _mean_in(loss: torch.Tensor) -> str:
+    """Return the name of the mean that a loss is, or is a sum of, or nothing.
+
+    What is scaled or processed otherwise is left alone: it may well be a sum again.
+    """
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        name = node.name()
+        if name.startswith("MeanBackward") or getattr(node, "_saved_reduction", None) == _MEAN:
+            return name
+        if name in ("AddBackward0", "ToCopyBackward0", "SqueezeBackward0", "ViewBackward0"):
+            waiting += [before for before, _ in node.next_functions]
+    return ""

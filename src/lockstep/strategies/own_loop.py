@@ -1,0 +1,104 @@
+"""A training loop of one's own, as a checkpointer sees it: a strategy whose steps others take.
+
+Every rank has the whole model and its optimizers; the gradients are those of the tree.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lockstep import optimizer
+from lockstep.errors import UserError
+from lockstep.metrics import Metrics
+from lockstep.strategies.task import MicroBatch
+
+
+class OwnLoop:
+    """A model and its optimizers, on this rank as on every other.
+
+    Args:
+        model: all that is trained.
+        optimizers: its optimizers.
+        shards: S.
+        mine: this rank's shards.
+
+    Raises:
+        UserError: an optimizer has a parameter that is none of the model's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        shards: int,
+        mine: Sequence[int],
+    ) -> None:
+        self.model, self.optimizers, self.shards = model, optimizers, mine
+        self.metrics = Metrics(shards, mine)
+        self.communication = 0.0
+        known = {id(p) for p in model.parameters()}
+        for one in optimizers:
+            for parameter in optimizer.parameters(one):
+                if id(parameter) not in known:
+                    raise UserError(
+                        f"optimizer: {type(one).__name__} has a parameter of shape "
+                        f"{tuple(parameter.shape)} that is none of the model's; give the run all "
+                        f"modules that are trained: session.run({{'a': ..., 'b': ...}}, ...)"
+                    )
+
+    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
+        """Refuse: a step is taken in the user's loop."""
+        raise NotImplementedError
+
+    def model_state(self) -> dict[str, torch.Tensor]:
+        return self.model.state_dict()
+
+    def optimizer_state(self) -> optimizer.State:
+        found: optimizer.State = {}
+        for one in self.optimizers:
+            found |= optimizer.state_of(one, self.model)
+        return found
+
+    def own_state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load(self, state: optimizer.LazyState, own: Mapping[str, torch.Tensor]) -> None:
+        for one in self.optimizers:
+            optimizer.load_state(one, self.model, state)
+
+    def alike(self) -> dict[str, torch.Tensor]:
+        return self.model_state() | optimizer.named(self.optimizer_state())
+
+    # What optimizers have beside tensors: settings, and numbers for parameters.
+
+    def settings(self) -> list[list[dict[str, Any]]]:
+        """Return what each group of each optimizer is set to: its learning rate and the like."""
+        return [
+            [{key: v for key, v in group.items() if key != "params"} for group in one.param_groups]
+            for one in self.optimizers
+        ]
+
+    def numbers(self) -> list[dict[str, dict[str, Any]]]:
+        """Return what each optimizer keeps for parameters that is no tensor, by their names."""
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        return [
+            {
+                names[id(p)]: rest
+                for p, kept in one.state.items()
+                if (rest := {k: v for k, v in kept.items() if not isinstance(v, torch.Tensor)})
+            }
+            for one in self.optimizers
+        ]
+
+    def put(
+        self, settings: list[list[dict[str, Any]]], numbers: list[dict[str, dict[str, Any]]]
+    ) -> None:
+        """Go on from what `settings` and `numbers` returned."""
+        by_name = dict(self.model.named_parameters())
+        for one, groups, kept in zip(self.optimizers, settings, numbers, strict=True):
+            for group, values in zip(one.param_groups, groups, strict=True):
+                group.update(values)
+            for name, rest in kept.items():
+                one.state[by_name[name]].update(rest)

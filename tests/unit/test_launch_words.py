@@ -1,0 +1,113 @@
+"""What the rules start: flags that stages take, and the words that start ranks."""
+
+import json
+import shlex
+
+import pytest
+
+from lockstep.pipeline import launch
+from lockstep.pipeline.cli import make_parser
+from lockstep.pipeline.config import UPKEEP, Config, Dataset, Run
+
+MPIRUN = ["container", "run", "/opt/bin/mpirun", "--map-by", ":OVERSUBSCRIBE"]
+SRUN = ["srun", "--mpi=pmix", "container", "run"]
+NUMBERS = "--kill-on-bad-exit=1 --nodes={} --ntasks={} --ntasks-per-node={} --cpus-per-task={}"
+
+
+@pytest.fixture(params=[0, 1000], ids=["root", "user"])
+def user(request, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: request.param)
+    return request.param
+
+
+def test_ranks_are_started_by_mpirun(user):
+    root = [] if user else ["--allow-run-as-root"]
+    python = ["python", "-m", "mpi4py"]
+    assert launch.start(MPIRUN, 3) == [*MPIRUN, *root, "-n", "3", *python]
+    assert launch.start(["mpiexec"], 3) == ["mpiexec", "-n", "3", *python]
+    assert launch.start(MPIRUN, 1) == ["python"]
+
+
+def test_srun_gets_the_numbers_that_the_job_has_and_no_mpi_for_one_rank():
+    four = launch.start(SRUN, 4, threads=3, nodes=2)
+    numbers = NUMBERS.format(2, 4, 2, 3)
+    assert shlex.join(four) == f"srun {numbers} --mpi=pmix container run python -m mpi4py"
+    one = launch.start(SRUN, 1, threads=2, nodes=2)
+    numbers = NUMBERS.format(1, 1, 1, 2)
+    assert shlex.join(one) == f"srun {numbers} --mpi=none container run python"
+
+
+def test_mpirun_hands_on_what_decides_bits_and_what_is_said_of_the_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")
+    words = launch.mpirun(tmp_path)
+    given = {words[at + 1] for at, word in enumerate(words) if word == "-x"}
+    assert given >= {"PATH", "PYTHONPATH", "MKL_CBWR", "GLOO_SOCKET_IFNAME"}
+    assert "--hostfile" not in words
+    (tmp_path / "hostfile").touch()
+    assert launch.mpirun(tmp_path) == [*words, "--hostfile", "hostfile"]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "nodes", "each", "count"),
+    [(1, 1, 0, "1"), (2, 2, 0, "2"), (4, 2, 2, 0), (4, 1, 4, 0)],
+)
+def test_slurm_is_told_either_the_ranks_of_a_node_or_those_of_the_job(ranks, nodes, each, count):
+    assert launch.tasks_per_node(ranks, nodes) == each
+    assert launch.tasks(ranks, nodes) == count
+
+
+def test_nodes_that_ranks_cannot_share_are_refused(refused):
+    runs = {"one": Run(ranks=1), "four": Run(ranks=4)}
+    launch.check_nodes(runs, 2)
+    with refused("nodes: the profile asks for 3, and the 4 ranks of the run four cannot share"):
+        launch.check_nodes(runs, 3)
+
+
+def test_the_stage_takes_the_flags_and_has_the_run_again():
+    values = {"flip": True, "lr": 1e-3, "checkpoint_every": "10 steps", "clip": None, "alpha": 2.0}
+    run = Run(**values, scheme="dirichlet", init_method="tcp://host:1")
+    words = ["train", "--data=d", "--partition=p", "--output=o"]
+    words += shlex.split(f"{launch.train_flags(run)} {launch.upkeep_flags(run)}")
+    found = vars(make_parser().parse_args(words))
+    assert Run(**{name: found[name] for name in Run.model_fields}) == run
+    assert not any(f"--{name.replace('_', '-')}" in launch.train_flags(run) for name in UPKEEP)
+
+
+def test_only_a_scheme_that_reads_alpha_is_told_of_it():
+    assert "--alpha" not in launch.train_flags(Run(scheme="iid"))
+    assert (
+        launch.flags(Run(scheme="dirichlet"), "scheme", "alpha") == "--scheme=dirichlet --alpha=0.5"
+    )
+    assert launch.flags(Dataset(), "name", "path", "mirror") == "--name=digits"
+    assert launch.flags(Run(oversubscribe=False), "oversubscribe") == "--no-oversubscribe"
+
+
+def test_runs_that_launch_alike_are_checked_once():
+    runs = {
+        "a": Run(ranks=2, batch=64, oversubscribe=True),
+        "b": Run(ranks=2, model="mine.of:net", strategy="ddp"),
+        "c": Run(ranks=1),
+        "d": Run(ranks=4, reduction="fast"),
+    }
+    worlds = launch.worlds(runs.values())
+    assert list(worlds) == ["2x1-auto", "1x1-auto", "4x1-auto"]
+    assert launch.predicted(runs) == ["a", "d"]
+    words = shlex.split(launch.check_flags(worlds["2x1-auto"], Config(), "data/digits"))
+    found = make_parser().parse_args(["check", "--output=o", *words])
+    assert (found.ranks, found.models, found.images) == (2, ["cnn", "mine.of:net"], 16)
+    assert (found.shape, found.classes, found.data) == ([1, 28, 28], 10, None)
+    assert not found.oversubscribe
+    own = Config(dataset={"name": "npz", "path": "a b.npz"})
+    assert launch.check_flags([runs["a"]], own, "data/a b").endswith(
+        "--oversubscribe --data 'data/a b'"
+    )
+
+
+def test_the_configuration_of_a_report_has_nothing_that_changes_no_result():
+    given = {
+        "dataset": {"name": "mnist", "mirror": "http://x"},
+        "defaults": {"timeout": 9, "lr": 1},
+    }
+    found = json.loads(launch.resolved(given | {"runs": "r.tsv"}))
+    assert found == {"dataset": {"name": "mnist"}, "defaults": {"lr": 1}, "runs": "r.tsv"}
