@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lockstep.files import sealed, unsealed, write_json
 from lockstep.pipeline.data.manifest import write_manifest
+from lockstep.pipeline.record import SEAL
 
 
 def change_manifest(data: Path, **changes: Any) -> None:
@@ -14,6 +16,12 @@ def change_manifest(data: Path, **changes: Any) -> None:
     record = json.loads((data / "manifest.json").read_text())
     del record["manifest_sha256"]
     write_manifest(data, record | changes)
+
+
+def change_record(results: Path, **changes: Any) -> None:
+    """Give a run a train.json that is whole, and says something else."""
+    path = results / "train.json"
+    write_json(path, sealed(unsealed(json.loads(path.read_text()), SEAL) | changes, SEAL))
 
 
 @contextlib.contextmanager

@@ -121,6 +121,28 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def json_sha256(value: Any) -> str:
+    """Return the SHA-256 of what JSON can hold, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(record: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return a record with the SHA-256 of its own content, under a key of its own."""
+    return {**record, key: json_sha256(record)}
+
+
+def unsealed(record: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return what `sealed` was given.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    content = {name: value for name, value in record.items() if name != key}
+    if record.get(key) != json_sha256(content):
+        raise ValueError("it was changed after it was written")
+    return content
+
+
 def read_json(path: Path, what: str, do: str) -> dict[str, Any]:
     """Return the object that the JSON file `path` holds.
 

@@ -1,12 +1,14 @@
 """reproduce: a recorded run again, on other numbers of ranks, through real mpirun."""
 
 import json
+import shutil
 import sys
 
 import pytest
 import torch
 
 from tests.conftest import REPOSITORY, mpirun, run
+from tests.damage import change_record
 
 CAPS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
 
@@ -76,9 +78,8 @@ def refused(done):
 
 def test_what_cannot_be_tried_is_refused(digits, trained, tmp_path):
     assert "5 ranks cannot have a shard each of 4" in refused(reproduce(mpirun(5), trained))
-    record = json.loads((trained / "train.json").read_text())
-    record["partition_sha256"] = "0" * 64
-    (tmp_path / "train.json").write_text(json.dumps(record))
+    shutil.copy(trained / "train.json", tmp_path)
+    change_record(tmp_path, partition_sha256="0" * 64)
     assert "shards.csv: has SHA-256" in refused(reproduce(mpirun(2), tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["train.json"]
 

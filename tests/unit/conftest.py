@@ -15,6 +15,7 @@ from lockstep.errors import UserError
 from lockstep.files import sha256, write_json
 from lockstep.pipeline.config import Dataset
 from lockstep.pipeline.data.manifest import write_manifest
+from lockstep.pipeline.record import VERSION, Arithmetic, Place, Segment, Training, write_training
 from lockstep.pipeline.stages.prepare import prepare
 
 # The same examples each time: what fails on one machine fails on all.
@@ -92,16 +93,49 @@ def write_records():
             (folder / name).write_text(f"of {name}\n")
         digest = {name: sha256(folder / f"{name}.csv") for name in ("predictions", "confusion")}
         same = {"model_sha256": model, "snapshots_sha256": "cd" * 32}
-        train = {"configuration": run.model_dump(), "dataset": "digits", "data_sha256": {}, **same}
-        train |= {"mean": [], "std": [], "classes": []}
-        train |= {"snapshots": {}, "history_csv_sha256": sha256(folder / "history.csv")}
-        train |= {"images_per_second": 9.6, "seconds": 2.0, "bytes_sent": [3, 4]}
-        train |= {"parameters": 5, "steps": 6}
+        part = Segment(first_step=0, last_step=6, started="", bytes_sent=[3, 4])
+        training = Training(
+            version=VERSION,
+            configuration=run,
+            dataset="digits",
+            data_sha256={},
+            classes=[],
+            data="data",
+            mean=[],
+            std=[],
+            partition_sha256="0" * 64,
+            partition="shards.csv",
+            partition_edited=False,
+            initial_sha256="0" * 64,
+            parameters=5,
+            bfloat16_distance=None,
+            launcher="python",
+            backend="gloo",
+            ranks=[Place(processor="", device="cpu")],
+            arithmetic=Arithmetic(libraries={}, caps={}),
+            versions={},
+            code={},
+            git=None,
+            parameters_sha256="0" * 64,
+            buffers_sha256=None,
+            optimizer_sha256="0" * 64,
+            history_sha256="0" * 64,
+            history_csv_sha256=sha256(folder / "history.csv"),
+            snapshots={},
+            steps=6,
+            images_per_second=9.6,
+            seconds=2.0,
+            bytes_sent=[3, 4],
+            checkpoint_pauses={},
+            started="",
+            segments=[part],
+            **same,
+        )
         of_class = {"a": {"samples": 2, "correct": 1, "accuracy": 0.5}}
         measured = {"accuracy": 0.5, "correct": 1, "loss": 1.0, "per_class": of_class}
         metrics = {"last": measured, "averaged": measured, **same}
         metrics |= {f"{name}_sha256": value for name, value in digest.items()}
-        write_json(folder / "train.json", train)
+        write_training(folder, training)
         write_json(folder / "metrics.json", metrics)
 
     return write

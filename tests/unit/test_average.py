@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep.checkpoint import tensors as state
-from lockstep.files import sha256, write_json
+from lockstep.files import sha256
 from lockstep.pipeline.config import Dataset, Run
 from lockstep.pipeline.data.manifest import read_manifest
 from lockstep.pipeline.stages.average import average, mean_state
 from lockstep.pipeline.stages.prepare import prepare
+from tests.damage import change_record
 
 
 @pytest.fixture
@@ -119,10 +120,9 @@ def trained(tmp_path, monkeypatch, write_records):
     prepare(dataset, tmp_path / "data")
     run = Run(model="ownnorm:make", ranks=1, shards=2, batch=4, epochs=2, snapshots=2)
     write_records(tmp_path / "run", run)
-    train = json.loads((tmp_path / "run" / "train.json").read_text())
-    manifest = read_manifest(tmp_path / "data")
-    train |= {"data_sha256": manifest.sha256, "mean": manifest.mean, "std": manifest.std}
-    write_json(tmp_path / "run" / "train.json", train | {"classes": manifest.class_names})
+    found = read_manifest(tmp_path / "data")
+    same = {"mean": found.mean, "std": found.std, "classes": found.class_names}
+    change_record(tmp_path / "run", data_sha256=found.sha256, **same)
     threads = torch.get_num_threads()
     yield tmp_path / "run", tmp_path / "data"
     torch.set_num_threads(threads)
@@ -139,9 +139,8 @@ def test_the_averaged_model_has_the_mean_weights_and_statistics_of_its_own(train
             layers[2].weight.fill_(epoch)
             layers[1].running_mean.fill_(100.0 * epoch)
         state.save(layers.state_dict(), results / "snapshots" / f"epoch-000{epoch}.safetensors")
-    train = json.loads((results / "train.json").read_text())
-    train["snapshots"] = {path.name: sha256(path) for path in (results / "snapshots").iterdir()}
-    write_json(results / "train.json", train)
+    paths = (results / "snapshots").iterdir()
+    change_record(results, snapshots={path.name: sha256(path) for path in paths})
     record = average(results, data, threads=1)
     found = state.read(results / "averaged.safetensors")
     assert record == json.loads((results / "averaged.json").read_text())

@@ -8,6 +8,7 @@ import pytest
 from lockstep.errors import UserError
 from lockstep.files import sha256
 from lockstep.pipeline.config import Run
+from lockstep.pipeline.record import Training
 from lockstep.pipeline.report import draw_launch, draw_prediction
 from lockstep.pipeline.report.communication import (
     draw_bandwidth,
@@ -17,6 +18,7 @@ from lockstep.pipeline.report.communication import (
 from lockstep.pipeline.report.fit import Fit
 from lockstep.pipeline.report.scaling import draw_scaling, read_step, strong, weak
 from lockstep.pipeline.report.style import size
+from tests.damage import change_record
 
 OPERATIONS = ("all_reduce", "send_recv", "broadcast")
 
@@ -43,8 +45,9 @@ def check(hosts):
     return {"ranks": places, "mpi": "Open MPI v5"}
 
 
-TRAIN = {"configuration": Run(shards=4, batch=128, epochs=2, snapshots=1).model_dump()}
-TRAIN |= {"steps": 20, "parameters": 1_000_000}
+TRAIN = Training.model_construct(
+    configuration=Run(shards=4, batch=128, epochs=2, snapshots=1), steps=20, parameters=1_000_000
+)
 HISTORY = pd.DataFrame(
     {
         "seconds": [0.6, 0.6],
@@ -127,13 +130,11 @@ def test_a_prediction_says_that_it_is_one_and_ends_where_it_must(table):
 
 def test_files_become_figures(table, write_records, tmp_path):
     launch, run = tmp_path / "2x1-auto.json", tmp_path / "run"
-    write_records(run, Run(**TRAIN["configuration"]))
+    write_records(run, TRAIN.configuration)
     launch.write_text(json.dumps(check(["a", "a"])))
     table.to_csv(tmp_path / "2x1-auto.csv", index=False)
     HISTORY.to_csv(run / "history.csv", index=False)
-    record = json.loads((run / "train.json").read_text()) | TRAIN
-    record["history_csv_sha256"] = sha256(run / "history.csv")
-    (run / "train.json").write_text(json.dumps(record))
+    change_record(run, history_csv_sha256=sha256(run / "history.csv"))
     draw_launch(launch, tmp_path / "out")
     draw_prediction(run, launch, tmp_path / "out")
     made = {path.name for path in (tmp_path / "out").iterdir()}

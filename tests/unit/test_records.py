@@ -12,17 +12,23 @@ from hypothesis import strategies as st
 
 from lockstep.checkpoint import tensors as state
 from lockstep.errors import UserError
-from lockstep.files import sha256, write_json
+from lockstep.files import sealed, sha256, write_json
 from lockstep.measure.probe import COLUMNS
 from lockstep.pipeline.config import Run
-from lockstep.pipeline.record import read_averaged, read_metrics, read_reproducible, read_training
+from lockstep.pipeline.record import (
+    SEAL,
+    read_averaged,
+    read_metrics,
+    read_training,
+    write_training,
+)
 from lockstep.pipeline.report import draw_launch, draw_prediction, draw_run, draw_summary
 from lockstep.pipeline.stages.average import average
 from lockstep.pipeline.stages.evaluate import evaluate
 from lockstep.pipeline.stages.partition import partition
 from lockstep.pipeline.stages.summarize import summarize
 from lockstep.pipeline.stages.train import train
-from tests.damage import change_manifest
+from tests.damage import change_manifest, change_record
 
 pytestmark = pytest.mark.usefixtures("arithmetic_as_it_was")
 
@@ -67,10 +73,6 @@ def flip(path):
     content = bytearray(path.read_bytes())
     content[len(content) * 3 // 4] ^= 1
     path.write_bytes(content)
-
-
-def edit(path, **changes):
-    write_json(path, json.loads(path.read_text()) | changes)
 
 
 SNAPSHOT = "run/snapshots/epoch-0002.safetensors"
@@ -143,13 +145,13 @@ def test_other_data_than_those_of_the_training_are_refused(copy, refused, stage)
 
 
 def test_what_is_left_of_an_older_training_is_refused(copy, refused):
-    edit(copy / "run/train.json", snapshots_sha256="0" * 64)
+    change_record(copy / "run", snapshots_sha256="0" * 64)
     with refused("averaged.json", "not of the snapshots", "`average` again"):
         do(copy, "evaluate")
     for stage in ("summarize", "draw"):
         with refused("metrics.json", "not of the training", "`evaluate` again"):
             do(copy, stage)
-    edit(copy / "run/train.json", snapshots=None)
+    change_record(copy / "run", snapshots=None)
     with refused("train.json", "snapshots", "train again"):
         do(copy, "average")
 
@@ -159,7 +161,7 @@ def test_scores_that_are_no_numbers_are_refused(copy, refused):
     weights = state.read(path)
     weights["1.bias"][3] = torch.nan
     state.save(weights, path)
-    edit(copy / "run/train.json", model_sha256=sha256(path))
+    change_record(copy / "run", model_sha256=sha256(path))
     (copy / "run/metrics.json").unlink()
     with refused(path, "sample 0 of the test set", "no numbers"):
         do(copy, "evaluate")
@@ -168,7 +170,7 @@ def test_scores_that_are_no_numbers_are_refused(copy, refused):
 
 def test_weights_of_another_model_are_refused_by_average(copy, refused):
     record = json.loads((copy / "run/train.json").read_text())
-    edit(copy / "run/train.json", configuration=record["configuration"] | {"model": "cnn"})
+    change_record(copy / "run", configuration=record["configuration"] | {"model": "cnn"})
     with refused("run/snapshots", "not the weights of this model"):
         do(copy, "average")
 
@@ -189,9 +191,7 @@ def test_a_configuration_comes_back_from_a_record(tmp_path, write_records, refus
     write_records(tmp_path / "run", run)
     assert read_training(tmp_path / "run").configuration == run
     path = tmp_path / "run" / "train.json"
-    record = json.loads(path.read_text())
-    record["configuration"]["batch"] = 7
-    write_json(path, record)
+    change_record(tmp_path / "run", configuration=run.model_dump() | {"batch": 7})
     with refused(path, "configuration", "batch", "train again"):
         read_training(tmp_path / "run")
     path.unlink()
@@ -205,6 +205,36 @@ def test_a_record_that_is_none_is_one_line(copy, refused, stage, text):
     (copy / "run/train.json").write_bytes(text.encode("latin-1"))
     with refused(copy / "run/train.json", "not the record of a run", "train again"):
         do(copy, stage)
+
+
+@pytest.mark.parametrize("stage", ["average", "evaluate", "summarize", "draw"])
+def test_a_record_that_was_edited_is_refused(copy, refused, stage):
+    path = copy / "run/train.json"
+    whole = json.loads(path.read_text())
+    for change in ({"seconds": 1.0}, {"record_sha256": "0" * 64}, {"more": 1}):
+        write_json(path, whole | change)
+        with refused(path, "changed after it was written", "train again"):
+            do(copy, stage)
+    write_json(path, {key: whole[key] for key in reversed(whole)})
+    do(copy, stage)
+
+
+@pytest.mark.parametrize("version", [None, 0, 2, "1", []])
+def test_a_record_of_another_version_is_refused(copy, refused, version):
+    change_record(copy / "run", version=version)
+    with refused(copy / "run/train.json", "of this version (version: ", "train again"):
+        do(copy, "summarize")
+    record = json.loads((copy / "run/train.json").read_text())
+    write_json(copy / "run/train.json", {k: v for k, v in record.items() if k != "version"})
+    with refused(copy / "run/train.json", "(version: is missing)", "train again"):
+        do(copy, "summarize")
+
+
+def test_what_is_read_is_what_was_written(finished, tmp_path):
+    training = read_training(finished / "run")
+    write_training(tmp_path, training)
+    assert read_training(tmp_path) == training
+    assert (tmp_path / "train.json").read_bytes() == (finished / "run/train.json").read_bytes()
 
 
 # Whatever is in a file, it is read right or refused in one line.
@@ -233,6 +263,7 @@ def test_a_record_with_anything_in_it_is_read_or_refused(finished, tmp_path_fact
     results = finished / "run"
     name = data.draw(st.sampled_from(["train.json", "averaged.json", "metrics.json"]))
     record = copies.deepcopy(json.loads((results / name).read_text()))
+    record.pop(SEAL, None)
     *above, key = data.draw(st.sampled_from(list(places(record))))
     where = record
     for step in above:
@@ -242,17 +273,17 @@ def test_a_record_with_anything_in_it_is_read_or_refused(finished, tmp_path_fact
     for path in results.glob("*.*"):
         (folder / path.name).symlink_to(path)
     (folder / name).unlink()
-    (folder / name).write_text(json.dumps(record))
+    of_training = name == "train.json"
+    (folder / name).write_text(json.dumps(sealed(record, SEAL) if of_training else record))
     try:
         training = read_training(folder)
-        read_reproducible(folder)
         read_averaged(folder, training)
         found = read_metrics(folder, training)
     except UserError as error:
         assert str(folder / name) in str(error)
         assert len(str(error)) < 1000
     else:
-        json.dumps([training.model_dump(), found.model_dump()], ensure_ascii=False).encode()
+        json.dumps([training.model_dump(), found.model_dump()])  # a path may be of any bytes
     shutil.rmtree(folder)
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from lockstep.distributed.world import World
+from lockstep.files import sealed, unsealed, write_json
 from lockstep.pipeline.config import Run
+from lockstep.pipeline.record import SEAL, Training
 from lockstep.pipeline.stages import reproduce
 from lockstep.pipeline.stages.partition import partition
 from lockstep.pipeline.stages.train import train
@@ -34,7 +36,7 @@ def trained(digits, tmp_path_factory):
 @pytest.fixture
 def record(trained):
     """What train.json says, to change."""
-    return json.loads((trained / "run" / "train.json").read_text())
+    return unsealed(json.loads((trained / "run" / "train.json").read_text()), SEAL)
 
 
 def again(results, **where):
@@ -44,7 +46,7 @@ def again(results, **where):
 
 def write(folder, record):
     folder.mkdir()
-    (folder / "train.json").write_text(json.dumps(record))
+    write_json(folder / "train.json", sealed(record, SEAL))
     return folder
 
 
@@ -64,8 +66,8 @@ def test_a_table_edited_by_hand_is_trained_with_and_recorded(trained, record, tm
     head, *rows = table.read_text().splitlines()
     table.write_text("\n".join([head, *reversed(rows), ""]))  # the same shards
     edited = train(RUN, trained / "data", table, tmp_path / "run")
-    assert edited["partition_edited"] is True
-    assert edited["parameters_sha256"] == record["parameters_sha256"]
+    assert edited.partition_edited is True
+    assert edited.parameters_sha256 == record["parameters_sha256"]
     assert f"{table}: is not what `partition` wrote" in capsys.readouterr().err
 
 
@@ -134,7 +136,7 @@ def test_other_shards_are_refused(trained, tmp_path, refused):
 def test_records_that_cannot_be_compared_are_refused(trained, record, tmp_path, refused):
     with refused("train.json", "train again"):
         again(tmp_path)
-    for key in reproduce.Reproducible.model_fields:
+    for key in Training.model_fields:
         old = {name: value for name, value in record.items() if name != key}
         with refused(f"train.json: not the record of a run of this version ({key}: is missing)"):
             again(write(tmp_path / key, old))
@@ -163,23 +165,23 @@ def test_bits_that_depend_on_the_ranks_want_their_number(how, record, tmp_path, 
     run = Run(**RUN.model_dump() | how | {"ranks": 4})
     two = World(0, 2, 0, 2, "mpirun")
     with refused(run.strategy, "was 4, not 2", "mpirun -n 4"):
-        reproduce.as_launched(run, record, two, tmp_path)
+        reproduce.as_launched(run, Training(**record), two, tmp_path)
     four = World(0, 4, 0, 4, "mpirun")
-    launched = reproduce.as_launched(run, record, four, tmp_path)
+    launched = reproduce.as_launched(run, Training(**record), four, tmp_path)
     assert (launched.ranks, launched.backend) == (4, "gloo")
 
 
 def test_the_launch_decides_the_ranks_and_the_record_the_kind_of_device(record, tmp_path, refused):
     far = {"backend": "mpi4py", "init_method": "tcp://far:1"}
     run = Run(**RUN.model_dump() | far)
-    launched = reproduce.as_launched(run, record, World(0, 4, 0, 4, "mpirun"), tmp_path)
+    launched = reproduce.as_launched(run, Training(**record), World(0, 4, 0, 4, "mpirun"), tmp_path)
     changed = {"ranks": 4, "device": "cpu", "oversubscribe": True}
     assert launched == RUN.model_copy(update=changed)
     record["ranks"][0]["device"] = "NVIDIA H100"
     world = World(0, 1, 0, 1, "python")
-    assert reproduce.as_launched(RUN, record, world, tmp_path).device == "cuda"
+    assert reproduce.as_launched(RUN, Training(**record), world, tmp_path).device == "cuda"
     with refused("5 ranks cannot have a shard each of 4"):
-        reproduce.as_launched(RUN, record, World(0, 5, 0, 5, "mpirun"), tmp_path)
+        reproduce.as_launched(RUN, Training(**record), World(0, 5, 0, 5, "mpirun"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -201,14 +203,17 @@ def test_the_launch_decides_the_ranks_and_the_record_the_kind_of_device(record, 
     ],
 )
 def test_what_is_not_as_it_was_has_a_line(path, line, record, monkeypatch):
+    def found(record, now):
+        return list(reproduce.differences(Training(**record), Training(**now)))
+
     now = copy.deepcopy(record)
-    assert list(reproduce.differences(record, now)) == []
+    assert found(record, now) == []
     place = record
     for key in path[:-1]:
         place = place[key]
     here = place.get(path[-1])
-    place[path[-1]] = "other"
-    assert list(reproduce.differences(record, now)) == [line.format(here)]
+    place[path[-1]] = other = "0" * 64 if path == ("initial_sha256",) else "other"
+    assert found(record, now) == [line.format(here).replace("other in the", f"{other:.12} in the")]
 
 
 def test_the_record_has_the_code_that_was_run(record):

@@ -60,7 +60,7 @@ def go(digits, tmp_path_factory):
         finally:
             faults.WANTED = ""
             assert not dist.is_initialized()
-        return {name: record[name] for name in HASHES}
+        return {name: getattr(record, name) for name in HASHES}
 
     return train_on
 

@@ -263,9 +263,9 @@ def _train(args: dict[str, Any]) -> None:
 
 
 def _reproduce(args: dict[str, Any]) -> None:
-    from lockstep.pipeline.record import read_reproducible
+    from lockstep.pipeline.record import read_training
 
-    _limit_threads(read_reproducible(args["results"]).configuration.threads)
+    _limit_threads(read_training(args["results"]).configuration.threads)
     from lockstep.pipeline.stages.reproduce import reproduce
 
     sys.exit(0 if reproduce(**args) else 1)

@@ -1,4 +1,4 @@
-"""The records that stages leave for those after them: what of them is read, and whether they agree.
+"""The records that stages leave for those after them: what is in them, and whether they agree.
 
 A stage takes no file on trust. It compares the SHA-256 of what it reads with what the stage before
 wrote down: `average` that of the snapshots, `evaluate` that of the models and of the test set,
@@ -6,12 +6,12 @@ wrote down: `average` that of the snapshots, `evaluate` that of the models and o
 """
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from lockstep.errors import UserError
-from lockstep.files import check_sha256, read_json
+from lockstep.files import check_sha256, read_json, sealed, unsealed, write_json
 from lockstep.pipeline.config import Run, parse
 from lockstep.pipeline.data.manifest import Manifest
 
@@ -24,68 +24,94 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
-# What train.json is, for a message: one of an older version may lack something.
-TRAINING = "the record of a run of this version"
+# That of train.json: one more when something in it is another, or means something else.
+VERSION: Final = 1
+# The key of train.json under which it has its own SHA-256.
+SEAL = "record_sha256"
 
 
 class Record(BaseModel):
-    """What later stages read of a JSON file; there may be more in it."""
+    """What a JSON file holds, as far as it is read; there may be more in it."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class Training(Record):
-    """train.json."""
+class Described(Record):
+    """What a person may want to know: what is read of it has a type, and all of it is kept."""
 
-    configuration: Run
-    dataset: str
-    data_sha256: dict[str, Sha256]
-    mean: list[float]
-    std: list[float]
-    classes: list[str]
-    model_sha256: Sha256
-    snapshots: dict[str, Sha256]
-    snapshots_sha256: Sha256
-    history_csv_sha256: Sha256
-    parameters: Count
-    steps: Annotated[Count, Field(gt=0)]
-    images_per_second: Amount
-    seconds: Amount
-    bytes_sent: list[Count]
+    model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class Place(Record):
+class Place(Described):
     """Where one rank ran."""
 
     processor: str
     device: str
 
 
-class Arithmetic(Record):
+class Arithmetic(Described):
     """What decides which kernels run; all of it is compared, whatever there is."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
 
     libraries: dict[str, str]
     caps: dict[str, str]
 
 
-class Reproducible(Training):
-    """train.json, with all that `reproduce` trains again from and compares."""
+class Segment(Described):
+    """A part that a run came in."""
 
+    first_step: Count
+    last_step: Count
+    started: str
+    bytes_sent: list[Count]
+
+
+class Origin(Record):
+    """What train.json says of where a result came from: all that is known before the training."""
+
+    version: Literal[1]
+    configuration: Run
+    dataset: str
+    data_sha256: dict[str, Sha256]
+    classes: list[str]
     data: str
-    partition: str
+    mean: list[float]
+    std: list[float]
+    """A model is fed (pixels / 255 - mean) / std, channel by channel."""
     partition_sha256: Sha256
+    partition: str
+    partition_edited: bool
     initial_sha256: Sha256
-    parameters_sha256: Sha256
-    buffers_sha256: Sha256 | None
-    optimizer_sha256: Sha256
-    history_sha256: Sha256
+    parameters: Count
+    bfloat16_distance: float | None
+    launcher: str
     backend: str
     ranks: Annotated[list[Place], Field(min_length=1)]
     arithmetic: Arithmetic
     versions: dict[str, str]
     code: dict[str, str]
+    git: dict[str, Any] | None
+
+
+class Training(Origin):
+    """train.json."""
+
+    model_sha256: Sha256
+    parameters_sha256: Sha256
+    buffers_sha256: Sha256 | None
+    optimizer_sha256: Sha256
+    history_sha256: Sha256
+    """Of what is a result in it."""
+    history_csv_sha256: Sha256
+    """Of the times as well."""
+    snapshots_sha256: Sha256
+    snapshots: dict[str, Sha256]
+    steps: Annotated[Count, Field(gt=0)]
+    images_per_second: Amount
+    seconds: Amount
+    bytes_sent: list[Count]
+    checkpoint_pauses: dict[str, Amount]
+    started: str
+    segments: list[Segment]
 
 
 class Averaged(Record):
@@ -123,22 +149,25 @@ class Metrics(Record):
     confusion_sha256: Sha256
 
 
+def write_training(results: Path, training: Training) -> None:
+    """Write train.json to the folder `results`, with a digest of its own content."""
+    write_json(results / "train.json", sealed(training.model_dump(mode="json"), SEAL))
+
+
 def read_training(results: Path) -> Training:
     """Read the train.json in `results`.
 
     Raises:
-        UserError: it is missing or damaged, or of an older version.
+        UserError: it is missing or damaged, was edited, or is of an older version.
     """
-    return _read(Training, results / "train.json", TRAINING, "train again")
-
-
-def read_reproducible(results: Path) -> Reproducible:
-    """Read the train.json in `results`, with what `reproduce` needs of it.
-
-    Raises:
-        UserError: it is missing or damaged, or of an older version.
-    """
-    return _read(Reproducible, results / "train.json", TRAINING, "train again")
+    path, what, do = results / "train.json", "the record of a run of this version", "train again"
+    values = read_json(path, what, do)
+    found = _checked(Training, values, path, what, do)
+    try:
+        unsealed(values, SEAL)
+    except ValueError as error:
+        raise UserError(f"{path}: not {what} ({error}); {do}") from None
+    return found
 
 
 def read_averaged(results: Path, training: Training) -> Averaged:
@@ -185,7 +214,10 @@ def check_trained_on(training: Training, results: Path, manifest: Manifest, data
 
 
 def _read(kind: type[T], path: Path, what: str, do: str) -> T:
-    values = read_json(path, what, do)
+    return _checked(kind, read_json(path, what, do), path, what, do)
+
+
+def _checked(kind: type[T], values: dict[str, Any], path: Path, what: str, do: str) -> T:
     try:
         found: T = parse(kind, values, "")
     except UserError as error:

@@ -3,19 +3,21 @@
 import itertools
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 
 from lockstep.checkpoint import tensors as state
 from lockstep.checkpoint.state import Progress
-from lockstep.files import atomic, sha256, sweep, write_json
+from lockstep.files import atomic, sha256, sweep
 from lockstep.optimizer import State
-from lockstep.pipeline.config import Run
+from lockstep.pipeline.record import Origin, Segment, Training, write_training
 
-# The columns of history.csv that are results; the others are times.
-RESULTS = ["epoch", "lr", "loss", "accuracy"]
+# The columns of history.csv that are times; the others are results.
+TIMES = [
+    *("images_per_second", "seconds"),
+    *("input_seconds", "compute_seconds", "communication_seconds"),
+]
 
 
 def clear_results(output: Path) -> None:
@@ -29,23 +31,23 @@ def clear_results(output: Path) -> None:
 
 def write_results(
     output: Path,
-    run: Run,
     progress: Progress,
     weights: dict[str, torch.Tensor],
     trained: set[str],
     optimizer: State,
-    origin: dict[str, Any],
-) -> dict[str, Any]:
+    origin: Origin,
+    pauses: dict[str, float],
+) -> Training:
     """Write model.safetensors, history.csv and, last, train.json, beside the snapshots.
 
     Args:
         output: the folder.
-        run: the run's configuration.
-        progress: where it is: at its end.
+        progress: where the run is: at its end.
         weights: the model's state_dict.
         trained: which of them are parameters.
         optimizer: the optimizer's state.
-        origin: what train.json says of where the result came from.
+        origin: where the result came from.
+        pauses: for how long checkpoints held the run up.
 
     Returns:
         What train.json holds.
@@ -58,25 +60,26 @@ def write_results(
     buffers = {name: value for name, value in weights.items() if name not in trained}
     snapshots = {path.name: sha256(path) for path in sorted((output / "snapshots").iterdir())}
     seconds = sum(row["seconds"] for row in progress.history)
-    record = {
-        **origin,
-        "model_sha256": sha256(output / "model.safetensors"),
-        "parameters_sha256": state.digest(parameters),
-        "buffers_sha256": state.digest(buffers) if buffers else None,
-        "optimizer_sha256": state.digest(optimizer),
-        "history_sha256": state.digest(history[RESULTS].to_csv(index=False)),
-        "history_csv_sha256": sha256(output / "history.csv"),  # of the times as well
-        "snapshots_sha256": state.digest(snapshots),
-        "snapshots": snapshots,
-        "steps": progress.step,
-        "images_per_second": progress.step * run.batch / seconds,
-        "seconds": seconds,
-        "bytes_sent": _by_rank([part["bytes_sent"] for part in progress.segments]),
-        "started": progress.segments[0]["started"],
-        "segments": progress.segments,
-    }
-    write_json(output / "train.json", record)
-    return record
+    training = Training(
+        **dict(origin),
+        model_sha256=sha256(output / "model.safetensors"),
+        parameters_sha256=state.digest(parameters),
+        buffers_sha256=state.digest(buffers) if buffers else None,
+        optimizer_sha256=state.digest(optimizer),
+        history_sha256=state.digest(history.drop(columns=TIMES).to_csv(index=False)),
+        history_csv_sha256=sha256(output / "history.csv"),
+        snapshots_sha256=state.digest(snapshots),
+        snapshots=snapshots,
+        steps=progress.step,
+        images_per_second=progress.step * origin.configuration.batch / seconds,
+        seconds=seconds,
+        bytes_sent=_by_rank([part["bytes_sent"] for part in progress.segments]),
+        checkpoint_pauses=pauses,
+        started=progress.segments[0]["started"],
+        segments=[Segment(**part) for part in progress.segments],
+    )
+    write_training(output, training)
+    return training
 
 
 def make_row(

@@ -33,7 +33,8 @@ def train_drawn(runs: list[tuple[str, int | None, dict[str, Any]]], data: Path, 
         run = Run(ranks=world.size, oversubscribe=True, **values)
         try:
             table = data / str(run.shards) / "shards.csv"
-            found: dict[str, Any] | None = train(run, data, table, root / name)
+            training = train(run, data, table, root / name)
+            found: dict[str, Any] = training.model_dump(mode="json") if training else {}
         except UserError as error:
             found = {"refused": str(error)}
         except Exception as error:  # by all ranks alike, or the others wait until the timeout

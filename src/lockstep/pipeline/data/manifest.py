@@ -1,13 +1,11 @@
 """What a prepared dataset is: its manifest.json, which `prepare` writes and the others read."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lockstep.errors import UserError, first_line
-from lockstep.files import DAMAGE, read_json, sha256, write_json
+from lockstep.files import DAMAGE, read_json, sealed, sha256, unsealed, write_json
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Manifest:
 
 def write_manifest(data: Path, record: dict[str, Any]) -> None:
     """Write a dataset's manifest to the folder `data`, with a digest of its own content."""
-    write_json(data / "manifest.json", {**record, "manifest_sha256": _digest(record)})
+    write_json(data / "manifest.json", sealed(record, "manifest_sha256"))
 
 
 def read_manifest(data: Path) -> Manifest:
@@ -44,8 +42,7 @@ def read_manifest(data: Path) -> Manifest:
     path, what, do = data / "manifest.json", "a manifest", "run `prepare` again"
     record = read_json(path, what, do)
     try:
-        if record.pop("manifest_sha256") != _digest(record):
-            raise ValueError("it was changed after it was written")
+        record = unsealed(record, "manifest_sha256")
         channels, height, width = record["shape"]
         return Manifest(
             name=record["name"],
@@ -57,10 +54,6 @@ def read_manifest(data: Path) -> Manifest:
         )
     except DAMAGE as error:
         raise UserError(f"{path}: not {what} ({first_line(error)}); {do}") from None
-
-
-def _digest(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def check_files(data: Path, manifest: Manifest, part: str) -> None:

@@ -121,8 +121,7 @@ def draw_prediction(results: Path, check: Path, output: Path) -> None:
     record = _read_check(check)
     with _drawing(f"{results}, {check}", "train or check again"):
         history = _read_history(results, training)
-        train = training.model_dump()
-        figure = scaling.draw_scaling(results.name, train, history, record, _read_times(check))
+        figure = scaling.draw_scaling(results.name, training, history, record, _read_times(check))
         _save(output, {"scaling": figure})
 
 

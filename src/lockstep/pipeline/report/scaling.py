@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
+from lockstep.pipeline.record import Training
 from lockstep.pipeline.report import style
 from lockstep.pipeline.report.communication import count_hosts, say_where
 from lockstep.pipeline.report.curves import spread
@@ -34,18 +35,18 @@ class Step:
     """Bytes that are summed over the ranks."""
 
 
-def read_step(train: dict[str, Any], history: pd.DataFrame) -> Step:
-    """Return the step of a run from its train.json and history.csv."""
-    run = train["configuration"]
-    per_epoch = train["steps"] / run["epochs"]
+def read_step(training: Training, history: pd.DataFrame) -> Step:
+    """Return the step of a run from its record and history.csv."""
+    run = training.configuration
+    per_epoch = training.steps / run.epochs
     compute = history["compute_seconds"] + history["input_seconds"]
     return Step(
-        run["ranks"],
-        run["batch"],
-        run["shards"],
+        run.ranks,
+        run.batch,
+        run.shards,
         float(compute.median()) / per_epoch,
         float(history["seconds"].median()) / per_epoch,
-        4 * train["parameters"],
+        4 * training.parameters,
     )
 
 
@@ -63,13 +64,13 @@ def strong(step: Step, fit: Fit, ranks: int) -> float:
 
 def draw_scaling(
     name: str,
-    train: dict[str, Any],
+    training: Training,
     history: pd.DataFrame,
     check: dict[str, Any],
     table: pd.DataFrame,
 ) -> Figure:
     """Draw the images per second of a run on up to 1,024 ranks, predicted for each backend."""
-    step = read_step(train, history)
+    step = read_step(training, history)
     fits = [one for one in fit_all(table, len(check["ranks"])) if one.operation == "all_reduce"]
     figure = style.new_figure(10, 5.4)
     where = "" if count_hosts(check) > 1 else "; the network between hosts is not in it"

@@ -4,7 +4,6 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from lockstep import determinism, provenance
 from lockstep import strategies as parallel
@@ -14,11 +13,17 @@ from lockstep.errors import Interrupted, UserError, in_words, say
 from lockstep.files import check_sha256
 from lockstep.pipeline.config import Run, parse
 from lockstep.pipeline.data.manifest import read_manifest
-from lockstep.pipeline.record import Reproducible, check_trained_on, read_reproducible
+from lockstep.pipeline.record import (
+    Arithmetic,
+    Place,
+    Training,
+    check_trained_on,
+    read_training,
+)
 from lockstep.pipeline.stages.train import train
 from lockstep.strategies import catalogue
 
-# What is compared: its name for a person, and its key in train.json.
+# What is compared: its name for a person, and in the record.
 RESULTS = {
     "weights": "parameters_sha256",
     "BatchNorm statistics": "buffers_sha256",
@@ -51,23 +56,24 @@ def reproduce(
         UserError: it cannot be tried: the data or the shards are others or are not here, the record
             is damaged, or this number of ranks cannot give the recorded bits.
     """
-    found, where = read_reproducible(results), results / "train.json"
-    record = found.model_dump()
+    record, where = read_training(results), results / "train.json"
     world = discover()
     if world.rank == 0 and output is not None and output.exists():
         check_empty(output)
-    run = as_launched(found.configuration, record, world, where)
-    data, partition = data or Path(found.data), partition or Path(found.partition)
+    run = as_launched(record.configuration, record, world, where)
+    data, partition = data or Path(record.data), partition or Path(record.partition)
     if world.rank == 0:
-        check_inputs(found, results, data, partition)
+        check_inputs(record, results, data, partition)
     device = devices.choose_device(world, run.device)
     determinism.pin(run.threads, device, parallel.keeps_bits(run))
-    now = {
-        "versions": provenance.versions(),
-        "code": provenance.code_of_training(run.strategy, run.model),
-        "arithmetic": determinism.arithmetic(),
-        "ranks": [devices.describe(world, device)],
-    }
+    now = record.model_copy(
+        update={
+            "versions": provenance.versions(),
+            "code": provenance.code_of_training(run.strategy, run.model),
+            "arithmetic": Arithmetic(**determinism.arithmetic()),
+            "ranks": [Place(**devices.describe(world, device))],
+        }
+    )
     if world.rank == 0:
         for line in differences(record, now):
             say(f"note: {line}")
@@ -98,7 +104,7 @@ def check_empty(output: Path) -> None:
         )
 
 
-def as_launched(recorded: Run, record: dict[str, Any], world: World, where: Path) -> Run:
+def as_launched(recorded: Run, record: Training, world: World, where: Path) -> Run:
     """Return the recorded run with the number of ranks that there is, on the same kind of device.
 
     Raises:
@@ -111,10 +117,10 @@ def as_launched(recorded: Run, record: dict[str, Any], world: World, where: Path
             f"{recorded.ranks}, not {world.size}; launch with `mpirun -n {recorded.ranks}`"
         )
     # Where the bits depend on the number of ranks, they depend on the backend's sums as well.
-    backend = "auto" if declared.keeps_bits else record["backend"]
-    on_cpu = {place["device"] for place in record["ranks"]} == {"cpu"}
+    backend = "auto" if declared.keeps_bits else record.backend
+    on_cpu = {place.device for place in record.ranks} == {"cpu"}
     # It is the bits that count now, not the speed: ranks may share cores.
-    changes = {
+    changes: dict[str, object] = {
         "ranks": world.size,
         "device": "cpu" if on_cpu else "cuda",
         "backend": backend,
@@ -126,7 +132,7 @@ def as_launched(recorded: Run, record: dict[str, Any], world: World, where: Path
     return launched
 
 
-def check_inputs(found: Reproducible, results: Path, data: Path, partition: Path) -> None:
+def check_inputs(record: Training, results: Path, data: Path, partition: Path) -> None:
     """Refuse other data or other shards than were recorded in `results`.
 
     Raises:
@@ -135,23 +141,21 @@ def check_inputs(found: Reproducible, results: Path, data: Path, partition: Path
     for name, path in (("data", data / "manifest.json"), ("partition", partition)):
         if not path.exists():
             raise UserError(f"{name}: {path} is not here; say where it is by --{name}")
-    check_trained_on(found, results, read_manifest(data), data)
+    check_trained_on(record, results, read_manifest(data), data)
     do = "say by --partition where that one is"
-    check_sha256(partition, found.partition_sha256, results / "train.json", do)
+    check_sha256(partition, record.partition_sha256, results / "train.json", do)
 
 
-def differences(record: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
+def differences(record: Training, now: Training) -> Iterable[str]:
     """Yield a line for each thing that may change the bits and is not as it was.
 
     Args:
         record: what train.json says.
-        now: the same keys `versions`, `code`, `arithmetic` and `ranks` of this launch; and, once
-            the model has been built, `initial_sha256`.
+        now: what that of this launch says.
     """
-    pairs = {name: (record["versions"].get(name), now["versions"].get(name)) for name in PACKAGES}
-    if "initial_sha256" in now:
-        pairs["initial weights"] = record["initial_sha256"], now["initial_sha256"]
-    old, new = dict(record["arithmetic"]), dict(now["arithmetic"])
+    pairs = {name: (record.versions.get(name), now.versions.get(name)) for name in PACKAGES}
+    pairs["initial weights"] = record.initial_sha256, now.initial_sha256
+    old, new = (some.arithmetic.model_dump() for some in (record, now))
     for group in ("libraries", "caps"):
         then, here = old.pop(group), new.pop(group)
         for name in sorted({*then, *here}):
@@ -159,24 +163,25 @@ def differences(record: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
     for name in sorted({*old, *new}):
         pairs[name.replace("_", " ")] = old.get(name), new.get(name)
     for name in ("processor", "device"):
-        then, here = ({place[name] for place in some["ranks"]} for some in (record, now))
+        then, here = ({getattr(place, name) for place in some.ranks} for some in (record, now))
         pairs[name] = ", ".join(sorted(then)), ", ".join(sorted(here))
     for name, (then, here) in pairs.items():
         if then != here:
             yield f"{name}: {in_words(here)} here, {in_words(then)} in the record"
-    if names := provenance.other_code(record["code"], now["code"]):
+    if names := provenance.other_code(record.code, now.code):
         yield f"code: other than in the record is {names}"
 
 
-def _verdict(record: dict[str, Any], again: dict[str, Any]) -> bool:
+def _verdict(record: Training, again: Training) -> bool:
     """Print what is equal and what is not, a line each; return whether all is."""
     same = True
     for name, key in RESULTS.items():
-        then, now = ((some[key] or "none")[:12] for some in (record, again))
-        equal = record[key] == again[key]
+        then, now = (getattr(some, key) for some in (record, again))
+        equal = then == now
         same = same and equal
+        then, now = ((value or "none")[:12] for value in (then, now))
         print(f"{name:22}" + (f"equal      {now}" if equal else f"DIFFERENT  {now}, not {then}"))
-    ranks = [len(some["ranks"]) for some in (again, record)]
+    ranks = [len(some.ranks) for some in (again, record)]
     print(
         "{} bits with P = {} as with P = {}".format("the same" if same else "not the same", *ranks)
     )

@@ -28,6 +28,7 @@ from lockstep.pipeline.data.manifest import Manifest, check_files, read_manifest
 from lockstep.pipeline.data.shards import is_edited, read_members
 from lockstep.pipeline.models import build
 from lockstep.pipeline.optim import learning_rate, make_optimizer
+from lockstep.pipeline.record import VERSION, Arithmetic, Origin, Place, Training
 from lockstep.pipeline.results import clear_results, make_row, write_results
 from lockstep.pipeline.tasks.classification import Classification, Normalize
 from lockstep.pipeline.tasks.rehearsal import check_bfloat16, rehearse
@@ -44,7 +45,7 @@ SLOWEST_DISK = 50e6
 SAID_FROM = 10e9
 
 
-def train(run: Run, data: Path, partition: Path, output: Path) -> dict[str, Any] | None:
+def train(run: Run, data: Path, partition: Path, output: Path) -> Training | None:
     """Train a model and write it, with how it came about, to `output`.
 
     The run is saved to `output`/checkpoints as it goes; called again, it goes on from there.
@@ -96,7 +97,7 @@ def train_in(
     data: Path,
     partition: Path,
     output: Path,
-) -> dict[str, Any] | None:
+) -> Training | None:
     """Do what `train` does, as one of the ranks of a session."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     world, device = session.world, session.device
@@ -155,32 +156,37 @@ def train_in(
         session.close()  # every rank got here: only now does the result count
         if world.rank:
             return None
-        origin = {
-            "configuration": run.model_dump(),
-            "dataset": manifest.name,
-            "data_sha256": manifest.sha256,
-            # A model is fed (pixels / 255 - mean) / std, channel by channel.
-            "classes": manifest.class_names,
-            "data": str(data),
-            "mean": manifest.mean,
-            "std": manifest.std,
-            "partition_sha256": about["partition"],
-            "partition": str(partition),
-            "partition_edited": edited,
-            "initial_sha256": initial,
-            "parameters": parameters,
-            "bfloat16_distance": bfloat16_distance,
-            "checkpoint_pauses": checkpointer.pauses,
-            "launcher": world.launcher,
-            "backend": session.backend,
-            "ranks": session.places,
-            "arithmetic": determinism.arithmetic(),
-            "versions": provenance.versions(),
-            "code": about["code"],
-            "git": provenance.git_state(run.model),
-        }
+        origin = Origin(
+            version=VERSION,
+            configuration=run,
+            dataset=manifest.name,
+            data_sha256=manifest.sha256,
+            classes=manifest.class_names,
+            data=str(data),
+            mean=manifest.mean,
+            std=manifest.std,
+            partition_sha256=about["partition"],
+            partition=str(partition),
+            partition_edited=edited,
+            initial_sha256=initial,
+            parameters=parameters,
+            bfloat16_distance=bfloat16_distance,
+            launcher=world.launcher,
+            backend=session.backend,
+            ranks=[Place(**place) for place in session.places],
+            arithmetic=Arithmetic(**determinism.arithmetic()),
+            versions=provenance.versions(),
+            code=about["code"],
+            git=provenance.git_state(run.model),
+        )
         return write_results(
-            output, run, progress, weights, checkpointer.trained, optimizer_state, origin
+            output,
+            progress,
+            weights,
+            checkpointer.trained,
+            optimizer_state,
+            origin,
+            checkpointer.pauses,
         )
     finally:
         if store:
