@@ -1,18 +1,22 @@
 """What tests of every kind share: the repository, and commands run as a user runs them."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from lockstep.pipeline import launch
+from lockstep.pipeline.cli import main
 
 REPOSITORY = Path(__file__).parent.parent
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
+# The numbers of ranks of `make test`; a number more is some seconds for its launch.
+FEW_RANKS = (2, 3, 4)
 
 
 def environment() -> dict[str, str]:
@@ -52,6 +56,11 @@ def _has_ucx() -> bool:
     return info.exists() and "MCA pml: ucx" in run([info], REPOSITORY).stdout
 
 
+def thorough(*values: object) -> object:
+    """Return a case that `make test` leaves to `make test-all`."""
+    return pytest.param(*values, marks=pytest.mark.thorough)
+
+
 needs_ucx = pytest.mark.skipif(not _has_ucx(), reason="this MPI has no UCX")
 
 
@@ -64,17 +73,22 @@ def prepare_digits(folder: Path, shards: Iterable[int]) -> Path:
             ["partition", "--data", data, "--shards", count, "--output", data / str(count)]
         )
     for stage in stages:
-        done = run([sys.executable, "-m", "lockstep", *stage], folder)
-        assert done.returncode == 0, done.stderr
+        with contextlib.redirect_stdout(io.StringIO()):
+            main([str(word) for word in stage])
     return data
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run what wants root and system packages only where its folder is named, as `make` does."""
+    """Run what wants root and system packages only where its folder is named, as `make` does.
+
+    And have one worker of pytest-xdist do all that shares ranks: tests/crew.py.
+    """
     for item in items:
         folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
         if folder in ("hosts", "slurm") and not any(folder in word for word in config.args):
             item.add_marker(pytest.mark.skip(reason=f"`make {folder}-test` runs these, as root"))
+        if folder != "unit":
+            item.add_marker(pytest.mark.xdist_group(folder))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import REPOSITORY, mpirun, prepare_digits, run
+from tests.conftest import REPOSITORY, mpirun, prepare_digits
+from tests.crew import run_shared
 from tests.mpi.drawn import draw
 from tests.mpi.matrix import PARTS
 
@@ -84,7 +85,7 @@ def train_drawn(numbers: Iterable[int], data: Path, folder: Path) -> dict[Key, d
         commands.write_text(json.dumps(runs))
         launcher = mpirun(ranks) if ranks > 1 else [sys.executable]
         program = [*launcher, "-m", "tests.mpi.programs.drawn", commands, data, folder]
-        done = run(program, REPOSITORY, timeout=3600)
+        done = run_shared(program, REPOSITORY, timeout=3600)
         assert done.returncode == 0, done.stderr
         found |= {k: json.loads((folder / f"{name}.json").read_text()) for k, name in names.items()}
     return found

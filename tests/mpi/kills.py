@@ -20,6 +20,7 @@ from typing import NamedTuple
 import psutil
 
 from tests.conftest import REPOSITORY, environment, mpirun
+from tests.crew import run_shared
 from tests.mpi.matrix import PARTS
 
 EVERY = 5  # steps from one checkpoint to the next
@@ -60,6 +61,9 @@ def launch(data: Path, output: Path, ranks: int, fault: str = "", kill: int | No
     words = [*mpirun(ranks), "-m"] if ranks > 1 else [sys.executable, "-m"]
     words += ["lockstep", "train", "--data", str(data), "--oversubscribe", "--ranks", str(ranks)]
     words += ["--partition", str(data / "4" / "shards.csv"), "--output", str(output), *FLAGS]
+    if not fault or fault.endswith("usr1"):
+        done = run_shared(["env", f"LOCKSTEP_FAULT={fault}", *words], REPOSITORY)
+        return Ended(done.returncode, done.stderr)
     log = output.with_suffix(".log")
     with log.open("w") as stderr:
         job = psutil.Popen(

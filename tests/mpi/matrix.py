@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.conftest import REPOSITORY, mpirun, prepare_digits, run
+from tests.conftest import REPOSITORY, mpirun, prepare_digits
+from tests.crew import run_shared
 
 TABLE = REPOSITORY / "docs" / "promise-matrix.md"
 
@@ -202,7 +203,7 @@ def launch(
     commands = folder / f"{next(iter(flags))}.json"
     commands.write_text(json.dumps(flags))
     program = [*launcher, "-m", "tests.mpi.programs.train_points", commands, data, folder]
-    done = run(program, REPOSITORY, timeout=3600)
+    done = run_shared(program, REPOSITORY, timeout=3600)
     assert done.returncode == 0, done.stderr
     return [hashes(folder / name) for name in flags]
 

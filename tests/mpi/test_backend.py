@@ -7,7 +7,8 @@ import sys
 import psutil
 import pytest
 
-from tests.conftest import REPOSITORY, UCX, mpirun, needs_ucx, run
+from tests.conftest import REPOSITORY, UCX, mpirun, needs_ucx, run, thorough
+from tests.crew import run_shared
 
 PROGRAMS = REPOSITORY / "tests" / "mpi" / "programs"
 
@@ -26,21 +27,28 @@ dist.destroy_process_group()
 
 def over_ucx(*values):
     """Return a case whose last value has messages go by UCX, as between hosts with InfiniBand."""
-    return pytest.param(*values, UCX, marks=needs_ucx, id="-".join([*map(str, values), "ucx"]))
+    marks = [needs_ucx, pytest.mark.thorough]
+    return pytest.param(*values, UCX, marks=marks, id="-".join([*map(str, values), "ucx"]))
 
 
-@pytest.mark.parametrize(("ranks", "ucx"), [(2, []), (3, []), over_ucx(2)])
+@pytest.mark.parametrize(("ranks", "ucx"), [(2, []), thorough(3, []), over_ucx(2)])
 def test_every_collective_gives_the_values_computed_locally_and_those_of_gloo(ranks, ucx, tmp_path):
-    done = run(["env", *ucx, *mpirun(ranks), PROGRAMS / "collectives.py"], tmp_path)
+    done = run_shared(["env", *ucx, *mpirun(ranks), PROGRAMS / "collectives.py"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "as Gloo has them" in done.stdout
 
 
-@pytest.mark.parametrize(("ranks", "ucx"), [(2, []), (4, []), over_ucx(2)])
+@pytest.mark.parametrize(("ranks", "ucx"), [(2, []), thorough(4, []), over_ucx(2)])
 def test_messages_groups_threads_and_work_under_way(ranks, ucx, tmp_path):
     done = run(["env", *ucx, *mpirun(ranks), PROGRAMS / "works.py"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "work_that_nobody_keeps" in done.stdout
+
+
+LAUNCHERS = [
+    pytest.param(mpirun(3), id="mpi4py"),
+    pytest.param(mpirun(3)[:-2], id="plain", marks=pytest.mark.thorough),
+]
 
 
 def fail(way, tmp_path, launcher):
@@ -51,17 +59,18 @@ def fail(way, tmp_path, launcher):
     return done.stderr
 
 
+@pytest.mark.thorough
 def test_a_rank_that_fails_before_there_is_a_group_ends_the_job(tmp_path):
     assert re.search("rank 1 of 3 .* ending all ranks", fail("early", tmp_path, mpirun(3)[:-2]))
 
 
 # The group's timeout is five minutes in these: the job ends long before.
-@pytest.mark.parametrize("launcher", [mpirun(3), mpirun(3)[:-2]], ids=["mpi4py", "plain"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize(
     ("way", "said"),
     [
         ("raises", r"rank 1 of 3 \(.*\): RuntimeError: a tensor too many; ending all ranks"),
-        ("os._exit", "exited without calling"),
+        thorough("os._exit", "exited without calling"),
         ("kill", r"signal\s+9"),
     ],
 )
@@ -69,11 +78,12 @@ def test_a_rank_that_fails_ends_the_job(way, said, launcher, tmp_path):
     assert re.search(said, fail(way, tmp_path, launcher))
 
 
+@pytest.mark.thorough
 def test_a_rank_that_leaves_ends_the_job(tmp_path):
     assert re.search(r"Errorcode: 3", fail("sys.exit", tmp_path, mpirun(3)))
 
 
-@pytest.mark.parametrize("launcher", [mpirun(3), mpirun(3)[:-2]], ids=["mpi4py", "plain"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_rank_that_hangs_is_found_by_the_timeout(launcher, tmp_path):
     errors = fail("hangs", tmp_path, launcher)
     for rank in (0, 2):
@@ -83,13 +93,16 @@ def test_a_rank_that_hangs_is_found_by_the_timeout(launcher, tmp_path):
     assert re.search(rf'failing.py", line {line.count(chr(10)) + 1} in hang', errors)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ranks", [2])
 def test_torchs_libraries_run_as_over_gloo(ranks, tmp_path):
-    done = run([*mpirun(ranks), PROGRAMS / "libraries.py", tmp_path / "checkpoint"], tmp_path)
+    words = [*mpirun(ranks), PROGRAMS / "libraries.py", tmp_path / "checkpoint"]
+    done = run_shared(words, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "all of torch's libraries agree" in done.stdout
 
 
+@pytest.mark.thorough
 def test_a_script_needs_no_more_than_the_name_once_installed(tmp_path):
     source = tmp_path / "source"
     shutil.copytree(REPOSITORY / "src", source / "src")
@@ -110,13 +123,15 @@ def test_a_script_needs_no_more_than_the_name_once_installed(tmp_path):
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(psutil.virtual_memory().available < 20e9, reason="needs 20 GB of memory")
 def test_more_than_two_to_the_thirty_one_elements(tmp_path):
-    done = run([*mpirun(2), PROGRAMS / "long_tensors.py"], tmp_path)
+    done = run_shared([*mpirun(2), PROGRAMS / "long_tensors.py"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "longer than 2^31" in done.stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ucx", [[], over_ucx()])
 def test_corners_that_must_not_hang_and_parameters(ucx, tmp_path):
     done = run(["env", *ucx, *mpirun(3), PROGRAMS / "corners.py"], tmp_path, timeout=120)
@@ -124,6 +139,7 @@ def test_corners_that_must_not_hang_and_parameters(ucx, tmp_path):
     assert "splits_of_which_one_is_long" in done.stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("call", ["new_group", "split_group"])
 def test_a_rank_that_never_comes_to_a_new_group_is_found(call, tmp_path):
     done = run([*mpirun(2), PROGRAMS / "corners.py", call], tmp_path, timeout=60)

@@ -4,6 +4,8 @@ import pytest
 
 from tests.mpi.drawn_runs import train_drawn, verdicts
 
+pytestmark = pytest.mark.thorough
+
 # Between them, these have most kinds of blocks, and number 21 is refused; `make promise` has more.
 NUMBERS = (*range(8), 21)
 

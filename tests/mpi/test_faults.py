@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY, environment, mpirun, run
+from tests.conftest import REPOSITORY, environment, mpirun, run, thorough
+from tests.crew import run_shared
 from tests.mpi.models import signature
 
 
@@ -25,10 +26,15 @@ def words(data, output, ranks, *flags):
     return [*mpirun(ranks), "-m", "lockstep", "train", *flags]
 
 
-def train(data, output, ranks, *flags, **env):
+def train(data, output, ranks, *flags, start=run, **env):
     """Train, with more in the environment, to whatever end."""
     assigned = [f"{name}={value}" for name, value in env.items()]
-    return run(["env", *assigned, *words(data, output, ranks, *flags)], REPOSITORY, timeout=120)
+    return start(["env", *assigned, *words(data, output, ranks, *flags)], REPOSITORY, timeout=120)
+
+
+def train_shared(data, output, ranks, *flags, **env):
+    """Train to an end to which all ranks come."""
+    return train(data, output, ranks, *flags, start=run_shared, **env)
 
 
 def steps(output):
@@ -50,7 +56,7 @@ def test_a_loss_that_is_no_number_names_step_shard_and_sample(digits, tmp_path, 
     table = np.loadtxt(digits / "4" / "shards.csv", delimiter=",", skiprows=1, dtype=int)
     sample = next(i for i, one in enumerate(known) if known.count(one) == 1 and table[i, 2] == 3)
     model = ("--model", "tests.mpi.models:delicate")
-    done = train(digits, tmp_path, 2, *model, *flags, UNBEARABLE=known[sample])
+    done = train_shared(digits, tmp_path, 2, *model, *flags, UNBEARABLE=known[sample])
     line = line_of(done)
     assert re.search(rf"loss: nan in step \d+: shard 3, samples {sample};", line), line
     step = int(re.search(r"step (\d+)", line)[1])
@@ -60,13 +66,13 @@ def test_a_loss_that_is_no_number_names_step_shard_and_sample(digits, tmp_path, 
 
 def test_a_run_that_diverges_stops_and_keeps_what_was_good(digits, tmp_path):
     flags = ("--optimizer", "sgd", "--schedule", "constant", "--lr", 1e9)
-    line = line_of(train(digits, tmp_path, 2, *flags))
+    line = line_of(train_shared(digits, tmp_path, 2, *flags))
     assert re.search(r"(loss: (nan|inf) in step|is not finite after step)", line)
     assert "smaller lr" in line
 
 
 def test_ranks_that_drift_apart_are_named(digits, tmp_path):
-    done = train(digits, tmp_path, 4, "--model", "tests.mpi.models:Drifting")
+    done = train_shared(digits, tmp_path, 4, "--model", "tests.mpi.models:Drifting")
     line = line_of(done)
     assert "body.0.weight on rank 1" in line
     assert os.uname().nodename in line
@@ -88,13 +94,14 @@ def test_a_rank_that_fails_is_named_and_the_next_run_goes_on(digits, tmp_path, a
     }
     assert re.search(named[action], done.stderr, re.DOTALL), done.stderr
     assert steps(tmp_path) == [5]
-    again = train(digits, tmp_path, 1)
+    again = train_shared(digits, tmp_path, 1)
     assert again.returncode == 0, again.stderr
     assert "going on after step 5" in again.stderr
     parts = json.loads((tmp_path / "train.json").read_text())["segments"]
     assert [(part["first_step"], part["last_step"]) for part in parts] == [(0, 5), (5, 33)]
 
 
+@pytest.mark.thorough
 def test_a_rank_that_never_has_a_model_is_found(digits, tmp_path):
     more = ["--model", "tests.mpi.models:sleepy_on_rank_1", "--timeout", 3]
     done = train(digits, tmp_path, 2, *more)
@@ -106,6 +113,7 @@ def test_a_rank_that_never_has_a_model_is_found(digits, tmp_path):
     assert not (tmp_path / "train.json").exists()
 
 
+@pytest.mark.thorough
 def test_a_rank_that_runs_out_of_memory_says_so(digits, tmp_path):
     done = train(digits, tmp_path, 2, "--model", "tests.mpi.models:Hungry")
     assert done.returncode != 0
@@ -113,7 +121,7 @@ def test_a_rank_that_runs_out_of_memory_says_so(digits, tmp_path):
     assert not (tmp_path / "train.json").exists()
 
 
-@pytest.mark.parametrize("to", ["mpirun", "rank 1"])
+@pytest.mark.parametrize("to", ["mpirun", thorough("rank 1")])
 def test_a_run_that_is_told_to_stop_saves_exits_with_75_and_goes_on(digits, tmp_path, to):
     command = [str(word) for word in words(digits, tmp_path, 2, "--epochs", 2000)]
     log = (tmp_path / "log").open("w+")
@@ -130,6 +138,7 @@ def test_a_run_that_is_told_to_stop_saves_exits_with_75_and_goes_on(digits, tmp_
     assert not (tmp_path / "train.json").exists()
 
 
+@pytest.mark.thorough
 def test_no_rank_leaves_before_the_run_is_saved(digits, tmp_path):
     # They look after the first step; then rank 0's disk is slow.
     fault = "step:0:0:usr1,written:1:0:slow"
@@ -137,6 +146,7 @@ def test_no_rank_leaves_before_the_run_is_saved(digits, tmp_path):
     assert steps(tmp_path) == [1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("launcher", [[], ["-m", "torch.distributed.run", "--standalone"]])
 def test_a_run_without_mpi_exits_with_75_as_well(digits, tmp_path, launcher):
     program = words(digits, tmp_path, 1)[len(mpirun(1)) :]
@@ -154,14 +164,14 @@ def test_data_that_have_changed_are_refused(digits, tmp_path):
     content = bytearray(images.read_bytes())
     content[-1] ^= 1
     images.write_bytes(content)
-    assert f"{images}: has SHA-256" in line_of(train(data, tmp_path / "out", 2))
+    assert f"{images}: has SHA-256" in line_of(train_shared(data, tmp_path / "out", 2))
     images.write_bytes(content[:-1])
-    assert f"{images}: not a whole array" in line_of(train(data, tmp_path / "out", 2))
+    assert f"{images}: not a whole array" in line_of(train_shared(data, tmp_path / "out", 2))
     assert not steps(tmp_path / "out")
 
 
 def test_a_buffer_that_no_checkpoint_can_keep_is_refused(digits, tmp_path):
-    line = line_of(train(digits, tmp_path, 1, "--model", "tests.mpi.models:Forgetful"))
+    line = line_of(train_shared(digits, tmp_path, 1, "--model", "tests.mpi.models:Forgetful"))
     assert "the buffer seen changes in training, and is not in the state_dict" in line
     assert not steps(tmp_path)
 
@@ -173,6 +183,7 @@ def blocked(process):
     return bool(mask & 1 << (signal.SIGUSR1 - 1))
 
 
+@pytest.mark.thorough
 def test_a_signal_that_comes_while_torch_is_imported_is_not_lost(digits, tmp_path):
     command = [sys.executable, *words(digits, tmp_path, 1, "--epochs", 2000)[len(mpirun(1)) :]]
     job = subprocess.Popen(list(map(str, command)), cwd=REPOSITORY, env=environment())

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from tests.conftest import REPOSITORY, mpirun, run
+from tests.conftest import REPOSITORY, mpirun, thorough
+from tests.crew import run_shared
 from tests.mpi.kills import POINTS, Kill, finish, survive, walk
 from tests.mpi.matrix import PARTS
 
@@ -32,15 +33,18 @@ def never_killed(digits, tmp_path_factory):
     return finish(digits, tmp_path_factory.mktemp("never") / "run", 1)
 
 
+@pytest.mark.parametrize("ranks", [2, thorough(4)])
 def test_a_run_that_is_killed_everywhere_has_the_bits_of_one_never_killed(
-    digits, never_killed, tmp_path
+    ranks, digits, never_killed, tmp_path
 ):
-    assert {kill.point for kill in KILLS} == set(POINTS)
-    for kill in KILLS:
+    kills = [kill for kill in KILLS if kill.ranks == ranks]
+    assert {kill.point for kill in kills} == set(POINTS)
+    for kill in kills:
         survive(kill, digits, tmp_path / "run")
     assert finish(digits, tmp_path / "run", 1) == never_killed
 
 
+@pytest.mark.thorough
 def test_a_walk_of_ten_interruptions_ends_with_the_same_bits(digits, never_killed, tmp_path):
     found = walk(0, (1, 1, 1, 1, 2), digits, tmp_path / "run")
     assert len(found.pieces) == 10
@@ -77,7 +81,7 @@ def results(digits, tmp_path_factory):
         path.write_text(
             json.dumps([(str(folder / name), stop, [*common, *f]) for name, stop, f in parts])
         )
-        done = run([*launcher, "-m", "tests.mpi.programs.interrupted", path], REPOSITORY)
+        done = run_shared([*launcher, "-m", "tests.mpi.programs.interrupted", path], REPOSITORY)
         assert done.returncode == 0, done.stderr
 
     launch(

@@ -13,16 +13,17 @@ import pytest
 
 from lockstep.files import sha256
 from lockstep.provenance import CAPS
-from tests.conftest import REPOSITORY, mpirun, run
+from tests.conftest import REPOSITORY, mpirun, run, thorough
+from tests.crew import run_shared
 from tests.damage import change_manifest
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [thorough(1), 2])
 def test_check_says_what_came_up(ranks, tmp_path):
     output = tmp_path / "check.json"
     words = ["check", "--ranks", ranks, "--models", "cnn", "linear", "--output", output]
     words += ["--seconds", 1, "--oversubscribe"]
-    done = run([*mpirun(ranks), "-m", "lockstep", *words], tmp_path)
+    done = run_shared([*mpirun(ranks), "-m", "lockstep", *words], tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads(output.read_text())
     assert [rank["rank"] for rank in record["ranks"]] == list(range(ranks))
@@ -67,7 +68,7 @@ def test_another_number_of_ranks_than_asked_for_is_refused(launcher, tmp_path):
 
 def test_more_threads_than_cores_are_refused_without_leave(tmp_path):
     words = ["check", "--ranks", 2, "--threads", 500, "--output", tmp_path / "check.json"]
-    line = refused(run([*mpirun(2), "-m", "lockstep", *words], tmp_path))
+    line = refused(run_shared([*mpirun(2), "-m", "lockstep", *words], tmp_path))
     assert "oversubscribe: true" in line
     assert not (tmp_path / "check.json").exists()
 
@@ -81,13 +82,13 @@ def test_ranks_bound_to_fewer_cores_than_threads_are_told_of_the_binding(tmp_pat
 
 def test_a_model_that_does_not_take_the_input_is_refused(tmp_path):
     words = ["check", "--ranks", 1, "--shape", 1, 8, 8, "--output", tmp_path / "check.json"]
-    line = refused(run([sys.executable, "-m", "lockstep", *words], tmp_path))
+    line = refused(run_shared([sys.executable, "-m", "lockstep", *words], tmp_path))
     assert "16 x 16 pixels or more, not 8 x 8" in line
 
 
 def test_more_ranks_than_shards_are_refused(tmp_path):
     words = ["train", "--data", "d", "--partition", "p", "--output", "o", "--ranks", 5]
-    line = refused(run([sys.executable, "-m", "lockstep", *words], tmp_path))
+    line = refused(run_shared([sys.executable, "-m", "lockstep", *words], tmp_path))
     assert "5 ranks cannot have a shard each of 4; take at most 4" in line
 
 

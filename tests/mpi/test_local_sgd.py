@@ -6,9 +6,12 @@ import sys
 import pytest
 
 from lockstep.checkpoint import tensors as state
-from tests.conftest import REPOSITORY, mpirun, run
+from tests.conftest import REPOSITORY, mpirun
+from tests.crew import run_shared
 from tests.mpi.matrix import launch
 from tests.mpi.test_promise import RUNS, bits, train
+
+pytestmark = pytest.mark.thorough
 
 PYTHON = [sys.executable]
 # Steps between two averages, and the numbers of ranks to try it on.
@@ -78,7 +81,7 @@ def test_one_average_at_the_end_is_the_same_by_train_and_by_average(late, digits
     assert all((first[name] == last[name]).all() for name in first)
 
     words = ["average", "--results", late, "--data", digits]
-    done = run([*PYTHON, "-m", "lockstep", *words], REPOSITORY)
+    done = run_shared([*PYTHON, "-m", "lockstep", *words], REPOSITORY)
     assert done.returncode == 0, done.stderr
     averaged = json.loads((late / "averaged.json").read_text())
     assert averaged["snapshots"] == replicas
@@ -87,6 +90,6 @@ def test_one_average_at_the_end_is_the_same_by_train_and_by_average(late, digits
     assert averaged["model_sha256"] == once["model_sha256"]
 
     (late / "snapshots" / replicas[2]).unlink()
-    done = run([*PYTHON, "-m", "lockstep", *words], REPOSITORY)
+    done = run_shared([*PYTHON, "-m", "lockstep", *words], REPOSITORY)
     assert done.returncode == 2
     assert f"{replicas[2]}: No such file or directory; train again" in done.stderr

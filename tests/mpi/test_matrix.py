@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from tests.conftest import FEW_RANKS, thorough
 from tests.mpi.matrix import (
     Configuration,
     Point,
@@ -53,7 +54,11 @@ def found(digits, tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("point", POINTS, ids=lambda point: "-".join(map(str, point.values)))
+@pytest.mark.parametrize(
+    "point",
+    [point if point.ranks in FEW_RANKS else thorough(point) for point in POINTS],
+    ids=lambda point: "-".join(map(str, point.values)),
+)
 def test_every_part_of_a_result_is_that_of_one_process(point, expected, found):
     assert found(point) == expected[point.configuration]
 

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from tests.conftest import UCX, environment, mpirun, needs_ucx, run
+from tests.conftest import UCX, environment, mpirun, needs_ucx, run, thorough
+from tests.crew import run_shared
 
 SETTINGS = [
     "--shards",
@@ -41,7 +42,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def reference(digits, tmp_path_factory):
     output = tmp_path_factory.mktemp("reference")
-    done = run([sys.executable, *words(digits, output, "--ranks", 1)], output)
+    done = run_shared([sys.executable, *words(digits, output, "--ranks", 1)], output)
     assert done.returncode == 0, done.stderr
     assert record(output)["backend"] == "gloo"
     return record(output)["model_sha256"]
@@ -54,20 +55,20 @@ def reference(digits, tmp_path_factory):
         ("gloo", "mpi://", []),
         ("mpi4py", "file://{folder}/meeting", []),
         ("gloo", "tcp://127.0.0.1:{port}", []),
-        pytest.param("mpi4py", "auto", UCX, marks=needs_ucx),
+        pytest.param("mpi4py", "auto", UCX, marks=[needs_ucx, pytest.mark.thorough]),
     ],
 )
 def test_ranks_of_mpi_meet(backend, init_method, ucx, reference, digits, tmp_path):
     (tmp_path / "meeting").write_bytes(b"what a killed run left behind")
     init_method = init_method.format(folder=tmp_path, port=free_port())
     more = ["--ranks", 2, "--backend", backend, "--init-method", init_method]
-    done = run(["env", *ucx, *mpirun(2), *words(digits, tmp_path, *more)], tmp_path)
+    done = run_shared(["env", *ucx, *mpirun(2), *words(digits, tmp_path, *more)], tmp_path)
     assert done.returncode == 0, done.stderr
     assert record(tmp_path)["backend"] == ("gloo" if backend == "gloo" else "mpi4py")
     assert record(tmp_path)["model_sha256"] == reference
 
 
-@pytest.mark.parametrize("init_method", ["env://", "file://{folder}/meeting"])
+@pytest.mark.parametrize("init_method", ["env://", thorough("file://{folder}/meeting")])
 def test_ranks_without_a_launcher_meet(init_method, reference, digits, tmp_path):
     variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     more = ["--ranks", 2, "--init-method", init_method.format(folder=tmp_path)]
@@ -99,7 +100,7 @@ def test_ranks_without_a_launcher_meet(init_method, reference, digits, tmp_path)
 )
 def test_what_cannot_be_had_is_refused(more, reason, digits, tmp_path):
     assert "MASTER_ADDR" not in os.environ
-    done = run([*mpirun(2), *words(digits, tmp_path, "--ranks", 2, *more)], tmp_path)
+    done = run_shared([*mpirun(2), *words(digits, tmp_path, "--ranks", 2, *more)], tmp_path)
     assert done.returncode == 2, done.stderr
     assert reason in done.stderr
     assert not (tmp_path / "train.json").exists()
@@ -107,7 +108,7 @@ def test_what_cannot_be_had_is_refused(more, reason, digits, tmp_path):
 
 def test_mpi_without_mpi_is_refused(digits, tmp_path):
     more = ["--ranks", 1, "--init-method", "mpi://"]
-    done = run([sys.executable, *words(digits, tmp_path, *more)], tmp_path)
+    done = run_shared([sys.executable, *words(digits, tmp_path, *more)], tmp_path)
     assert done.returncode == 2, done.stderr
     assert "launch with mpirun" in done.stderr
 
@@ -117,11 +118,11 @@ def test_a_file_that_is_no_store_is_not_waited_for_without_end(digits, tmp_path)
     rank = ["env", "RANK=1", "WORLD_SIZE=2", sys.executable]
     more = ["--ranks", 2, "--init-method", f"file://{left}", "--timeout", 1]
     left.write_bytes(b"what something else has left behind")
-    done = run([*rank, *words(digits, tmp_path, *more)], tmp_path, timeout=120)
+    done = run_shared([*rank, *words(digits, tmp_path, *more)], tmp_path, timeout=120)
     assert done.returncode == 2, done.stderr
     assert f"{left} holds something else" in done.stderr
     left.unlink()  # and nobody else comes
-    done = run([*rank, *words(digits, tmp_path, *more)], tmp_path, timeout=120)
+    done = run_shared([*rank, *words(digits, tmp_path, *more)], tmp_path, timeout=120)
     assert done.returncode == 2, done.stderr
     assert "within 1 s" in done.stderr
 

@@ -1,6 +1,6 @@
 """The promise: the same bits at any number of ranks, through real mpirun.
 
-`test_matrix` varies all that it holds for; here are fresh processes, other launchers and sums.
+`test_matrix` varies all that it holds for; here are other launchers and sums.
 """
 
 import json
@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import REPOSITORY, mpirun, run
+from tests.crew import run_shared
 
 # What a run takes, beside the number of ranks. Its result must depend on nothing else.
 RUNS = {
@@ -34,7 +35,8 @@ def train(data: Path, output: Path, name: str, launcher: list, ranks: int, *flag
     words = ["train", "--data", data, "--partition", data / str(shards) / "shards.csv"]
     words += ["--output", output, "--epochs", 2, "--snapshots", 2, "--oversubscribe"]
     words += [*RUNS[name], "--ranks", ranks, *flags]
-    done = run([*launcher, "-m", "lockstep", *words], REPOSITORY)
+    start = run if "torch.distributed.run" in launcher else run_shared
+    done = start([*launcher, "-m", "lockstep", *words], REPOSITORY)
     assert done.returncode == 0, done.stderr
     return json.loads((output / "train.json").read_text())
 
@@ -88,6 +90,7 @@ def test_the_bits_are_the_same_under_torchrun(digits, reference, tmp_path):
     assert bits(tmp_path, train(digits, tmp_path, "cnn", torchrun, 2)) == reference("cnn")
 
 
+@pytest.mark.thorough
 def test_the_seed_and_the_number_of_shards_do_matter(digits, reference, tmp_path):
     python = [sys.executable]
     record = train(digits, tmp_path / "seed", "cnn", python, 1, "--seed", 1)
@@ -97,6 +100,7 @@ def test_the_seed_and_the_number_of_shards_do_matter(digits, reference, tmp_path
     assert record["model_sha256"] != reference("cnn")["model"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", [["--strategy", "ddp"], ["--reduction", "fast"]])
 def test_other_sums_train_as_well_with_bits_of_their_own(how, digits, reference, tmp_path):
     models = {reference("busy")["model"]}
@@ -111,9 +115,10 @@ def test_other_sums_train_as_well_with_bits_of_their_own(how, digits, reference,
     assert losses[1].iloc[-1] == pytest.approx(losses[0].iloc[-1], rel=0.2)
 
 
+@pytest.mark.thorough
 def test_an_evaluation_gives_the_same_files_at_any_number_of_ranks(digits, tmp_path):
     train(digits, tmp_path, "busy", [sys.executable], 1)
-    done = run(
+    done = run_shared(
         [sys.executable, "-m", "lockstep", "average", "--results", tmp_path, "--data", digits],
         REPOSITORY,
     )
@@ -121,7 +126,7 @@ def test_an_evaluation_gives_the_same_files_at_any_number_of_ranks(digits, tmp_p
     found = []
     for ranks in (1, 2, 3):
         words = ["evaluate", "--results", tmp_path, "--data", digits, "--ranks", ranks]
-        done = run([*mpirun(ranks), "-m", "lockstep", *words], REPOSITORY)
+        done = run_shared([*mpirun(ranks), "-m", "lockstep", *words], REPOSITORY)
         assert done.returncode == 0, done.stderr
         files = ("metrics.json", "predictions.csv", "confusion.csv")
         found.append([(tmp_path / file).read_bytes() for file in files])

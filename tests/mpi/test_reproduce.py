@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY, mpirun, run
+from tests.crew import run_shared
 from tests.damage import change_record
 
 CAPS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
 
 
-def train(digits, output, launcher, ranks, *flags):
+def train(digits, output, launcher, ranks, *flags, run=run_shared):
     words = ["train", "--data", digits, "--partition", digits / "4" / "shards.csv"]
     words += ["--model", "tests.mpi.models:busy", "--epochs", 1, "--snapshots", 1, "--shift", 2]
     words += ["--batch", 64, "--output", output, "--ranks", ranks, "--oversubscribe", *flags]
@@ -27,7 +28,7 @@ def trained(digits, tmp_path_factory):
     return train(digits, tmp_path_factory.mktemp("recorded"), mpirun(2), 2)
 
 
-def reproduce(launcher, results):
+def reproduce(launcher, results, run=run_shared):
     return run([*launcher, "-m", "lockstep", "reproduce", results], REPOSITORY)
 
 
@@ -44,6 +45,7 @@ def test_a_run_gives_its_bits_on_other_ranks(launcher, trained, monkeypatch):
     assert "note:" not in done.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="there is nothing to cap"
 )
@@ -52,19 +54,19 @@ def test_capped_instruction_sets_are_recorded_and_noted_and_give_other_bits(
 ):
     for name, value in CAPS.items():
         monkeypatch.setenv(name, value)
-    done = reproduce(mpirun(2), trained)
+    done = reproduce(mpirun(2), trained, run)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "weights               DIFFERENT" in done.stdout
     for name, value in CAPS.items():
         line = f"{name}: {value} here, not set in the record"
         assert f"note: {line}" in done.stderr
         assert f"not as it was: {line}" in done.stdout
-    capped = train(digits, tmp_path, mpirun(2), 2)
+    capped = train(digits, tmp_path, mpirun(2), 2, run=run)
     record = json.loads((capped / "train.json").read_text())
     assert record["arithmetic"]["instruction_set"] == "DEFAULT"
     assert [place["caps"] for place in record["ranks"]] == [CAPS, CAPS]
     # With the same caps the promise is kept, here and on a processor of another kind.
-    assert reproduce([sys.executable], capped).returncode == 0
+    assert reproduce([sys.executable], capped, run).returncode == 0
     for name in CAPS:
         monkeypatch.delenv(name)
     assert reproduce([sys.executable], capped).returncode == 1
@@ -84,6 +86,7 @@ def test_what_cannot_be_tried_is_refused(digits, trained, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["train.json"]
 
 
+@pytest.mark.thorough
 def test_ddp_gives_its_bits_again_on_as_many_ranks(digits, tmp_path):
     trained = train(digits, tmp_path, mpirun(2), 2, "--strategy", "ddp")
     done = reproduce(mpirun(2), trained)
@@ -95,10 +98,10 @@ def test_a_comparison_that_is_told_to_stop_says_so_and_is_begun_anew(
 ):
     words = ["reproduce", trained, "--output", tmp_path / "again"]
     monkeypatch.setenv("LOCKSTEP_FAULT", "step:1:0:usr1")
-    done = run([sys.executable, "-m", "lockstep", *words], REPOSITORY)
+    done = run_shared([sys.executable, "-m", "lockstep", *words], REPOSITORY)
     assert "told to stop before the end" in refused(done)
     assert list((tmp_path / "again").glob("checkpoints/*/step-*"))
     monkeypatch.delenv("LOCKSTEP_FAULT")
-    done = run([sys.executable, "-m", "lockstep", *words], REPOSITORY)
+    done = run_shared([sys.executable, "-m", "lockstep", *words], REPOSITORY)
     assert "holds checkpoints, and a run that is reproduced begins anew" in refused(done)
     assert list((tmp_path / "again").glob("checkpoints/*/step-*"))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.conftest import REPOSITORY, mpirun, run
+from tests.conftest import FEW_RANKS, REPOSITORY, mpirun, thorough
+from tests.crew import run_shared
 from tests.mpi.runs import train_all
 
 SINGLE = ("--strategy", "single")
@@ -46,7 +47,9 @@ def found(digits, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "case", CASES, ids=lambda case: f"{case[0]}-{case[1]}-{'-'.join(map(str, case[2][1::2]))}"
+    "case",
+    [case if case[1] in FEW_RANKS else thorough(case) for case in CASES],
+    ids=lambda case: f"{case[0]}-{case[1]}-{'-'.join(map(str, case[2][1::2]))}",
 )
 def test_the_bits_are_those_of_one_process(case, expected, found):
     assert found(case) == expected[case[0]]
@@ -55,7 +58,7 @@ def test_the_bits_are_those_of_one_process(case, expected, found):
 def test_a_model_with_too_few_blocks_is_refused(digits, tmp_path):
     words = ["train", "--data", digits, "--partition", digits / "4" / "shards.csv"]
     words += ["--output", tmp_path / "out", "--model", "linear", "--ranks", 2, "--oversubscribe"]
-    done = run([*mpirun(2), "-m", "lockstep", *words, *GPIPE], REPOSITORY)
+    done = run_shared([*mpirun(2), "-m", "lockstep", *words, *GPIPE], REPOSITORY)
     assert done.returncode == 2, done.stderr
     assert "1 blocks with parameters to train, too few for 2 stages" in done.stderr
     assert "Traceback" not in done.stderr

@@ -2,7 +2,11 @@
 
 from collections import Counter
 
+import pytest
+
 from tests.mpi.torch_suite import EXPLAINED, names_of_all, run_suite
+
+pytestmark = pytest.mark.thorough
 
 
 def test_torchs_own_tests_pass():

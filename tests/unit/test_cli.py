@@ -159,6 +159,7 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(
     assert list(tmp_path.rglob("*")) == []
 
 
+@pytest.mark.slow
 def test_a_rank_says_which_one_it_is(lockstep, monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "3")
     _, _, errors = lockstep("summarize", "gone", "--output", "o.csv")
@@ -172,6 +173,7 @@ def alone(program, *words, cwd):
     )
 
 
+@pytest.mark.slow
 def test_the_package_runs_as_a_program(tmp_path):
     done = alone(["-m", "lockstep"], "partition", "--data", "d", "--output", "o", cwd=tmp_path)
     assert done.returncode == 2
@@ -192,6 +194,7 @@ def commands(tmp_path, write_part, write_records):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["download", "partition", "summarize"])
 def test_stages_without_a_model_do_not_load_torch(commands, tmp_path, stage):
     program = (

@@ -222,7 +222,7 @@ def test_a_wrong_configuration_is_one_line(read, refused, values, words):
         ("run\tseed\na\t1\na\t2\n", ["a: run: is there twice"]),
         ("run\tseed\nFirst\t1\nfirst\t2\n", ["first: run: is there twice", "'First'"]),
         ("run\nCheck\n", ["Check: run: is a name that Lockstep uses itself"]),
-        *((f"run\n{name}\n", [f"{name}: run", "uses itself"]) for name in RESERVED),
+        *((f"run\n{name}\n", [f"{name}: run", "uses itself"]) for name in sorted(RESERVED)),
         ("run\n../up\n", ["../up: run"]),
         ("run\n.hidden\n", [".hidden: run"]),
         ("run\nin/side\n", ["in/side: run"]),

@@ -25,6 +25,7 @@ def arithmetic(repository, statements, **variables):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_what_is_pinned_is_found_to_be_so(repository):
     pin = "determinism.pin(3, torch.device('cpu'), reproducible={})"
     found = arithmetic(repository, pin.format(True), OMP_NUM_THREADS="2", MKL_NUM_THREADS="2")
@@ -33,6 +34,7 @@ def test_what_is_pinned_is_found_to_be_so(repository):
     assert not arithmetic(repository, "pass")["flush_denormal"]
 
 
+@pytest.mark.slow
 def test_caps_of_the_environment_are_recorded_and_seen(repository):
     cap = {"ATEN_CPU_CAPABILITY": "default"}
     found = arithmetic(repository, "pass", **cap)

@@ -704,6 +704,7 @@ def peak(function):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_images_or_their_number(npz, tmp_path):
     dataset = Dataset(name="npz", path=str(tmp_path / "own.npz"))
     for shape in ((4, 3000, 2000, 3), (20_000, 30, 40, 3)):  # 69 MiB each

@@ -93,6 +93,7 @@ def test_code_that_a_stage_does_not_run_does_not_count(digest, tmp_path):
     assert digest("train") != before[1]
 
 
+@pytest.mark.slow
 def test_all_that_python_loads_to_train_counts(digest, tmp_path):
     modules = "lockstep.pipeline.stages.train, lockstep.strategies.ddp, lockstep.mpi.backend"
     program = f"import sys, {modules}; print(*sys.modules)"

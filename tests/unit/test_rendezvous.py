@@ -40,6 +40,7 @@ def no_interface(monkeypatch):
         monkeypatch.delenv(variable)
 
 
+@pytest.mark.slow
 def test_many_ranks_meet_though_the_system_lets_few_wait(monkeypatch, no_interface):
     listen = socket.socket.listen
     monkeypatch.setattr(socket.socket, "listen", lambda self, _: listen(self, 64))
@@ -80,6 +81,7 @@ def test_an_address_that_is_none_is_refused(refused):
         rendezvous.start(ALONE, torch.device("cpu"), "gloo", "tcp://[::1:29500")
 
 
+@pytest.mark.slow
 def test_nobody_listens_there(refused):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen

@@ -75,6 +75,7 @@ def checkpoints(output):
     return sorted(output.glob("checkpoints/*/step-*"))
 
 
+@pytest.mark.slow
 @settings(max_examples=5)
 @given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from(["usr1", "raise"])), max_size=10))
 def test_a_walk_of_stops_ends_with_the_same_bits(go, whole, tmp_path_factory, stops):

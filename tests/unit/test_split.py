@@ -34,6 +34,7 @@ def test_the_costliest_stage_is_as_cheap_as_can_be(costs, stages):
     assert largest([b for _, b in bounds[:-1]]) == min(map(largest, every))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape", "stages"),
     [

@@ -213,6 +213,7 @@ def test_what_is_damaged_is_named_and_the_one_before_is_used(name, two, capsys):
     expect(two, capsys, [], 2)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.data())
 def test_no_damage_is_ever_loaded(two, data):
@@ -295,6 +296,7 @@ def another_process(root):
             other.kill()
 
 
+@pytest.mark.slow
 def test_what_a_live_process_holds_is_refused_until_it_is_dead(tmp_path, refused):
     with another_process(tmp_path) as other:
         with refused(f"process {other.pid} on {socket.gethostname()}", "wait for it"):
@@ -309,6 +311,7 @@ def test_what_a_live_process_holds_is_refused_until_it_is_dead(tmp_path, refused
         assert bits(store.newest()) == bits(make_checkpoint(1))
 
 
+@pytest.mark.slow
 def test_another_configuration_is_refused_as_well_since_its_results_have_the_same_place(
     tmp_path, refused
 ):

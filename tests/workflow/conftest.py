@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, environment, run
+from tests.conftest import REPOSITORY, environment
+from tests.crew import run_shared
 
 
 class Workspace:
@@ -26,7 +27,7 @@ class Workspace:
     def snakemake(self, *words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run `snakemake --cores all` with these words to its end."""
         command = [sys.executable, "-m", "snakemake", "--cores", "all", *words]
-        return run(command, self.folder, timeout)
+        return run_shared(command, self.folder, timeout)
 
     def start(self, *words: object) -> subprocess.Popen[str]:
         """Start `snakemake --cores all` as a shell does: the leader of a process group."""

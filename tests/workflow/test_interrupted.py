@@ -58,6 +58,7 @@ def launcher(workspace):
     return found
 
 
+@pytest.mark.thorough
 def test_any_interruption_is_survived(interrupted):
     folder = interrupted.folder / "results"
 

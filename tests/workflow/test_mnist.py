@@ -24,6 +24,7 @@ def mirror():
         server.shutdown()
 
 
+@pytest.mark.thorough
 def test_mnist_is_downloaded_and_learned_in_two_epochs(workspace, mirror):
     text = (workspace.folder / "config/mnist.yaml").read_text()
     assert "name: mnist\n" in text

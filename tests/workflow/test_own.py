@@ -46,6 +46,7 @@ def accuracy(workspace) -> float:
     return pd.read_csv(workspace.folder / "results/summary.csv")["accuracy_last"][0]
 
 
+@pytest.mark.thorough
 def test_an_npz_and_a_model_of_ones_own(mine):
     images, labels = squares(60, seed=0)
     test_images, test_labels = squares(30, seed=1)
@@ -67,6 +68,7 @@ def test_an_npz_and_a_model_of_ones_own(mine):
     assert mine.jobs("train", "--configfile", config) == {"train_run": 1, "train": 1}
 
 
+@pytest.mark.thorough
 def test_a_folder_of_images(mine):
     images, labels = squares(60, seed=0)
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -81,6 +83,7 @@ def test_a_folder_of_images(mine):
     assert len(predictions) == 12
 
 
+@pytest.mark.thorough
 def test_a_model_that_does_not_take_the_input_stops_before_training(mine):
     images, labels = squares(60, seed=0)
     np.savez(mine.folder / "squares.npz", images=images, labels=labels)
