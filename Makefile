@@ -10,7 +10,7 @@ TORCH  := $(shell sed -n 's/^\(torch\(vision\)\{0,1\}==[0-9.]*\).*/\1/p' envs/re
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run test test-quick hosts-test slurm-test promise kills torch-suite bench lint lock schemas clean
+.PHONY: help setup run test test-quick test-all hosts-test slurm-test promise kills torch-suite bench lint lock schemas clean
 
 # Install those of Debian's packages that are missing.
 packages = dpkg --status $(1) > /dev/null 2>&1 || \
@@ -26,11 +26,17 @@ run: setup  ## train, evaluate and report
 	@lockstep config config/config.yaml $(CONFIG)
 	snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
 
-test: setup  ## run all tests but those that want root
-	pytest
+# Two workers: one has the ranks, whose waiting the other fills.
+PYTEST := pytest --numprocesses 2 --dist loadgroup
 
-test-quick: setup  ## run the tests that take seconds
-	pytest tests/unit
+test-quick: setup  ## run most unit tests: half a minute
+	$(PYTEST) -m "not slow and not thorough" tests/unit
+
+test: setup  ## run what tells whether a change is good, with mpirun and Snakemake: five minutes
+	$(PYTEST) -m "not thorough"
+
+test-all: setup  ## run all tests but those that want root: a quarter of an hour
+	$(PYTEST)
 
 hosts-test: setup  ## run on three hosts, in network namespaces: as root, with Debian's packages
 	$(call packages,openssh-server openssh-client iproute2)
