@@ -22,7 +22,7 @@ from lockstep.reduce.layout import settle
 from lockstep.sampler import Sampler, split
 from lockstep.step import Step, means
 from lockstep.strategies.own_loop import OwnLoop
-from lockstep.testing import faults
+from lockstep.testing import faults, trace
 
 if TYPE_CHECKING:
     from lockstep.loop import OwnSession
@@ -83,7 +83,7 @@ class Run:
             "configuration": {
                 **{"shards": session.shards, "seed": session.seed, "threads": session.threads},
                 **(configuration or {}),
-                **self._kept(),
+                **self.kept(),
             },
             **inputs,
             "device": session.device.type,
@@ -92,6 +92,9 @@ class Run:
         self.progress = Progress()
         self._step: Step | None = None
         self._sha256 = ""
+        self.trace = trace.of(self)
+        if self.trace:
+            self.folder = self.trace.results
 
     def steps(self, samples: int, batch: int, epochs: int) -> Iterator[Step]:
         """Yield the steps that are still to be done, and keep the run as they are done.
@@ -189,10 +192,10 @@ class Run:
             self.every,
             batches,
             saved=self.progress.step,
-            kept=self._kept,
+            kept=self.kept,
         )
 
-    def _kept(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, Any]:
         """Return what the run keeps beside tensors."""
         return {
             "optimizers": to_plain(self.strategy.settings(), "optimizer"),
@@ -214,6 +217,8 @@ class Run:
             row = {"epoch": self.progress.step // self.sampler.batches}
             self.progress.history.append(row | means(self.strategy.metrics.totals()))
             self.strategy.metrics.reset()
+        if self.trace:
+            self.trace.after_step()
 
     def _write(self, checkpointer: Checkpointer) -> None:
         """Write the model, and how it came about."""

@@ -87,6 +87,7 @@ class Step:
     Attributes:
         number: how many steps were done before it.
         epoch: how many epochs were.
+        ends_epoch: whether it is the last of its epoch.
         metrics: after the loop, the means over the items of the global batch, by name, on every
             rank the same.
     """
@@ -94,6 +95,7 @@ class Step:
     def __init__(self, run: "Run", number: int) -> None:
         self.number = number
         self.epoch, self._index = divmod(number, run.sampler.batches)
+        self.ends_epoch = self._index + 1 == run.sampler.batches
         self.metrics: dict[str, float] = {}
         self.where: str = f"step {number + 1}"
         self.session: OwnSession = run.session
@@ -105,7 +107,7 @@ class Step:
         self.sums: dict[int, dict[str, float]] = {}
 
     def __iter__(self) -> Iterator[Shard]:
-        gradients, mine = self.gradients, self.session.deal()
+        gradients, mine, trace = self.gradients, self.session.deal(), self._run.trace
         sums = Metrics(self.session.shards, mine)
         items = Metrics(self.session.shards, mine, ["items"])
         self.is_reduced = False
@@ -115,12 +117,16 @@ class Step:
             faults.point("shard", self.number)
             shard = self.shard(index)
             yield shard
+            if trace:
+                trace.after_shard(self, shard)
             gradients.add(shard)
             sums.add(index, shard.sums)
             items.add(index, {"items": shard.items})
             self.sums[index] = _added(self.sums.get(index, {}), shard.sums)
         with self._run.meter:
             self.metrics |= means(gradients.reduce(self, sums, items))
+        if trace:
+            trace.after_reduce(self)
         self.is_reduced = True
         self.passes += 1
 
@@ -130,6 +136,8 @@ class Step:
         draw_for(self.session.device, "dropout", self.session.seed, self.number, index, *again)
         shard = Shard(self, index, self._run.sampler.ids(self.epoch, self._index, index))
         self.gradients.begin_shard(shard)
+        if self._run.trace:
+            self._run.trace.begin_shard()
         return shard
 
     def clip(
