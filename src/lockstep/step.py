@@ -11,8 +11,9 @@ they had be dealt out and yielded anew.
 """
 
 import math
+import operator
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 # How a loss looks to autograd that is a mean over the items: what each loss function has for the
 # word "mean" in `reduction` (torch.nn._reduction.get_enum).
 _MEAN = 1
+# What a mean is still one after.
+_PASSED = ("AddBackward0", "NegBackward0", "SqueezeBackward0", "ToCopyBackward0", "ViewBackward0")
 
 
 class Shard:
@@ -51,7 +54,7 @@ class Shard:
     def backward(
         self,
         loss: torch.Tensor,
-        items: int,
+        items: SupportsIndex,
         name: str = "loss",
         **metrics: torch.Tensor | float,
     ) -> None:
@@ -73,8 +76,9 @@ class Shard:
         """
         _check_loss(loss, items, self.where)
         self._gradients.backward(self, loss)
-        self.items += items
-        for key, value in {name: loss.detach(), f"items of {name}": items, **metrics}.items():
+        count = operator.index(items)
+        self.items += count
+        for key, value in {name: loss.detach(), f"items of {name}": count, **metrics}.items():
             self.sums[key] = self.sums.get(key, 0.0) + float(value)
 
 
@@ -172,7 +176,7 @@ def means(totals: dict[str, float]) -> dict[str, float]:
     return found
 
 
-def _check_loss(loss: torch.Tensor, items: int, where: str) -> None:
+def _check_loss(loss: torch.Tensor, items: object, where: str) -> None:
     """Refuse what is no sum over items.
 
     Raises:
@@ -184,7 +188,7 @@ def _check_loss(loss: torch.Tensor, items: int, where: str) -> None:
             f"loss: {where}: expected one number, the sum over the items, not {found}; take its "
             f"sum()"
         )
-    if isinstance(items, bool) or not isinstance(items, int) or items < 0:
+    if not _is_count(items):
         raise UserError(
             f"items: {where}: expected how many samples or tokens the loss is the sum over, a "
             f"whole number, not {items!r}"
@@ -201,10 +205,19 @@ def _check_loss(loss: torch.Tensor, items: int, where: str) -> None:
         )
 
 
+def _is_count(items: object) -> bool:
+    """Return whether items are a whole number: of Python's, of NumPy's, or in a tensor."""
+    try:
+        return operator.index(items) >= 0 and not isinstance(items, bool)  # type: ignore[arg-type]
+    except (TypeError, RuntimeError):
+        return False
+
+
 def _mean_in(loss: torch.Tensor) -> str:
     """Return the name of the mean that a loss is, or is a sum of, or nothing.
 
-    What is scaled or processed otherwise is left alone: it may well be a sum again.
+    What is multiplied by more than 1, or processed otherwise, is left alone: it may well be a sum
+    again.
     """
     waiting = [loss.grad_fn]
     while waiting:
@@ -214,6 +227,18 @@ def _mean_in(loss: torch.Tensor) -> str:
         name = node.name()
         if name.startswith("MeanBackward") or getattr(node, "_saved_reduction", None) == _MEAN:
             return name
-        if name in ("AddBackward0", "ToCopyBackward0", "SqueezeBackward0", "ViewBackward0"):
+        if name in _PASSED or _makes_smaller(node):
             waiting += [before for before, _ in node.next_functions]
     return ""
+
+
+def _makes_smaller(node: torch.autograd.graph.Node) -> bool:
+    """Return whether all that a node does is to multiply by at most 1: a weight among losses."""
+    name, factor = node.name(), getattr(node, "_saved_other", None)
+    if isinstance(factor, torch.Tensor) and factor.numel() == 1 and not factor.requires_grad:
+        factor = factor.item()
+    if not isinstance(factor, int | float):
+        return False
+    return (name.startswith("MulBackward") and abs(factor) <= 1) or (
+        name.startswith("DivBackward") and abs(factor) >= 1
+    )

@@ -28,6 +28,7 @@ CURES = {
     "libraries": "give all hosts the same environment",
     "caps": "export the same variables to all ranks",
     "code": "let all hosts run the same files",
+    "metrics": "give the same ones for each shard, whichever rank has it",
     "initial weights": "the model must depend neither on the rank nor on what one host alone has",
 }
 
