@@ -21,6 +21,7 @@ class OwnSession(Session):
 
     def __init__(self, shards: int, seed: int, **options: Any) -> None:
         self.shards, self.seed, self.threads = shards, seed, options["threads"]
+        self._built = 0
         super().__init__(same={"flags": {"shards": shards, "seed": seed, **options}}, **options)
         source = script()
         alone = self.world.size == 1
@@ -54,7 +55,9 @@ class OwnSession(Session):
         Raises:
             UserError: two of its parameters share memory without being one.
         """
-        with seeded("weights", self.seed):
+        place = (self._built,) if self._built else ()  # a second model has weights of its own
+        self._built += 1
+        with seeded("weights", self.seed, *place):
             model = make(*words, **options)
         settle(model)
         return model.to(self.device)
