@@ -60,13 +60,21 @@ PIPELINE = (
 STRATEGIES = "strategies"
 
 
-def code_digest(module: str, own_model: str = "") -> str:
+def code_digest(module: str) -> str:
     """Return one hash of all that `code_of_stage` returns."""
-    found = json.dumps(code_of_stage(module, own_model), sort_keys=True)
-    return hashlib.sha256(found.encode()).hexdigest()[:16]
+    return _digest(code_of_stage(module))
 
 
-def code_of_stage(module: str, own_model: str = "") -> dict[str, str]:
+def training_digest(strategy: str, own_model: str = "") -> str:
+    """Return one hash of all that `code_of_training` returns."""
+    return _digest(code_of_training(strategy, own_model))
+
+
+def _digest(code: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def code_of_stage(module: str) -> dict[str, str]:
     """Return the code that a stage runs: its module, and all of this package it imports.
 
     Comments, layout, docstrings and the texts of errors do not count, so changing one reruns
@@ -74,18 +82,16 @@ def code_of_stage(module: str, own_model: str = "") -> dict[str, str]:
     flags of the stage.
 
     Args:
-        module: a module of this package, such as "lockstep.pipeline.stages.train".
-        own_model: the run's model, which counts as in `code_of_training`.
+        module: a module of this package, such as "lockstep.pipeline.stages.evaluate".
 
     Returns:
-        A hash for each file, by its path in the folder that it is imported from; for each installed
-        package its version, and if the model is in it a hash of its files.
+        A hash for each file, by its path in the folder that it is imported from.
 
     Raises:
         UserError: a file is not Python.
     """
     files, _ = _walk([module], stage=True)
-    return dict(sorted((dict(files.values()) | _code_of_model(own_model)).items()))
+    return dict(sorted(files.values()))
 
 
 def code_of_training(strategy: str, own_model: str = "") -> dict[str, str]:
@@ -97,7 +103,8 @@ def code_of_training(strategy: str, own_model: str = "") -> dict[str, str]:
             what it imports from the working directory, from PYTHONPATH, and of installed packages.
 
     Returns:
-        As `code_of_stage`.
+        A hash for each file, by its path in the folder that it is imported from; for each installed
+        package its version, and if the model is in it a hash of its files.
 
     Raises:
         UserError: a file is not Python.
@@ -114,7 +121,7 @@ def code_of_script(script: Path) -> dict[str, str]:
             the script's folder is looked through first.
 
     Returns:
-        As `code_of_stage`.
+        As `code_of_training`.
 
     Raises:
         UserError: a file is not Python.

@@ -9,7 +9,7 @@ from pathlib import Path
 from lockstep.errors import UserError
 from lockstep.pipeline import launch
 from lockstep.pipeline.config import check_file, load
-from lockstep.provenance import code_digest
+from lockstep.provenance import code_digest, training_digest
 
 STARTED = time.time()
 
@@ -26,8 +26,7 @@ try:
     EXPERIMENT, RUNS = load(config, where=", ".join(map(str, workflow.configfiles)))
     launch.check_nodes(RUNS, nodes("train_run"))
     TRAIN_CODE = {
-        name: code_digest("lockstep.pipeline.stages.train", run.model)
-        for name, run in RUNS.items()
+        name: training_digest(run.strategy, run.model) for name, run in RUNS.items()
     }
 except UserError as error:
     # One line and status 2, as everywhere; an exception would bring a page of Snakemake's own.
