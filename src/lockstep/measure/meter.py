@@ -1,8 +1,9 @@
 """How many bytes a rank sends: counted by hooks on the process groups, whoever calls them."""
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import PreHookArgs
-from torch.distributed import ProcessGroup, distributed_c10d
+from torch.distributed import ProcessGroup
+
+from lockstep.torch_private import PreHookArgs, process_groups
 
 
 def least(operation: str, size: int, ranks: int) -> float:
@@ -32,8 +33,8 @@ class Meter:
 
     def __init__(self) -> None:
         self.sent, self.counts = 0.0, False
-        # Strategies make groups, and so do torch's device meshes; torch has no public list of them.
-        for group in distributed_c10d._world.pg_map:
+        # Strategies make groups, and so do torch's device meshes.
+        for group in process_groups():
             self._watch(group)
 
     def __enter__(self) -> "Meter":

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mpi4py import MPI
-from torch._C._distributed_c10d import Backend, Work
+from torch.distributed import Work
 
 from lockstep.mpi import watchdog, wrapper
 from lockstep.mpi.buffers import (
@@ -36,6 +36,7 @@ from lockstep.mpi.buffers import (
     whole_of,
 )
 from lockstep.mpi.progress import Mover, Queue, Transfer
+from lockstep.torch_private import Backend, nonzeros
 
 NAME = "mpi4py"
 
@@ -217,7 +218,7 @@ class MPIBackend(Backend):
 
         def call() -> None:
             # Each adds up what all have, in the order of the ranks.
-            counts = self.comm.allgather(own._nnz())
+            counts = self.comm.allgather(nonzeros(own))
             indices = self._all_gather_rows(own.indices().t(), counts).t()
             values = self._all_gather_rows(own.values(), counts)
             total = torch.sparse_coo_tensor(

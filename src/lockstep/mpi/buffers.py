@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mpi4py import MPI
-from torch._C._distributed_c10d import ReduceOp
+from torch.distributed import ReduceOp
 
 # MPI counts in C ints: a longer buffer is sent as one element of a derived type.
 LIMIT = 2**31 - 1

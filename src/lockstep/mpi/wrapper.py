@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import Work
+from torch.distributed import Work
+
+from lockstep.torch_private import backend_of, operation_of
 
 # What torch calls the operation of a work that did not say: the wrapper's.
 _UNKNOWN = 100
@@ -27,7 +29,7 @@ def complete(backends: type[Any]) -> None:
     """
 
     def recv_anysource(group: dist.ProcessGroup, tensors: list[torch.Tensor], tag: int) -> Any:
-        backend = group._get_backend(tensors[0].device)
+        backend = backend_of(group, tensors[0].device)
         if isinstance(backend, backends):
             return backend.recv_anysource(tensors, tag)
         return _recv_anysource(group, tensors, tag)
@@ -63,4 +65,4 @@ def result(work: Work) -> Any:
 
 
 def _is_wrapper(work: Work) -> bool:
-    return work._get_op_type() == _UNKNOWN  # type: ignore[attr-defined]
+    return operation_of(work) == _UNKNOWN

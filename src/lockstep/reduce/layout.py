@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from lockstep.errors import UserError
 from lockstep.reduce.buffers import Buffers
+from lockstep.torch_private import tree_leaves
 
 
 def settle(model: nn.Module) -> None:
@@ -51,7 +51,7 @@ def move(model: nn.Module, device: torch.device) -> None:
 
 def copy_of(model: nn.Module) -> nn.Module:
     """Return a copy of a model, of which modules may keep tensors of their last forward pass."""
-    kept = pytree.tree_leaves([list(vars(module).values()) for module in model.modules()])
+    kept = tree_leaves([list(vars(module).values()) for module in model.modules()])
     behind = [t for t in kept if isinstance(t, torch.Tensor) and not t.is_leaf]
     return copy.deepcopy(model, {id(t): t.detach().clone() for t in behind})
 

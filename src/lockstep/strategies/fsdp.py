@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 
 from lockstep import optimizer
 from lockstep.checkpoint.tensors import digest
@@ -31,6 +30,7 @@ from lockstep.strategies.parts import Part, whole
 from lockstep.strategies.replicated import accumulate
 from lockstep.strategies.split import blocks_apart, evaluating
 from lockstep.strategies.task import Loss, MicroBatch, Task
+from lockstep.torch_private.fsdp import ReduceScatter
 
 # Blocks of memory of so many bytes go back to the system when they are free. By itself glibc keeps
 # those of up to 32 MiB: whole layers, which FSDP2 takes and frees all the time, in other sizes.

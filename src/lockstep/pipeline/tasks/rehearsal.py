@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from lockstep.checkpoint import tensors as state
 from lockstep.errors import UserError
 from lockstep.reduce.buffers import Buffers
 from lockstep.strategies.task import MicroBatch, Task
+from lockstep.torch_private import tree_leaves
 
 CURE = (
     "a pass may depend on weights, buffers, images and torch's random numbers alone: not on "
@@ -100,7 +100,7 @@ def _pass(
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, _: Any, output: Any) -> None:
-            tensors = [leaf for leaf in pytree.tree_leaves(output) if torch.is_tensor(leaf)]
+            tensors = [leaf for leaf in tree_leaves(output) if torch.is_tensor(leaf)]
             sums = [t.detach().sum().item() for t in tensors]  # to find a place, not to judge by
             went.append((_named(name, module), str(sums)))
 

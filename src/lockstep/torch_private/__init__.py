@@ -1,0 +1,38 @@
+"""What of torch is private and used all the same: imported here alone, each with the reason.
+
+A private name may go with any release. So pyproject.toml caps torch at the release that the tests
+ran with, and a new one is looked at here first.
+"""
+
+import torch
+
+# The class in C++ that a backend in Python derives from: torch.distributed.Backend is its name.
+from torch._C._distributed_c10d import Backend as Backend
+
+# What a hook of ProcessGroup.register_pre_hook is given, which is public and has no public type.
+from torch._C._distributed_c10d import PreHookArgs as PreHookArgs
+from torch.distributed import ProcessGroup, Work, distributed_c10d
+
+# Tensors in whatever a module keeps or returns, lists and dicts within one another: torch has no
+# public name for its trees, and a copy of it would not know what users have registered there.
+from torch.utils._pytree import tree_leaves as tree_leaves
+
+
+def process_groups() -> list[ProcessGroup]:
+    """Return every group that there is, those of torch's device meshes as well: no public list."""
+    return list(distributed_c10d._world.pg_map)
+
+
+def backend_of(group: ProcessGroup, device: torch.device) -> Backend:
+    """Return what carries a group's tensors on a device: torch has its name alone in public."""
+    return group._get_backend(device)
+
+
+def operation_of(work: Work) -> int:
+    """Return the number of a work's operation: torch has it in its flight recorder alone."""
+    return work._get_op_type()  # type: ignore[attr-defined]
+
+
+def nonzeros(tensor: torch.Tensor) -> int:
+    """Return how many values a sparse tensor holds, before duplicates are added up."""
+    return tensor._nnz()
