@@ -96,7 +96,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """Return `value` as the text of a JSON file that a person may read."""
+    return json.dumps(value, indent=2) + "\n"
 
 
 def read_whole(path: Path) -> bytes:

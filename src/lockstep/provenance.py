@@ -5,7 +5,6 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.errors import UserError
-from lockstep.files import sha256
+from lockstep.files import json_sha256, sha256
 
 PACKAGE = Path(__file__).parent
 
@@ -62,16 +61,12 @@ STRATEGIES = "strategies"
 
 def code_digest(module: str) -> str:
     """Return one hash of all that `code_of_stage` returns."""
-    return _digest(code_of_stage(module))
+    return json_sha256(code_of_stage(module))[:16]
 
 
 def training_digest(strategy: str, own_model: str = "") -> str:
     """Return one hash of all that `code_of_training` returns."""
-    return _digest(code_of_training(strategy, own_model))
-
-
-def _digest(code: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()[:16]
+    return json_sha256(code_of_training(strategy, own_model))[:16]
 
 
 def code_of_stage(module: str) -> dict[str, str]:
@@ -165,6 +160,21 @@ def other_code(then: dict[str, str], now: dict[str, str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what nested dictionaries do not have alike, then and now, by its innermost name.
+
+    `code` is left out: of files there are many, and a hash says nothing; see `other_code`.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in sorted({*then, *now} - {"code"}):
+        old, new = then.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found |= differences(old, new)
+        elif old != new:
+            found[key] = old, new
+    return found
+
+
 def _module_of(own_model: str) -> list[str]:
     return [own_model.partition(":")[0]] if ":" in own_model else []
 
@@ -253,7 +263,7 @@ def _content(root: Path, top: str) -> str:
     """Return a hash of the code of an installed package, comments and all: nobody edits these."""
     found = [root / f"{top}.py", *(root / top).rglob("*.py"), *(root / top).rglob("*.so")]
     hashes = {p.relative_to(root).as_posix(): sha256(p) for p in found if p.is_file()}
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+    return json_sha256(hashes)[:16]
 
 
 Imports = list[tuple[int, str, list[str]]]

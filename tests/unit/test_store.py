@@ -17,8 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.checkpoint.checkpointer import Checkpoint, Progress
-from lockstep.checkpoint.store import PARTS, Store, differences, fingerprint
+from lockstep.checkpoint.state import Checkpoint, Progress
+from lockstep.checkpoint.store import PARTS, Store, explain, fingerprint
 from lockstep.errors import UserError
 from tests.damage import cut_short, flipped, removed
 
@@ -259,13 +259,13 @@ def test_others_checkpoints_are_named_with_what_differs_and_not_used(tmp_path):
             (folder / "about.json").write_text(damage)
             (line,) = store.others()
             assert line.endswith("about.json cannot be read")
-    assert differences(ABOUT, ABOUT) == []
+    assert explain(ABOUT, ABOUT) == []
     files = {"code": {"train.py": "1" * 16, "zoo/flowers.py": "2" * 16}}
     changed = {"code": files["code"] | {"zoo/flowers.py": "3" * 16}, "ranks": 2}
-    assert differences(files, changed) == ["other code: zoo/flowers.py", "ranks was not set, is 2"]
-    assert differences({"code": "1" * 16}, files) == ["other code"]
+    assert explain(files, changed) == ["other code: zoo/flowers.py", "ranks was not set, is 2"]
+    assert explain({"code": "1" * 16}, files) == ["other code"]
     long = {"model": "zoo.flowers:small_net", "data": "0123456789abcdef" * 4}
-    assert differences(long, long | {"model": "zoo.flowers:large_net", "data": "f" * 64}) == [
+    assert explain(long, long | {"model": "zoo.flowers:large_net", "data": "f" * 64}) == [
         "data was 0123456789ab, is ffffffffffff",
         "model was zoo.flowers:small_net, is zoo.flowers:large_net",
     ]

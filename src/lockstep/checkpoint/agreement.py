@@ -6,7 +6,6 @@ something of the rank's own. No error comes of any of these, and the result is o
 be repeated.
 """
 
-import hashlib
 import json
 import socket
 from collections import Counter
@@ -18,6 +17,7 @@ import torch.distributed as dist
 
 from lockstep.checkpoint import tensors as state
 from lockstep.errors import UserError, in_words
+from lockstep.files import json_sha256
 
 # What to do where ranks differ, by what they differ in.
 CURES = {
@@ -56,8 +56,7 @@ def check_same(
     Raises:
         UserError: on all ranks: one has a problem; or they differ, in what, which and where.
     """
-    host, text = socket.gethostname(), json.dumps(mine, sort_keys=True)
-    found = gather((host, problem, hashlib.sha256(text.encode()).hexdigest()))
+    found = gather((socket.gethostname(), problem, json_sha256(mine)))
     for rank, (where, wrong, _) in enumerate(found):
         if wrong:
             raise UserError(f"{wrong} (found by rank {rank} on {where})")
@@ -95,7 +94,7 @@ def check_alike(tensors: dict[str, torch.Tensor], step: int) -> None:
     mine = {name: state.digest(tensor)[:16] for name, tensor in tensors.items()}
     # One digest of all of it first: at a thousand ranks, everyone's of each would be megabytes. The
     # smallest number and the smallest complement are of one number where all ranks have that one.
-    whole = hashlib.sha256(repr(sorted(mine.items())).encode()).digest()
+    whole = bytes.fromhex(json_sha256(mine))
     own = torch.frombuffer(bytearray(whole), dtype=torch.int64)
     both = torch.stack([own, ~own])
     dist.all_reduce(both, dist.ReduceOp.MIN)

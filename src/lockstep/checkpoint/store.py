@@ -15,27 +15,24 @@ writes one thing after another while the training goes on.
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import queue
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from lockstep.checkpoint import tensors as state
 from lockstep.checkpoint.state import Checkpoint, Progress
 from lockstep.errors import UserError, first_line, in_one_line, in_words, say
-from lockstep.files import naming, sha256, sync
+from lockstep.files import as_json, json_sha256, naming, sha256, sweep, sync, write_json
 from lockstep.optimizer import LazyState
-from lockstep.provenance import other_code
+from lockstep.provenance import differences, other_code
 from lockstep.testing import faults
 
 TENSORS = ("model.safetensors", "optimizer.safetensors", "strategy.safetensors")
@@ -44,7 +41,7 @@ PARTS = (*TENSORS, "progress.json")
 
 def fingerprint(about: dict[str, Any]) -> str:
     """Return a name for all that decides a run's bits: equal only where that is equal."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    return json_sha256(about)[:16]
 
 
 class Store:
@@ -101,7 +98,8 @@ class Store:
         sync(self.root)
         for draft in (*self.folder.glob(".step-*"), *self.folder.glob("snapshots/.*")):
             shutil.rmtree(draft, ignore_errors=True)
-        _write_json(self.folder / "about.json", self.about)
+        sweep(self.folder / "about.json")
+        write_json(self.folder / "about.json", self.about)
 
     def close(self) -> None:
         """Write what is still to be written, and give the lock back."""
@@ -116,7 +114,7 @@ class Store:
             if path.parent == self.folder or not any(path.parent.glob("step-*")):
                 continue
             try:
-                why = ", ".join(differences(json.loads(path.read_text("utf-8")), self.about))
+                why = ", ".join(explain(json.loads(path.read_text("utf-8")), self.about))
             except (OSError, ValueError, AttributeError):
                 why = "about.json cannot be read"
             lines.append(f"{path.parent}: checkpoints of another run, not used: {why}")
@@ -237,10 +235,13 @@ class Store:
             draft.mkdir()
             tensors = checkpoint.model, _flat(checkpoint.optimizer), checkpoint.strategy
             for name, values in zip(TENSORS, tensors, strict=True):
-                _save(values, draft / name)
-            _write_json(draft / "progress.json", dataclasses.asdict(checkpoint.progress))
+                state.write(values, draft / name, final / name)
+            # Not by `write_json`: all that is in the draft is synced together.
+            progress = as_json(dataclasses.asdict(checkpoint.progress))
+            (draft / "progress.json").write_text(progress, encoding="utf-8")
             manifest = {f"{final.name}/{name}": sha256(draft / name) for name in PARTS}
-            _write_json(draft / "manifest.json", manifest | self._snapshots)
+            text = as_json(manifest | self._snapshots)
+            (draft / "manifest.json").write_text(text, encoding="utf-8")
             faults.point("written", step)
             for path in (*draft.iterdir(), draft):
                 sync(path)
@@ -273,32 +274,17 @@ class Store:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return in words how the contents of two fingerprints differ."""
-    found = []
-    for key in sorted({*then, *now}):
-        old, new = then.get(key), now.get(key)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            of_code = key == "code"  # which has many files, of which a hash says nothing
-            found += [f"other code: {other_code(old, new)}"] if of_code else differences(old, new)
-        elif key == "code":  # it was one hash once
-            found.append("other code")
-        else:
-            found.append(f"{key} was {in_words(old)}, is {in_words(new)}")
-    return found
-
-
-def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:  # that of a full disk is not an OSError
-        raise UserError(f"{path}: cannot be written ({error})") from None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def explain(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return in words how what two fingerprints are made of differs."""
+    found, old, new = [], then.get("code"), now.get("code")
+    if isinstance(old, dict) and isinstance(new, dict):
+        found += [f"other code: {names}"] if (names := other_code(old, new)) else []
+    elif old != new:  # it was one hash once
+        found.append("other code")
+    differ = differences(then, now).items()
+    return found + [
+        f"{name} was {in_words(old)}, is {in_words(new)}" for name, (old, new) in differ
+    ]
 
 
 def _flat(optimizer: LazyState) -> dict[str, torch.Tensor]:

@@ -17,11 +17,25 @@ from lockstep.files import atomic
 def save(state: dict[str, torch.Tensor], path: Path) -> None:
     """Write a state_dict atomically. The same values give the same bytes."""
     # Clones, because tied weights are one tensor under two names, which the format refuses.
-    plain = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    plain = {name: value.detach().cpu().clone() for name, value in state.items()}
+    with atomic(path) as draft:
+        write(plain, draft, path)
+
+
+def write(tensors: Mapping[str, torch.Tensor], draft: Path, path: Path) -> None:
+    """Write tensors, none of which shares another's memory, to a file that is not looked at yet.
+
+    Args:
+        tensors: each is read when it is written.
+        draft: the file.
+        path: what it is going to be, for the message.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
-        with atomic(path) as draft:
-            save_file(plain, draft)
-    except SafetensorError as error:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft)
+    except SafetensorError as error:  # that of a full disk is not an OSError
         raise UserError(f"{path}: cannot be written ({error})") from None
 
 

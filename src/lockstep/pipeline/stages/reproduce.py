@@ -4,6 +4,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from lockstep import determinism, provenance
 from lockstep import strategies as parallel
@@ -153,23 +154,24 @@ def differences(record: Training, now: Training) -> Iterable[str]:
         record: what train.json says.
         now: what that of this launch says.
     """
-    pairs = {name: (record.versions.get(name), now.versions.get(name)) for name in PACKAGES}
-    pairs["initial weights"] = record.initial_sha256, now.initial_sha256
-    old, new = (some.arithmetic.model_dump() for some in (record, now))
-    for group in ("libraries", "caps"):
-        then, here = old.pop(group), new.pop(group)
-        for name in sorted({*then, *here}):
-            pairs[name] = then.get(name), here.get(name)
-    for name in sorted({*old, *new}):
-        pairs[name.replace("_", " ")] = old.get(name), new.get(name)
-    for name in ("processor", "device"):
-        then, here = ({getattr(place, name) for place in some.ranks} for some in (record, now))
-        pairs[name] = ", ".join(sorted(then)), ", ".join(sorted(here))
+    pairs = provenance.differences(_circumstances(record), _circumstances(now))
     for name, (then, here) in pairs.items():
-        if then != here:
-            yield f"{name}: {in_words(here)} here, {in_words(then)} in the record"
+        yield f"{name}: {in_words(here)} here, {in_words(then)} in the record"
     if names := provenance.other_code(record.code, now.code):
         yield f"code: other than in the record is {names}"
+
+
+def _circumstances(record: Training) -> dict[str, Any]:
+    """Return what may change the bits, by its name for a person, apart from the code."""
+    return {
+        **{name: record.versions.get(name) for name in PACKAGES},
+        "initial weights": record.initial_sha256,
+        **{name.replace("_", " "): value for name, value in record.arithmetic},
+        **{
+            name: ", ".join(sorted({getattr(place, name) for place in record.ranks}))
+            for name in ("processor", "device")
+        },
+    }
 
 
 def _verdict(record: Training, again: Training) -> bool:
