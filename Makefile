@@ -26,8 +26,8 @@ run: setup  ## train, evaluate and report
 	@lockstep config config/config.yaml $(CONFIG)
 	snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
 
-# Two workers: one has the ranks, whose waiting the other fills.
-PYTEST := pytest --numprocesses 2 --dist loadgroup
+# Two workers, one of which has the ranks; they leave no core for more threads.
+PYTEST := OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadgroup
 
 test-quick: setup  ## run most unit tests: half a minute
 	$(PYTEST) -m "not slow and not thorough" tests/unit

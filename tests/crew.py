@@ -6,6 +6,8 @@ that is about how ranks are started, or end, or what they are started with, star
 
 import atexit
 import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -54,6 +56,7 @@ class Crew:
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
+                start_new_session=True,
             )
             connections: list[Connection] = []
             while len(connections) < size:
@@ -99,7 +102,7 @@ class Crew:
         try:
             self.process.wait(SOON)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)  # and a fork that hangs
             self.process.wait()
         self.folder.cleanup()
         for key in [key for key, crew in _crews.items() if crew is self]:

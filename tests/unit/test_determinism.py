@@ -42,6 +42,7 @@ def test_caps_of_the_environment_are_recorded_and_seen(repository):
     assert arithmetic(repository, "pass")["caps"] == {}
 
 
+@pytest.mark.slow
 def test_the_builds_of_libraries_are_recorded(repository):
     found = arithmetic(repository, "pass")["libraries"]
     assert {"torch", "torch_commit", "onednn"} <= found.keys()

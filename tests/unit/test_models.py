@@ -38,6 +38,7 @@ def test_the_linear_model_has_a_weight_for_each_pixel_and_class():
     assert count(build("linear", (3, 4, 5), 7)) == 3 * 4 * 5 * 7 + 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "linear", "resnet18"])
 def test_the_seed_alone_decides_on_the_weights(name):
     def digest(seed):

@@ -175,6 +175,7 @@ def test_weights_of_another_model_are_refused_by_average(copy, refused):
         do(copy, "average")
 
 
+@pytest.mark.slow
 def test_a_second_time_gives_the_same_files_and_sweeps_away_what_was_left(finished, copy, litter):
     for name in (".metrics.json-abcdefgh", ".averaged.json-abcdefgh", ".confusion.csv-abcdefgh"):
         (copy / "run" / name).mkdir()

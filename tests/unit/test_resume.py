@@ -97,6 +97,7 @@ def test_a_run_that_is_over_is_the_same_once_more(go, whole, tmp_path, capsys):
     assert {path: path.stat().st_ino for path in checkpoints(tmp_path)} == before
 
 
+@pytest.mark.slow
 def test_weights_that_are_tied_or_frozen_or_of_no_dimension_go_on(
     go, tmp_path, repository, monkeypatch
 ):
@@ -153,6 +154,7 @@ def make(shape, classes):
 """
 
 
+@pytest.mark.slow
 def test_other_pretrained_weights_are_another_run(go, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
