@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +28,8 @@ from lockstep.files import sha256
 Place = tuple[int, int, float, int, int]
 # A line of a trace, of each rank that has it, by (number of ranks, rank).
 Lines = dict[tuple[int, int], dict[str, Any]]
+
+LAST = float("inf")  # after all passes of a step
 
 CAUSES = {
     "samples": "the batch, the samples or the seed depend on the number of ranks",
@@ -56,6 +58,8 @@ CAUSES = {
     "beginning": "the model is not made of the seed alone: make it by session.build, and load "
     "weights on all ranks",
 }
+# A gradient that differs has other causes later on.
+_CAUSED_AT = {("reduction", "gradient"): "sum", ("step", "gradient"): "changed"}
 
 
 def main(argv: Sequence[str]) -> NoReturn:
@@ -95,8 +99,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _numbers(text: str) -> list[int]:
-    numbers = [int(word) for word in text.split(",")]
-    if len(numbers) < 2 or min(numbers) < 1:
+    numbers = sorted({int(word) for word in text.split(",")})
+    if len(numbers) < 2 or numbers[0] < 1:
         raise argparse.ArgumentTypeError("expected two numbers of ranks at least, such as 1,2,3")
     return numbers
 
@@ -118,46 +122,61 @@ def verify(command: list[str], ranks: list[int], steps: int, backend: str = "aut
     """
     if not Path(command[0]).is_file():
         raise UserError(f"{command[0]}: no such file; expected a Python script")
-    places: dict[Place, Lines] = {}
-    failures, hashes = {}, {}
+    failures: dict[int, str] = {}
     with tempfile.TemporaryDirectory(prefix="lockstep-") as work:
-        for count in ranks:
-            folder = Path(work, str(count))
+        folders = {count: Path(work, str(count)) for count in ranks}
+        for count, folder in folders.items():
             folder.mkdir()
             started = time.monotonic()
             if failed := _run(command, count, folder, steps, backend):
-                failures[count] = failed
-            for rank in range(count):
-                for line in _lines(folder / f"rank-{rank}.jsonl"):
-                    places.setdefault(_place(line), {})[count, rank] = line
-            if models := sorted(folder.glob("run-*/model.safetensors")):
-                hashes[count] = sha256(models[-1])
+                failures[count] = f"{_ranks(count)}: {failed}"
+            if ranks[0] in failures:
+                raise UserError(failures[count])  # there is nothing to compare others with
             say(f"verify: {_ranks(count)}: {time.monotonic() - started:.0f} s")
-    if not places and not failures:
-        raise UserError(
-            f"{command[0]}: ended without a step of lockstep's; expected a script that trains by "
-            f"session.run"
-        )
+        same, text = compare(folders, failures)
+    if same and failures:
+        raise UserError("; ".join(failures.values()))
+    print(text)
+    for failed in failures.values():
+        say(f"verify: {failed}")
+    return 0 if same else 1
+
+
+def compare(folders: Mapping[int, Path], failures: Container[int] = ()) -> tuple[bool, str]:
+    """Compare traces.
+
+    Args:
+        folders: the folder of the trace of each number of ranks.
+        failures: the numbers of ranks on which the script failed, whose traces may be shorter.
+
+    Returns:
+        Whether all bits are the same, and for a person: how many, or what first differs.
+
+    Raises:
+        UserError: there is nothing to compare.
+    """
+    places: dict[Place, Lines] = {}
+    for count, folder in folders.items():
+        for rank in range(count):
+            for line in _lines(folder / f"rank-{rank}.jsonl"):
+                places.setdefault(_place(line), {})[count, rank] = line
     for place, lines in sorted(places.items()):
         if difference := _difference(lines):
-            print(difference)
-            for count, failed in failures.items():
-                say(f"verify: {_ranks(count)}: {failed}")
-            return 1
-        if lacking := _lacking(lines, [count for count in ranks if count not in failures]):
-            print(
-                f"{_words(place)}: {_ranks(lacking)} did not come to it, and others did\n"
-                f"look for: a number of steps, epochs or passes that depends on the ranks"
+            return False, difference
+        here = {count for count, _ in lines}
+        if away := [count for count in folders if count not in here and count not in failures]:
+            return False, (
+                f"{_words(place)}: {_ranks(away[0])} did not come to it, and {_ranks(min(here))} "
+                f"did\nlook for a number of steps, epochs or passes that depends on the ranks"
             )
-            return 1
-    for count, failed in failures.items():
-        raise UserError(f"{_ranks(count)}: {failed}")
-    done = sum(place[2] == float("inf") for place in places)
-    print(
-        f"the same bits: {', '.join(map(str, ranks))} ranks, {done} steps, "
-        f"sha256 {hashes[ranks[0]]}"
-    )
-    return 0
+    done = sum(place[2] == LAST for place in places)
+    models = sorted(next(iter(folders.values())).glob("run-*/model.safetensors"))
+    if not done or not models:
+        raise UserError(
+            "no step of lockstep's was done; expected a script that trains by session.run"
+        )
+    counts = ", ".join(map(str, folders))
+    return True, f"the same bits: {counts} ranks, {done} steps, sha256 {sha256(models[-1])}"
 
 
 def _run(command: list[str], ranks: int, folder: Path, steps: int, backend: str) -> str:
@@ -214,7 +233,7 @@ def _place(line: dict[str, Any]) -> Place:
         "beginning": (-1.0, 0),
         "shard": (line.get("pass", 0), 0),
         "reduction": (line.get("pass", 0), 1),
-        "step": (float("inf"), 0),
+        "step": (LAST, 0),
     }[line["kind"]]
     return line["run"], line["step"], number, order, line.get("shard", 0)
 
@@ -224,7 +243,7 @@ def _words(place: Place) -> str:
     run, step, number, order, shard = place
     words = [f"run {run}"] if run > 1 else []
     words += [f"step {step}"] if step else ["before the first step"]
-    if number == float("inf"):
+    if number == LAST:
         words.append("after optimizer.step()")
     elif step:
         words += [f"pass {int(number) + 1}"] if number else []
@@ -255,22 +274,10 @@ def _explain(
         what += f" on the one and {b[0]} {b[1]} on the other"
     where = f"{_words(_place(line))}: {what} differs between {_rank(*one)} and {_rank(*other)}"
     at = line["kind"]
-    cause = CAUSES[
-        "beginning"
-        if at == "beginning"
-        else {("reduction", "gradient"): "sum", ("step", "gradient"): "changed"}.get(
-            (at, kind), kind
-        )
-    ]
+    cause = CAUSES[_CAUSED_AT.get((at, kind), "beginning" if at == "beginning" else kind)]
     drew = " and ".join(line.get("drew", ()))
     more = f"\n{drew}'s random numbers were drawn in this shard" if drew else ""
     return f"{where}\n{cause}{more}"
-
-
-def _lacking(lines: Lines, ranks: list[int]) -> int:
-    """Return a number of ranks, of those that have ended well, that did not come to a place."""
-    here = {count for count, _ in lines}
-    return next((count for count in ranks if count not in here), 0)
 
 
 def _rank(count: int, rank: int) -> str:
