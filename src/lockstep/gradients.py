@@ -11,12 +11,12 @@ import torch.distributed as dist
 from torch import nn
 
 from lockstep.checkpoint.agreement import check_same, gather
-from lockstep.checkpoint.tensors import digest
 from lockstep.errors import UserError
 from lockstep.metrics import Metrics
 from lockstep.reduce.accumulator import Accumulator
 from lockstep.reduce.flat import Flat
 from lockstep.reduce.tree import TreeReduce
+from lockstep.tensors import digest
 
 if TYPE_CHECKING:
     from lockstep.loop import OwnSession

@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lockstep import determinism, provenance
-from lockstep.checkpoint import tensors
+from lockstep import determinism, provenance, tensors
 from lockstep.checkpoint.checkpointer import Checkpointer, new_segment, resume
 from lockstep.checkpoint.plain import from_plain, to_plain
 from lockstep.checkpoint.state import Progress

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lockstep.checkpoint import tensors as state
+from lockstep import tensors as state
 from lockstep.checkpoint.checkpointer import Checkpoint
 from lockstep.checkpoint.store import Store
 from tests.conftest import REPOSITORY, prepare_digits

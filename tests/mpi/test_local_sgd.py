@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lockstep.checkpoint import tensors as state
+from lockstep import tensors as state
 from tests.conftest import REPOSITORY, mpirun
 from tests.crew import run_shared
 from tests.mpi.matrix import launch

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.checkpoint import tensors as state
+from lockstep import tensors as state
 from lockstep.files import sha256
 from lockstep.pipeline.config import Dataset, Run
 from lockstep.pipeline.data.manifest import read_manifest

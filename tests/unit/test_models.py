@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lockstep.checkpoint import tensors as state
+from lockstep import tensors as state
 from lockstep.pipeline.models import build, rehearse
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from lockstep.checkpoint import tensors as state
+from lockstep import tensors as state
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.models import build
 from lockstep.pipeline.tasks.classification import Classification, Normalize

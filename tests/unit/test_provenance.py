@@ -190,7 +190,7 @@ def test_of_the_strategies_the_runs_own_counts(package, strategy):
 def test_texts_of_errors_and_what_is_there_for_types_alone_rerun_no_stage(digest, tmp_path):
     before = digest("evaluate")
     change(tmp_path, "pipeline/stages/evaluate.py", "its scores of sample", "what it says of")
-    change(tmp_path, "checkpoint/tensors.py", "not a whole safetensors file", "damaged")
+    change(tmp_path, "tensors.py", "not a whole safetensors file", "damaged")
     change(tmp_path, "distributed/rendezvous.py", "the ranks have not met", "they have not met")
     change(tmp_path, "strategies/fsdp.py", "import torch\n", "import torch\n\nchanged = True\n")
     assert digest("evaluate") == before

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.checkpoint import tensors as state
+from lockstep import tensors as state
 from lockstep.errors import UserError
 from lockstep.files import sealed, sha256, write_json
 from lockstep.measure.probe import COLUMNS

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lockstep.checkpoint import tensors as state
+from lockstep import tensors as state
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.tasks.classification import Classification, Normalize
 from lockstep.pipeline.tasks.rehearsal import rehearse

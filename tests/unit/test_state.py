@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lockstep.checkpoint import tensors as state
+from lockstep import tensors as state
 from lockstep.files import sha256
 
 

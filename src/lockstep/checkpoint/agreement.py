@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lockstep.checkpoint import tensors as state
+from lockstep import tensors as state
 from lockstep.errors import UserError, in_words
 from lockstep.files import json_sha256
 

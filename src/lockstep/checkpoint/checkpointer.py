@@ -19,12 +19,12 @@ from lockstep.checkpoint.state import (
     gather_model,
     gather_state,
 )
-from lockstep.checkpoint.tensors import digest
 from lockstep.distributed.signals import Agreement, Interrupt
 from lockstep.distributed.world import World
 from lockstep.errors import Interrupted, UserError, say
 from lockstep.measure.meter import Meter
 from lockstep.strategies import Strategy
+from lockstep.tensors import digest
 
 if TYPE_CHECKING:
     from lockstep.checkpoint.store import Store

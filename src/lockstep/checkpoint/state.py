@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lockstep.checkpoint.tensors import as_bytes
 from lockstep.distributed.world import World
 from lockstep.optimizer import LazyState
 from lockstep.strategies import Strategy
+from lockstep.tensors import as_bytes
 
 
 @dataclasses.dataclass

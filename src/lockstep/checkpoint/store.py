@@ -27,7 +27,7 @@ from typing import IO, Any
 
 import torch
 
-from lockstep.checkpoint import tensors as state
+from lockstep import tensors as state
 from lockstep.checkpoint.state import Checkpoint, Progress
 from lockstep.errors import UserError, first_line, in_one_line, in_words, say
 from lockstep.files import as_json, json_sha256, naming, sha256, sweep, sync, write_json

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from lockstep.checkpoint import tensors as state
+from lockstep import tensors as state
 from lockstep.checkpoint.state import Progress
 from lockstep.files import atomic, sha256, sweep
 from lockstep.optimizer import State

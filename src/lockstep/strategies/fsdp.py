@@ -18,7 +18,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lockstep import optimizer
-from lockstep.checkpoint.tensors import digest
 from lockstep.distributed.world import World
 from lockstep.errors import UserError, first_line
 from lockstep.metrics import Metrics
@@ -30,6 +29,7 @@ from lockstep.strategies.parts import Part, whole
 from lockstep.strategies.replicated import accumulate
 from lockstep.strategies.split import blocks_apart, evaluating
 from lockstep.strategies.task import Loss, MicroBatch, Task
+from lockstep.tensors import digest
 from lockstep.torch_private.fsdp import ReduceScatter
 
 # Blocks of memory of so many bytes go back to the system when they are free. By itself glibc keeps

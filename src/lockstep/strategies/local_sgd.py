@@ -19,7 +19,6 @@ import torch.distributed as dist
 from torch import nn
 
 from lockstep import optimizer
-from lockstep.checkpoint.tensors import as_bytes
 from lockstep.distributed.world import World
 from lockstep.metrics import Metrics
 from lockstep.reduce.flat import Flat
@@ -27,6 +26,7 @@ from lockstep.reduce.layout import copy_of
 from lockstep.reduce.tree import Node, TreeReduce, block
 from lockstep.strategies import MakeOptimizer, Options
 from lockstep.strategies.task import MicroBatch, Task
+from lockstep.tensors import as_bytes
 
 
 class Replica:

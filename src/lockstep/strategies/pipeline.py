@@ -19,7 +19,6 @@ from torch import nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
 from lockstep import optimizer
-from lockstep.checkpoint.tensors import as_bytes
 from lockstep.distributed.world import World
 from lockstep.metrics import Metrics
 from lockstep.reduce.accumulator import total_items
@@ -29,6 +28,7 @@ from lockstep.reduce.tree import Node, TreeReduce, block
 from lockstep.strategies import MakeOptimizer, Options
 from lockstep.strategies.split import cut, tensors_of
 from lockstep.strategies.task import Loss, MicroBatch, Task
+from lockstep.tensors import as_bytes
 
 
 def pipeline(

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lockstep.checkpoint.tensors import digest
 from lockstep.errors import UserError, first_line
 from lockstep.reduce.buffers import Buffers
+from lockstep.tensors import digest
 
 # What a float that goes in or comes out costs, in the floating-point operations of convolutions:
 # about that on CPUs, where pooling and activations are bound by memory.

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from lockstep.checkpoint import tensors
+from lockstep import tensors
 
 if TYPE_CHECKING:
     from lockstep.run import Run

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from lockstep import determinism
-from lockstep.checkpoint import tensors as state
+from lockstep import tensors as state
 from lockstep.distributed import devices
 from lockstep.distributed.world import discover
 from lockstep.errors import UserError

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from lockstep import determinism
-from lockstep.checkpoint import tensors as state
+from lockstep import tensors as state
 from lockstep.distributed import devices, rendezvous
 from lockstep.distributed.world import discover
 from lockstep.errors import UserError

@@ -13,9 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lockstep import determinism, provenance
+from lockstep import determinism, provenance, tensors
 from lockstep import strategies as parallel
-from lockstep.checkpoint import tensors
 from lockstep.checkpoint.checkpointer import Checkpointer, new_segment, resume
 from lockstep.checkpoint.state import Progress
 from lockstep.checkpoint.store import Store

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lockstep.checkpoint import tensors as state
+from lockstep import tensors as state
 from lockstep.errors import UserError
 from lockstep.reduce.buffers import Buffers
 from lockstep.strategies.task import MicroBatch, Task
