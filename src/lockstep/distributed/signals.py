@@ -24,8 +24,9 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 # Seconds between two agreements, about: a step may take longer.
 LOOK_EVERY = 0.5
 
-# mpirun kills what is left of a job a quarter of a second after it has sent SIGTERM.
-SOON = 0.1
+# Seconds that the main thread has to answer SIGTERM before the stacks are printed: mpirun kills
+# what is left of a job a quarter of a second after it has sent it.
+ANSWER_WITHIN = 0.1
 
 
 class Interrupt:
@@ -63,7 +64,7 @@ class Interrupt:
     def _listen(self, reading: int) -> None:
         while got := os.read(reading, 1):
             if got[0] == signal.SIGTERM:
-                time.sleep(SOON)
+                time.sleep(ANSWER_WITHIN)
                 if self.signal != signal.SIGTERM:
                     print_stacks(f"{self.who}: ended by SIGTERM while it was here:")
         os.close(reading)

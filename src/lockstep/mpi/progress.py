@@ -26,10 +26,10 @@ from mpi4py import MPI
 
 from lockstep.mpi.watchdog import Watchdog
 
-# A timeout up to this is none.
-NONE = timedelta(0)
+# torch says by a timeout of 0, or below, that it sets none.
+NO_TIMEOUT = timedelta(0)
 # Seconds between two looks at requests that nobody waits for.
-PACE = 0.0005
+LOOK_EVERY = 0.0005
 
 
 class Done(dist._Work):
@@ -151,7 +151,7 @@ class Queue:
         return DONE
 
     def _do(self, what: str, call: Callable[[], None], limit: timedelta) -> None:
-        seconds = limit.total_seconds() if limit > NONE else self.timeout
+        seconds = limit.total_seconds() if limit > NO_TIMEOUT else self.timeout
         self.watchdog.watch(what, self.name, seconds, call)
 
     def close(self) -> None:
@@ -193,7 +193,7 @@ class Transfer(Unfinished):
             while not self.poll():
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"mpi4py: {self.what} was not done within {limit:g} s")
-                time.sleep(PACE / 10)
+                time.sleep(LOOK_EVERY / 10)
         elif not self.completed:
             queue = self.queue
             queue.watchdog.watch(self.what, queue.name, queue.timeout, self._finish)
@@ -266,7 +266,7 @@ class Mover:
                 if not self._transfers and not self._ended:
                     self._some.wait()
                 self._asleep, idle = False, 0
-            time.sleep(PACE)
+            time.sleep(LOOK_EVERY)
             for transfer in list(self._transfers):
                 if transfer.poll():
                     self._transfers.remove(transfer)

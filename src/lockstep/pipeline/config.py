@@ -33,7 +33,9 @@ RESERVED = {"check", "config.json", "figures", "report.html", "summary.csv"}
 MOST_RANKS = 2**20  # also shards: messages list divisors, and every rank knows of every other
 MOST_THREADS = 4096  # no machine has as many cores
 MOST_EPOCHS = 100_000  # each checkpoint has a row of history for each, some 20 MB in all
-MOST = 10**9  # counts fit an int32, and learning rates and their like the square of a float32
+MOST_OF_ANYTHING = (
+    10**9
+)  # counts fit an int32, and learning rates and their like the square of a float32
 DAY, MONTH = 86_400.0, 30 * 86_400.0  # seconds; torch counts milliseconds, and no job is as long
 
 
@@ -101,7 +103,7 @@ class Defaults(Strict):
     """How samples are assigned to shards: at random, at random within each class, in the order of
     the files, or with classes skewed by `alpha`."""
 
-    alpha: float = Field(default=0.5, gt=0, le=MOST)
+    alpha: float = Field(default=0.5, gt=0, le=MOST_OF_ANYTHING)
     """The concentration of the `dirichlet` scheme: small is skewed, large is even."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -121,7 +123,7 @@ class Defaults(Strict):
     """How `sync_sgd` sums gradients: along a fixed `tree` over the shards, which gives the same
     bits at any number of ranks, or by one all-reduce over the ranks (`fast`)."""
 
-    sync_every: int = Field(default=8, ge=0, le=MOST)
+    sync_every: int = Field(default=8, ge=0, le=MOST_OF_ANYTHING)
     """The steps of `local_sgd` from one average of the replicas to the next; 0: they are averaged
     once, after training, by `average`."""
 
@@ -164,7 +166,7 @@ class Defaults(Strict):
     """The number of passes over the training set. A pass takes whole micro-batches alone: up to
     B/S - 1 samples of each shard, others each time, are left out of it."""
 
-    batch: int = Field(default=128, ge=1, le=MOST)
+    batch: int = Field(default=128, ge=1, le=MOST_OF_ANYTHING)
     """B, the global batch in images. `shards` divides it: each gives B/S images to every step."""
 
     shift: int = Field(default=0, ge=0, le=1024)
@@ -177,7 +179,7 @@ class Defaults(Strict):
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     """The optimizer."""
 
-    lr: float = Field(default=0.01, gt=0, le=MOST)
+    lr: float = Field(default=0.01, gt=0, le=MOST_OF_ANYTHING)
     """The learning rate, at its peak where the schedule has one."""
 
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -186,7 +188,7 @@ class Defaults(Strict):
     nesterov: bool = True
     """Nesterov's momentum in `sgd`."""
 
-    weight_decay: float = Field(default=0.0, ge=0, le=MOST)
+    weight_decay: float = Field(default=0.0, ge=0, le=MOST_OF_ANYTHING)
     """The weight decay."""
 
     decay_norm_bias: bool = False
@@ -195,11 +197,11 @@ class Defaults(Strict):
     schedule: Literal["constant", "step", "cosine", "onecycle"] = "onecycle"
     """How the learning rate goes over the steps."""
 
-    warmup: float = Field(default=0.0, ge=0, le=MOST)
+    warmup: float = Field(default=0.0, ge=0, le=MOST_OF_ANYTHING)
     """Epochs over which the learning rate rises from 0, before any schedule but `onecycle`, which
     has a rise of its own."""
 
-    step_epochs: int = Field(default=10, ge=1, le=MOST)
+    step_epochs: int = Field(default=10, ge=1, le=MOST_OF_ANYTHING)
     """The `step` schedule: the epochs between two drops."""
 
     step_gamma: float = Field(default=0.1, gt=0, le=1)
@@ -208,7 +210,7 @@ class Defaults(Strict):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """The share of each label that is spread over all classes."""
 
-    clip: float | None = Field(default=None, gt=0, le=MOST)
+    clip: float | None = Field(default=None, gt=0, le=MOST_OF_ANYTHING)
     """The largest norm of the gradient; a longer one is scaled down to it."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -226,7 +228,7 @@ class Defaults(Strict):
     """How often the run is saved, to go on after an interruption: `30 s`, `10 min`, `1 h`,
     `500 steps`, `1 epoch`."""
 
-    checkpoint_keep: int = Field(default=2, ge=1, le=MOST)
+    checkpoint_keep: int = Field(default=2, ge=1, le=MOST_OF_ANYTHING)
     """How many checkpoints are kept: if the last is damaged, the one before is used."""
 
     timeout: float = Field(default=600.0, gt=0, le=MONTH)

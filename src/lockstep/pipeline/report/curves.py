@@ -16,8 +16,8 @@ from matplotlib.ticker import (
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.report import style
 
-# A logarithmic axis shows a loss best that falls by more than this factor.
-WIDE = 20.0
+# A loss that falls by more than this factor is drawn on a logarithmic axis.
+LOGARITHMIC_FROM = 20.0
 
 
 def draw_curves(name: str, run: Run, history: pd.DataFrame, metrics: dict[str, Any]) -> Figure:
@@ -35,7 +35,7 @@ def draw_curves(name: str, run: Run, history: pd.DataFrame, metrics: dict[str, A
     finite = history["loss"][np.isfinite(history["loss"])]
     if finite.empty:
         loss.text(0.5, 0.5, "not a number: it diverged", transform=loss.transAxes, ha="center")
-    elif 0 < finite.min() * WIDE < finite.max():
+    elif 0 < finite.min() * LOGARITHMIC_FROM < finite.max():
         loss.set_yscale("log")
         loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         loss.yaxis.set_minor_formatter(NullFormatter())

@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.report import style
 
-# More rows or columns than these have no room for numbers.
-FEW = 20
+# Rows or columns up to which each cell has room for a number.
+NUMBERED_UP_TO = 20
 # So many of the most frequent errors are listed instead.
 LISTED = 20
 ERRORS = LinearSegmentedColormap.from_list("errors", ["#ffffff", "#f5b97a", style.RED, "#7a2f00"])
@@ -31,7 +31,7 @@ def draw_confusion(name: str, table: pd.DataFrame, metrics: dict[str, Any]) -> F
     # Colour is for the errors alone, on a scale of their own: right answers need no attention.
     errors = np.ma.masked_array(share, np.eye(len(classes), dtype=bool))
 
-    few = len(classes) <= FEW
+    few = len(classes) <= NUMBERED_UP_TO
     figure = style.new_figure(8 if few else 11, 6.6)
     if few:
         axes = figure.subplots()
@@ -70,7 +70,7 @@ def draw_shards(name: str, run: Run, table: pd.DataFrame, classes: list[str]) ->
     image = axes.imshow(
         counts, cmap=SAMPLES, vmin=0, vmax=most, interpolation="none", aspect="auto"
     )
-    if columns <= FEW and rows <= FEW:
+    if columns <= NUMBERED_UP_TO and rows <= NUMBERED_UP_TO:
         _write_counts(axes, counts, image)
     _name_ticks(axes, classes, shards)
     scheme = run.scheme + (f", alpha {run.alpha:g}" if run.scheme == "dirichlet" else "")
@@ -118,8 +118,10 @@ def _name_ticks(axes: Axes, columns: list[str], rows: list[str]) -> None:
     for axis, names, room in ((axes.xaxis, columns, 64), (axes.yaxis, rows, 52)):
         step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if len(names) <= room * step)
         labels = [style.shorten(name) for name in names[::step]]
-        axis.set_ticks(range(0, len(names), step), labels, fontsize=9 if len(names) <= FEW else 6)
-    if max(map(len, columns)) > 3 or len(columns) > FEW:
+        axis.set_ticks(
+            range(0, len(names), step), labels, fontsize=9 if len(names) <= NUMBERED_UP_TO else 6
+        )
+    if max(map(len, columns)) > 3 or len(columns) > NUMBERED_UP_TO:
         axes.tick_params(axis="x", labelrotation=90)
     axes.tick_params(length=2)
     axes.spines[:].set_visible(False)

@@ -15,7 +15,8 @@ from lockstep.pipeline.report.communication import count_hosts, say_where
 from lockstep.pipeline.report.curves import spread
 from lockstep.pipeline.report.fit import Fit, fit_all
 
-MOST = 1024
+# Ranks up to which a run's speed is predicted.
+MOST_RANKS = 1024
 """Ranks up to which is predicted."""
 
 
@@ -83,10 +84,10 @@ def draw_scaling(
     )
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     left.set_title(f"weak scaling: {step.images / step.ranks:g} images on each rank")
-    _draw(left, step, fits, weak, [2**k for k in range(MOST.bit_length())])
+    _draw(left, step, fits, weak, [2**k for k in range(MOST_RANKS.bit_length())])
     left.set_ylabel("images per second")
     right.set_title(f"strong scaling: {step.images} images on all, {step.shards} shards")
-    shares = [ranks for ranks in range(1, MOST + 1) if step.shards % ranks == 0]
+    shares = [ranks for ranks in range(1, MOST_RANKS + 1) if step.shards % ranks == 0]
     _draw(right, step, fits, strong, shares)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
@@ -113,7 +114,7 @@ def _draw(
         ends.append((images[-1], f"{images[-1] / alone / ranks[-1]:.0%} of ideal", colour))
     axes.plot(step.ranks, step.images / step.seconds, "D", color=style.INK, label="measured")
     axes.set_xlabel("ranks")
-    axes.xaxis.set_major_locator(FixedLocator([1, 4, 16, 64, 256, MOST]))
+    axes.xaxis.set_major_locator(FixedLocator([1, 4, 16, 64, 256, MOST_RANKS]))
     axes.xaxis.set_minor_locator(NullLocator())
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
