@@ -45,7 +45,7 @@ def caps() -> dict[str, str]:
 # measuring, reporting) may be edited, and a run goes on from its checkpoints all the same.
 LIBRARY = (
     *("determinism.py", "metrics.py", "optimizer.py", "random.py", "sampler.py"),
-    "reduce/**/*.py",
+    *("reduce/**/*.py", "torch_private/**/*.py"),
 )
 # Those of a loop of one's own.
 LOOP = ("gradients.py", "step.py")
