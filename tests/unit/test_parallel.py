@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from lockstep import optimizer
 from lockstep import strategies as parallel
 from lockstep.distributed.world import World
 from lockstep.pipeline import optim
@@ -50,6 +51,27 @@ def test_the_gradient_is_that_of_the_whole_batch(task):
         strategy.metrics.reset()
         for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [False, True])  # without, a model has no buffers
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("strategy", ["sync_sgd", "pipeline", "hybrid", "fsdp"])
+def test_on_one_rank_each_strategy_has_the_bits_of_single(strategy, clip, norm):
+    found = []
+    for name in ("single", strategy):
+        values = {"ranks": 1, "stages": 1, "shards": SHARDS, "batch": 12, "clip": clip}
+        run = Run(strategy=name, optimizer="adamw", **values)
+        task = Classification(run, Normalize([0.5, 0.4], [0.3, 0.2], CPU), (2, 6, 6), CPU)
+        make_optimizer = functools.partial(optim.make_optimizer, run)
+        model = make_model(norm=norm, dropout=True)
+        made = parallel.make(run, model, task, make_optimizer, ALONE)
+        for step in range(3):
+            made.step(make_batches(step), 0.01)
+        found.append((made.model_state(), optimizer.named(made.optimizer_state()), made.metrics))
+    for one, other in zip(*(states[:2] for states in found), strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert torch.equal(found[0][2].gather(), found[1][2].gather())
 
 
 def test_batchnorm_sees_each_shard_alone_and_its_statistics_are_averaged(task):
