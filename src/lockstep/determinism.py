@@ -24,6 +24,7 @@ def pin(threads: int, device: torch.device, reproducible: bool) -> Callable[[], 
         What sets all of it back.
     """
     count, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
     denormal = torch.tensor(1e-40).mul(0.5).item() != 0.0
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     benchmark = torch.backends.cudnn.benchmark
@@ -31,7 +32,7 @@ def pin(threads: int, device: torch.device, reproducible: bool) -> Callable[[], 
     def undo() -> None:
         torch.set_num_threads(count)
         torch.set_flush_denormal(not denormal)
-        torch.use_deterministic_algorithms(strict)
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = benchmark
 

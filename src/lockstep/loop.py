@@ -1,5 +1,6 @@
 """A session of a training loop of one's own: how it begins, and what it gives."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -27,13 +28,13 @@ class OwnSession(Session):
         alone = self.world.size == 1
         name = f"{source.name if source else 'python'}" + ("" if alone else f", rank {self.rank}")
         ending.report_by_line(name, None if alone else str(self.rank))
+        self._hooks = self._hooks[0], sys.excepthook
         if self.size > shards:
-            error = UserError(
+            self.__exit__(None, None, None)  # all ranks find it, and leave together
+            raise UserError(
                 f"shards: {self.size} ranks cannot share {shards} shards; take as many ranks as "
                 f"shards at most"
             )
-            self.__exit__(UserError, error, None)
-            raise error
 
     @property
     def rank(self) -> int:

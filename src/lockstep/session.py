@@ -2,19 +2,21 @@
 
 A session finds out which rank this is, compares what ranks are about to compute with, chooses a
 device, sets threads and arithmetic, and has the ranks meet. What it sets in the process, it sets
-back at its end: signal handlers, the number of threads, deterministic kernels, the process group.
+back at its end: signal handlers, the number of threads, deterministic kernels, the process group,
+variables of the environment.
 """
 
 import contextlib
+import os
 import platform
 import random as python_random
+import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from lockstep import determinism
 from lockstep import random as streams
@@ -23,11 +25,6 @@ from lockstep.distributed import devices, ending, rendezvous
 from lockstep.distributed.signals import Interrupt, name_of
 from lockstep.distributed.world import TIMEOUT, discover
 from lockstep.errors import say
-
-if TYPE_CHECKING:
-    pass
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 class Session:
@@ -61,9 +58,12 @@ class Session:
         same: Mapping[str, Any] | None = None,
     ) -> None:
         self._stack = contextlib.ExitStack()
+        self._told: dict[str, str] | None = None
+        hook_before = sys.excepthook
         with self._stack:
+            self._stack.callback(self._restore_environment, dict(os.environ))
+            self._stack.callback(ending.set_death_signal, ending.death_signal())
             self.world = discover(ranks, timeout)
-            self._stack.callback(ending.release)
             self.interrupt = self._stack.enter_context(Interrupt(name_of(self.world)))
             # Where a host has its data is its own affair, and so is what does not compute.
             self.same = {"versions": {"python": platform.python_version()}, **(same or {})}
@@ -74,7 +74,16 @@ class Session:
                 devices.check_cores(self.world, threads)
             self._stack.callback(determinism.pin(threads, self.device, reproducible))
             self.backend = rendezvous.start(self.world, self.device, backend, init_method)
+            # What is changed from here on is the user's affair.
+            self._told, self._hooks = dict(os.environ), (hook_before, sys.excepthook)
             self._stack = self._stack.pop_all()
+
+    def _restore_environment(self, before: dict[str, str]) -> None:
+        for name, value in (self._told or dict(os.environ)).items():
+            if name not in before:
+                os.environ.pop(name, None)
+            elif before[name] != value:
+                os.environ[name] = before[name]
 
     def check_same(self, problem: str = "", **more: Any) -> None:
         """Compare with all ranks what this one computes with; all call it together.
@@ -105,11 +114,21 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            rendezvous.stop_if_started()
-        elif self.world.comm is None or self.world.size == 1:
-            rendezvous.leave()  # else MPI ends a job that does not get to `stop`
-        self._stack.close()
+        with self._stack:
+            if error is None:
+                rendezvous.stop_if_started()
+                self._stop_watching()
+            elif self.world.comm is None or self.world.size == 1:
+                rendezvous.leave()  # else MPI ends a job that does not get to `stop`
+
+    def _stop_watching(self) -> None:
+        """End the watchdog: ranks that go on alone have nobody to wait for."""
+        if sys.excepthook == self._hooks[1]:  # torch's, before which is the watchdog's
+            sys.excepthook = self._hooks[0]
+        if "lockstep.mpi.watchdog" in sys.modules:
+            from lockstep.mpi import watchdog
+
+            watchdog.stop()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ PROGRAM = REPOSITORY / "tests" / "mpi" / "programs" / "tree_sums.py"
     [
         *[(2, "mpi4py"), (3, "gloo"), (4, "mpi4py")],
         *[thorough(1, "mpi4py"), thorough(2, "gloo"), thorough(3, "mpi4py")],
+        *[thorough(5, "gloo"), thorough(7, "mpi4py")],
     ],
 )
 def test_sums_are_along_the_tree_at_any_number_of_ranks(ranks, backend, tmp_path):

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from lockstep.errors import Interrupted, UserError, in_one_line, say
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
 
 
 def bind_to_launcher() -> None:
@@ -18,15 +18,19 @@ def bind_to_launcher() -> None:
     A launcher that has lost a host ends without its ranks; those may wait for that host's in a call
     that looks at nothing else. Linux alone has this.
     """
-    _set_death_signal(signal.SIGKILL)
+    set_death_signal(signal.SIGKILL)
 
 
-def release() -> None:
-    """Take back what `bind_to_launcher` has the kernel do."""
-    _set_death_signal(0)
+def death_signal() -> int:
+    """Return the signal that this process gets when the one that started it ends; 0: none."""
+    number = ctypes.c_int(0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_GET_PDEATHSIG, ctypes.byref(number))
+    return number.value
 
 
-def _set_death_signal(number: int) -> None:
+def set_death_signal(number: int) -> None:
+    """Set what `death_signal` returns."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 

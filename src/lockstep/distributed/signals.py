@@ -47,12 +47,14 @@ class Interrupt:
         threading.Thread(target=self._listen, args=(reading,), name="signals", daemon=True).start()
         for number in SIGNALS:
             signal.signal(number, self._note)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the command line had them wait
+        # The command line had them wait.
+        self._waited = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS) & set(SIGNALS)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._waited)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)

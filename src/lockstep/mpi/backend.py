@@ -166,6 +166,8 @@ class MPIBackend(Backend):
         if self.comm is not None and not MPI.Is_finalized():
             self.comm.Free()
         self.comm = None
+        if not _alive:
+            watchdog.stop()
 
     def abort(self) -> None:
         MPI.COMM_WORLD.Abort(1)

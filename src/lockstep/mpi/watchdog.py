@@ -4,7 +4,7 @@ MPI has no way to take back a call that another rank does not answer. A thread o
 the calls that this rank is in; `world` starts it before the first. When one has lasted longer than
 its group allows, the rank tells the others, every rank prints the stacks of its threads, and MPI
 ends the job. A rank that an exception ends which nobody caught takes the others with it at once:
-they would wait for it.
+they would wait for it. When the last group is left, the thread ends.
 """
 
 import atexit
@@ -52,6 +52,14 @@ def start() -> "Watchdog":
     return _started
 
 
+def stop() -> None:
+    """Watch no more: what was set for it in the process is set back."""
+    global _started
+    if _started is not None:
+        _started.stop()
+        _started = None
+
+
 class Watchdog:
     """Watches a process's calls, and ends the job when it must; one for a process."""
 
@@ -63,6 +71,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
         atexit.register(self._leave)
+        self._hook_before = sys.excepthook
         sys.excepthook = self._report
 
     def watch(self, what: str, group: str, limit: float, call: Callable[[], _T]) -> _T:
@@ -90,6 +99,13 @@ class Watchdog:
     def expect(self, timeout: float) -> None:
         """Look often enough to notice a call that is late after `timeout` seconds."""
         self._period = min(self._period, max(0.05, timeout / 10))
+
+    def stop(self) -> None:
+        """End the thread, and leave exceptions to whoever had them before."""
+        atexit.unregister(self._leave)
+        self._leave()
+        if sys.excepthook == self._report:
+            sys.excepthook = self._hook_before
 
     def _watch(self) -> None:
         while not self._leaving.wait(self._period):
@@ -122,6 +138,8 @@ class Watchdog:
         self, kind: type[BaseException], error: BaseException, stack: TracebackType | None
     ) -> None:
         """End the job by an exception that nobody caught: an excepthook."""
+        if self._leaving.is_set():  # stopped, and another hook still calls this one
+            return self._hook_before(kind, error, stack)
         text = "".join(traceback.format_exception(kind, error, stack))  # whole, not line by line
         all_end = self._comm.size > 1 and not MPI.Is_finalized()
         if all_end:
