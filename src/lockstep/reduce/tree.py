@@ -253,13 +253,11 @@ class GatherReduce:
 
     def all_reduce(self, stack: list[Node]) -> torch.Tensor:
         """Return the sum of all ranks' stacks."""
-        if not self.length:
+        if not self.length:  # a model without buffers
             stack.clear()
             return self.take()
         mine = torch.stack([node.value for node in stack])
         stack.clear()
-        if not self.length:  # a model without buffers
-            return mine[0]
         everyones = mine.new_empty(self.shards, self.length)
         dist.all_gather_single(everyones, mine)
         in_order = everyones.view(self.ranks, -1, self.length).transpose(0, 1).flatten(0, 1)
