@@ -15,6 +15,7 @@ SAME = ["model_sha256", "optimizer_sha256", "history_sha256"]
 @pytest.fixture(scope="module")
 def go(digits):
     """Return a function that trains cases on some ranks, up to a step, in a folder."""
+
     def train(ranks, folder, stop, *cases):
         launcher = mpirun(ranks) if ranks > 1 else [sys.executable]
         done = run([*launcher, PROGRAM, digits, folder, stop, *cases], REPOSITORY)
