@@ -6,6 +6,7 @@ over MPI. torch's own ways are there as well.
 
 import contextlib
 import faulthandler
+import itertools
 import os
 import socket
 import sys
@@ -82,7 +83,7 @@ def start(
             devices,
             timeout=timedelta(seconds=world.patience),
             device_id=device if chosen == "nccl" else None,
-            **meeting,
+            **_fresh(world, meeting),
         )
     except (RuntimeError, ValueError) as error:
         if "init_method" not in meeting:
@@ -96,6 +97,23 @@ def start(
         timer.cancel()
         faulthandler.cancel_dump_traceback_later()
     return chosen
+
+
+_meetings = itertools.count()
+
+
+def _fresh(world: World, meeting: dict[str, Any]) -> dict[str, Any]:
+    """Have ranks that meet by torchrun's variables do so where no earlier group of theirs did.
+
+    Its store outlives a process group, and the addresses in it would be taken for this one's.
+    """
+    if meeting.get("init_method") != "env://":
+        return meeting
+    timeout = timedelta(seconds=world.patience)
+    store, rank, size = next(dist.rendezvous("env://", world.rank, world.size, timeout=timeout))
+    store.set_timeout(timeout)
+    store = dist.PrefixStore(f"lockstep-{next(_meetings)}", store)
+    return {"store": store, "rank": rank, "world_size": size}
 
 
 def _give_up(world: World, init_method: str | None) -> None:
