@@ -261,5 +261,5 @@ def script() -> Path | None:
     """Return the script that this process runs, if it runs one."""
     import __main__
 
-    found = getattr(__main__, "__file__", None)
-    return Path(found).resolve() if found else None
+    found = Path(getattr(__main__, "__file__", None) or "<stdin>").resolve()
+    return found if found.is_file() else None
