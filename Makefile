@@ -56,12 +56,13 @@ kills: setup  ## kill runs at every place, go on, compare, and write docs/kill-m
 torch-suite: setup  ## run PyTorch's tests of torch.distributed over MPI and over Gloo
 	python -m tests.mpi.torch_suite
 
-bench: setup  ## measure what the fixed order of sums costs, MPI against Gloo, a checkpoint's pause, memory, the end of a failed job
+bench: setup  ## measure what the fixed order of sums costs, MPI against Gloo, a checkpoint's pause, memory, the end of a failed job, a loop of one's own against plain torch
 	python -m benchmarks.tree_cost
 	python -m benchmarks.all_reduce
 	python -m benchmarks.checkpoint
 	python -m benchmarks.memory
 	python -m benchmarks.faults
+	python -m benchmarks.library
 
 lint: setup  ## check style, types, who imports whom, and rules
 	ruff format --check .
