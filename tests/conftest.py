@@ -91,6 +91,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group(folder))
 
 
+def pytest_sessionfinish() -> None:
+    """End what has stayed for several tests: a worker of pytest-xdist may not get to `atexit`."""
+    from tests.crew import close_all
+
+    close_all()
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the prepared digits, with partitions into 4, 6, 8 and 12 shards."""

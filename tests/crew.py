@@ -156,6 +156,7 @@ def run_shared(
 
 
 @atexit.register
-def _close() -> None:
+def close_all() -> None:
+    """Let all processes end that have stayed."""
     for one in list(_crews.values()):
         one.close()
