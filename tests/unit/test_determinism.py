@@ -34,7 +34,7 @@ def test_what_is_pinned_is_found_to_be_so(repository):
     assert not arithmetic(repository, "pass")["flush_denormal"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_caps_of_the_environment_are_recorded_and_seen(repository):
     cap = {"ATEN_CPU_CAPABILITY": "default"}
     found = arithmetic(repository, "pass", **cap)

@@ -7,7 +7,7 @@ import sys
 import pandas as pd
 import pytest
 
-from tests.conftest import run
+from tests.conftest import run, thorough
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +137,12 @@ def test_a_model_reruns_train_and_the_check_of_the_model(restored):
     [
         ("results/digits/model.safetensors", "train_run"),
         ("results/digits/predictions.csv", "evaluate_run"),
-        ("results/digits/figures/time.svg", "draw_run"),
-        ("results/check/2x1-auto.json", "check_world"),
-        ("results/check/2x1-auto.csv", "check_world"),
-        ("results/digits/figures/scaling.svg", "predict_run"),
-        ("results/figures/2x1-auto/communication.html", "draw_launch"),
-        ("data/digits/manifest.json", "prepare"),
+        thorough("results/digits/figures/time.svg", "draw_run"),
+        thorough("results/check/2x1-auto.json", "check_world"),
+        thorough("results/check/2x1-auto.csv", "check_world"),
+        thorough("results/digits/figures/scaling.svg", "predict_run"),
+        thorough("results/figures/2x1-auto/communication.html", "draw_launch"),
+        thorough("data/digits/manifest.json", "prepare"),
     ],
 )
 def test_a_product_that_was_removed_is_made_again(finished, product, rule):
