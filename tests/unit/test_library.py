@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.optim import lr_scheduler
 
+import __main__
 import lockstep
 from lockstep import UserError
 from lockstep.testing import faults
@@ -616,6 +617,11 @@ def test_another_configuration_is_another_run(tmp_path, monkeypatch):
     named = Loop(tmp_path, optimizer=adam, configuration={"augmentation": "none"})
     assert len(named.metrics) == 3
     assert "augmentation" in json.loads((tmp_path / "run.json").read_text())["configuration"]
+
+
+def test_a_script_may_come_from_a_pipe(tmp_path, monkeypatch):
+    monkeypatch.setattr(__main__, "__file__", "<stdin>")
+    assert Loop(tmp_path).run.sha256
 
 
 def test_afterwards_a_model_is_plain_torchs(tmp_path):

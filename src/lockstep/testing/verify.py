@@ -58,6 +58,19 @@ CAUSES = {
     "beginning": "the model is not made of the seed alone: make it by session.build, and load "
     "weights on all ranks",
 }
+_WHAT = {
+    "samples": "the choice of samples",
+    "input": "the input of {}",
+    "output": "the output of {}",
+    "loss": "the sum of {}",
+    "random": "the state of torch's random numbers",
+    "gradient": "the gradient of {}",
+    "metric": "the mean of {}",
+    "setting": "what is set in {}",
+    "optimizer": "the optimizer's {}",
+    "weight": "the weight {}",
+    "buffer": "the buffer {}",
+}
 # A gradient that differs has other causes later on.
 _CAUSED_AT = {("reduction", "gradient"): "sum", ("step", "gradient"): "changed"}
 
@@ -269,7 +282,7 @@ def _explain(
     line: dict[str, Any], one: tuple[int, int], a: list[str], other: tuple[int, int], b: list[str]
 ) -> str:
     kind, name, _ = a
-    what = f"the {kind} of {name}" if kind in ("input", "output", "gradient") else f"{kind} {name}"
+    what = _WHAT[kind].format(name)
     if a[:2] != b[:2]:
         what += f" on the one and {b[0]} {b[1]} on the other"
     where = f"{_words(_place(line))}: {what} differs between {_rank(*one)} and {_rank(*other)}"
