@@ -31,6 +31,7 @@ class OwnSession(Session):
         self._hooks = self._hooks[0], sys.excepthook
         if self.size > shards:
             self.__exit__(None, None, None)  # all ranks find it, and leave together
+            sys.excepthook = self._hooks[1]  # which says this in a line
             raise UserError(
                 f"shards: {self.size} ranks cannot share {shards} shards; take as many ranks as "
                 f"shards at most"
