@@ -27,7 +27,7 @@ run: setup  ## train, evaluate and report
 	snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
 
 # Two workers, one of which has the ranks; they leave no core for more threads.
-PYTEST := OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 pytest --numprocesses 2
 
 test-quick: setup  ## run most unit tests: half a minute
 	$(PYTEST) -m "not slow and not thorough" tests/unit

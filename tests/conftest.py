@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,16 +80,23 @@ def prepare_digits(folder: Path, shards: Iterable[int]) -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run what wants root and system packages only where its folder is named, as `make` does.
-
-    And have one worker of pytest-xdist do all that shares ranks: tests/crew.py.
-    """
+    """Run what wants root and system packages only where its folder is named, as `make` does."""
     for item in items:
         folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
         if folder in ("hosts", "slurm") and not any(folder in word for word in config.args):
             item.add_marker(pytest.mark.skip(reason=f"`make {folder}-test` runs these, as root"))
-        if folder != "unit":
-            item.add_marker(pytest.mark.xdist_group(folder))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have one worker do all of a folder whose tests share ranks, or a run; units fill the gaps."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFolder(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if nodeid.startswith("tests/unit/") else nodeid.split("/")[1]
+
+    return ByFolder(config, log)
 
 
 def pytest_sessionfinish() -> None:
