@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from lockstep import tensors
+from lockstep.torch_private import tree_leaves
 
 if TYPE_CHECKING:
     from lockstep.run import Run
@@ -136,7 +136,7 @@ def of(run: "Run") -> Trace | None:
 def _digest(value: Any) -> str:
     """Return a digest of the tensors, arrays and numbers in a value; of other objects, of none."""
     kept: list[Any] = []
-    for leaf in pytree.tree_leaves(value):
+    for leaf in tree_leaves(value):
         if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
             kept.append(leaf.detach())
         elif isinstance(leaf, np.ndarray) and leaf.dtype != object:
