@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lockstep import __version__
-from lockstep.distributed.ending import end, leave
+from lockstep.distributed import ending
 from lockstep.errors import Interrupted, UserError, first_line, say
 from lockstep.pipeline.config import DAY, Config, Dataset, Defaults, Run, Strict, check_file, parse
 
@@ -39,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         parse(Defaults, {name: args[name] for name in names}, "flags")
         run(args)
     except (UserError, OSError, Interrupted) as error:
-        end(error, who, rank)
+        ending.end(error, who, rank)
     except ImportError as error:
         if "failed to map segment" not in str(error):
             raise
         say(f"{who}: memory: {first_line(error)}: too little address space; allow more (ulimit -v)")
-        leave(2)
+        ending.leave(2)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -78,11 +78,11 @@ def do_here(job: Job) -> int:
     import torch
     import torch.distributed as dist
 
-    from lockstep.pipeline import cli
+    from lockstep.distributed import ending
     from lockstep.testing import faults
 
     faults.POISON = True  # what is read before it was written shows
-    with unittest.mock.patch.object(cli, "_end", sys.exit):  # it would end all ranks
+    with unittest.mock.patch.object(ending, "leave", sys.exit):  # it would end all ranks
         status = do(job)
     if dist.is_initialized():  # by a program that was refused, or failed
         dist.destroy_process_group()
