@@ -27,7 +27,8 @@ from lockstep.distributed.world import World
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.models import build
 from lockstep.pipeline.optim import make_optimizer
-from lockstep.pipeline.tasks.classification import Classification, Normalize
+from lockstep.pipeline.tasks.classification import Classification
+from lockstep.pipeline.tasks.supervised import Normalize
 from lockstep.strategies.task import MicroBatch
 
 CPU = torch.device("cpu")

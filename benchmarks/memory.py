@@ -30,7 +30,8 @@ from lockstep.distributed import rendezvous
 from lockstep.distributed.world import from_mpi
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.optim import make_optimizer
-from lockstep.pipeline.tasks.classification import Classification, Normalize
+from lockstep.pipeline.tasks.classification import Classification
+from lockstep.pipeline.tasks.supervised import Normalize
 from lockstep.strategies.task import MicroBatch
 from tests.conftest import REPOSITORY, environment, mpirun
 

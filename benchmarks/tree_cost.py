@@ -30,7 +30,8 @@ from lockstep.pipeline.data.arrays import Part
 from lockstep.pipeline.data.batches import Batches
 from lockstep.pipeline.models import build
 from lockstep.pipeline.optim import make_optimizer
-from lockstep.pipeline.tasks.classification import Classification, Normalize
+from lockstep.pipeline.tasks.classification import Classification
+from lockstep.pipeline.tasks.supervised import Normalize
 from tests.conftest import REPOSITORY, environment, mpirun
 
 SHARDS, IMAGES, TURNS = 4, 4096, 15

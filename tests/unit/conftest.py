@@ -75,7 +75,14 @@ def write_part():
         np.save(folder / "images.npy", np.zeros((len(labels), 1, 1, 1), np.uint8))
         np.save(folder / "labels.npy", np.asarray(labels, np.int64))
         names = [str(label) for label in range(max(labels) + 1)]
-        record = {"name": "little", "shape": [1, 1, 1], "classes": names, "mean": [0], "std": [1]}
+        record = {
+            "name": "little",
+            "task": "classification",
+            "shape": [1, 1, 1],
+            "classes": names,
+            "mean": [0],
+            "std": [1],
+        }
         files = (f"{folder.name}/{name}.npy" for name in ("images", "labels"))
         record["sha256"] = {file: sha256(folder.parent / file) for file in files}
         write_manifest(folder.parent, record)

@@ -25,7 +25,7 @@ def test_images_come_with_their_labels_steps_and_shards():
     batches = make(40, 2, 8)
     for epoch, index, shard in itertools.product(range(2), range(5), range(2)):
         found = batches.get(epoch, index, shard)
-        assert np.array_equal(found.inputs, batches.part.images[found.targets])
+        assert np.array_equal(found.inputs, batches.part.inputs[found.targets])
         assert (found.step, found.shard) == (epoch * 5 + index, shard)
 
 
@@ -98,7 +98,7 @@ def test_every_shift_comes_about_as_often_and_half_are_mirrored():
     image = np.zeros((5, 5, 1), np.uint8)
     image[2, 2], image[2, 3] = 1, 2  # where it went, and which way it looks
     batches = make(5000, 1, 5000, shift=1, flip=True, size=(5, 5, 1))
-    batches.part.images[:] = image
+    batches.part.inputs[:] = image
     images = batches.get(0, 0, 0).inputs[..., 0]
     _, rows, columns = np.nonzero(images == 1)
     ahead = np.nonzero(images == 2)[2] - columns
@@ -113,8 +113,8 @@ def test_every_shift_comes_about_as_often_and_half_are_mirrored():
 @pytest.mark.parametrize(("shift", "flip"), [(0, False), (3, True)])
 def test_micro_batches_are_whole_arrays_of_their_own(shift, flip):
     batches = make(20, 2, 4, shift=shift, flip=flip)
-    before = batches.part.images.copy()
+    before = batches.part.inputs.copy()
     found = batches.get(0, 0, 0)
     assert found.inputs.flags["C_CONTIGUOUS"]
     found.inputs[:] = 0
-    assert np.array_equal(batches.part.images, before)
+    assert np.array_equal(batches.part.inputs, before)

@@ -133,7 +133,7 @@ def test_a_wrong_command_line_is_one_line_and_status_2(lockstep, words, expected
         (["config", "gone.yaml"], "gone.yaml: No such file"),
         (["download", "--name", "npz", "--path", "gone.npz", "--output", "o"], "gone.npz"),
         (["prepare", "--name", "mnist", "--output", "o"], "train-images-idx3-ubyte.gz"),
-        (["partition", "--data", "gone", "--output", "o"], "gone/train/images.npy"),
+        (["partition", "--data", "gone", "--output", "o"], "gone/manifest.json"),
         (["train", "--data", "gone", "--partition", "p", "--output", "o", "--lr", "0"], "lr"),
         (["average", "--data", "d", "--results", "gone"], "gone/train.json"),
         (["summarize", "gone", "--output", "o.csv"], "gone"),
@@ -179,7 +179,7 @@ def test_the_package_runs_as_a_program(tmp_path):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("lockstep partition: d/train/images.npy")
+    assert done.stderr.startswith("lockstep partition: d/manifest.json")
 
 
 @pytest.fixture

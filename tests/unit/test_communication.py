@@ -101,7 +101,7 @@ def test_a_step_is_that_of_the_median_epoch():
     assert step.compute == pytest.approx(0.05)
     assert step.seconds == pytest.approx(0.06)
     assert step.gradients == 4_000_000
-    assert (step.ranks, step.images, step.shards) == (2, 128, 4)
+    assert (step.ranks, step.samples, step.shards) == (2, 128, 4)
 
 
 def test_predictions_are_computing_and_then_one_all_reduce():

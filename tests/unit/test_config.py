@@ -116,7 +116,10 @@ def test_a_hash_within_a_cell_cuts_nothing_off(read):
     ("values", "words"),
     [
         ({"color": "red"}, ["configuration: color: no such key", "dataset, defaults, runs"]),
-        ({"dataset": {"nam": "mnist"}}, ["configuration: dataset.nam: no such key", "name, path"]),
+        (
+            {"dataset": {"nam": "mnist"}},
+            ["configuration: dataset.nam: no such key", "name, task, path"],
+        ),
         ({"defaults": {"epoch": 3}}, ["configuration: defaults.epoch: no such key", "epochs"]),
         ({"defaults": {"run": "x"}}, ["configuration: defaults.run: no such key"]),
         ({"defaults": {"epochs": "many"}}, ["configuration: defaults.epochs", "'many'"]),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.pipeline.stages.evaluate import measure
+from lockstep.pipeline.tasks.classification import measure
 
 
 def test_metrics_are_those_counted_by_hand():

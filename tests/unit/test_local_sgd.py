@@ -22,7 +22,8 @@ from lockstep.checkpoint.state import (
 from lockstep.distributed.world import World
 from lockstep.pipeline import optim
 from lockstep.pipeline.config import Run
-from lockstep.pipeline.tasks.classification import Classification, Normalize
+from lockstep.pipeline.tasks.classification import Classification
+from lockstep.pipeline.tasks.supervised import Normalize
 from tests.unit.little import SHARDS, make_batches, make_model
 
 CPU = torch.device("cpu")

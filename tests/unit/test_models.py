@@ -173,8 +173,8 @@ def test_a_wrong_model_of_the_users_is_one_line(own, refused, name, words):
 def test_a_rehearsal_finds_what_training_would(refused):
     shape = (1, 28, 28)
     for name in ("cnn", "linear"):
-        rehearse(name, build(name, shape, 10), shape, 10, images=1)
+        rehearse(name, build(name, shape, 10), shape, 1)
     pooled = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.BatchNorm1d(10))
-    rehearse("pooled", pooled, shape, 10, images=2)
+    rehearse("pooled", pooled, shape, 2)
     with refused("model: pooled cannot be trained on 1 images"):
-        rehearse("pooled", pooled, shape, 10, images=1)
+        rehearse("pooled", pooled, shape, 1)

@@ -11,8 +11,9 @@ from torch.nn import functional
 from lockstep import tensors as state
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.models import build
-from lockstep.pipeline.tasks.classification import Classification, Normalize
+from lockstep.pipeline.tasks.classification import Classification
 from lockstep.pipeline.tasks.rehearsal import check_bfloat16
+from lockstep.pipeline.tasks.supervised import Normalize
 from lockstep.strategies.task import Loss, MicroBatch
 
 CPU = torch.device("cpu")

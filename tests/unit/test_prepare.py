@@ -42,16 +42,16 @@ def test_digits_have_their_samples_shapes_and_classes(digits):
     assert record["classes"] == list("0123456789")
     for name, count in (("train", 1438), ("test", 359)):
         part = open_part(digits / name)
-        assert part.images.shape == (count, 28, 28, 1)
-        assert part.images.dtype == np.uint8
-        assert part.labels.dtype == np.int64
+        assert part.inputs.shape == (count, 28, 28, 1)
+        assert part.inputs.dtype == np.uint8
+        assert part.targets.dtype == np.int64
         assert record[name]["samples"] == count
-        counts = np.bincount(part.labels).tolist()
+        counts = np.bincount(part.targets).tolist()
         assert list(record[name]["per_class"].values()) == counts
 
 
 def test_digits_are_drawn_inside_a_border(digits):
-    images = open_part(digits / "train").images[..., 0]
+    images = open_part(digits / "train").inputs[..., 0]
     inside = images[:, 4:24, 4:24]
     assert images.sum() == inside.sum()
     assert inside.reshape(len(inside), -1).max(axis=1).min() > 100  # each has something drawn
@@ -68,7 +68,7 @@ def test_the_manifest_holds_the_sums_of_the_files(digits):
 
 def test_the_manifests_moments_are_those_of_all_training_pixels(digits):
     manifest = read_manifest(digits)
-    pixels = open_part(digits / "train").images / 255
+    pixels = open_part(digits / "train").inputs / 255
     assert manifest.mean == pytest.approx([pixels.mean()], rel=1e-12)
     assert manifest.std == pytest.approx([pixels.std()], rel=1e-12)
 
@@ -180,7 +180,7 @@ def test_idx_files_come_back_as_they_were(mnist, name):
     assert record["shape"] == [1, 28, 28]
     for part, prefix in (("train", "train"), ("test", "t10k")):
         found = open_part(mnist / part)
-        for kind, array in (("images-idx3", found.images[..., 0]), ("labels-idx1", found.labels)):
+        for kind, array in (("images-idx3", found.inputs[..., 0]), ("labels-idx1", found.targets)):
             path = mnist / "raw" / f"{prefix}-{kind}-ubyte.gz"
             assert gzip.decompress(path.read_bytes()) == idx(array)
 
@@ -263,11 +263,11 @@ def records(random, labels):
 
 
 def assert_same(part, found, labels_before):
-    assert np.array_equal(part.labels, found[:, labels_before - 1])
+    assert np.array_equal(part.targets, found[:, labels_before - 1])
     for i, channel, row, column in ((0, 0, 0, 0), (1, 1, 2, 3), (3, 2, 31, 30), (5, 0, 17, 31)):
         place = labels_before + channel * 1024 + row * 32 + column
-        assert part.images[i, row, column, channel] == found[i, place]
-    assert part.images.sum() == found[:, labels_before:].sum()
+        assert part.inputs[i, row, column, channel] == found[i, place]
+    assert part.inputs.sum() == found[:, labels_before:].sum()
 
 
 def test_cifar10_is_read_in_the_order_of_its_files(tmp_path, random):
@@ -371,16 +371,16 @@ def test_an_npz_with_a_test_part_keeps_it(npz, tmp_path):
     assert record["shape"] == [3, 4, 5]
     assert record["classes"] == ["0", "1", "2"]
     train, test = open_part(tmp_path / "o" / "train"), open_part(tmp_path / "o" / "test")
-    assert np.array_equal(train.images, images)
-    assert np.array_equal(train.labels, labels)
-    assert np.array_equal(test.images, test_images[::-1])
-    assert np.array_equal(test.labels, test_labels)
+    assert np.array_equal(train.inputs, images)
+    assert np.array_equal(train.targets, labels)
+    assert np.array_equal(test.inputs, test_images[::-1])
+    assert np.array_equal(test.targets, test_labels)
 
 
 def test_an_npz_of_grey_images_gets_one_channel(npz, tmp_path):
     images, labels = some(12, shape=(4, 5))
     assert npz(images=images, labels=labels)["shape"] == [1, 4, 5]
-    assert open_part(tmp_path / "o" / "train").images.shape == (9, 4, 5, 1)
+    assert open_part(tmp_path / "o" / "train").inputs.shape == (9, 4, 5, 1)
 
 
 @given(
@@ -401,7 +401,7 @@ def test_the_split_is_stratified_disjoint_and_whole(labels, fraction):
             output = Path(folder) / again
             prepare(Dataset(name="npz", path=str(path), test_fraction=fraction), output)
             found.append([open_part(output / part) for part in ("train", "test")])
-            found[-1] = [(p.images.reshape(-1), np.array(p.labels)) for p in found[-1]]
+            found[-1] = [(p.inputs.reshape(-1), np.array(p.targets)) for p in found[-1]]
     (train, train_labels), (test, test_labels) = found[0]
     assert sorted([*train, *test]) == list(ids)
     assert np.array_equal(labels[train], train_labels)
@@ -511,10 +511,10 @@ def test_images_of_a_folder_are_split_by_class(folder, tmp_path, shape, expected
     levels = []
     for part in ("train", "test"):
         found = open_part(tmp_path / "o" / part)
-        assert found.images.shape[1:] == (*shape[:2], expected[0])
+        assert found.inputs.shape[1:] == (*shape[:2], expected[0])
         levels += [
             (label, *np.unique(image))
-            for image, label in zip(found.images, found.labels, strict=True)
+            for image, label in zip(found.inputs, found.targets, strict=True)
         ]
     assert sorted(levels) == [(j, 20 * i + j) for j in range(2) for i in range(5)]
 
@@ -523,7 +523,7 @@ def test_colours_stay_in_their_order(folder, tmp_path):
     red = np.zeros((2, 3, 3), np.uint8)
     red[0, 1] = (200, 100, 50)
     folder({"a/1.png": red, "a/2.png": red})
-    assert open_part(tmp_path / "o" / "train").images[0, 0, 1].tolist() == [200, 100, 50]
+    assert open_part(tmp_path / "o" / "train").inputs[0, 0, 1].tolist() == [200, 100, 50]
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "1", "CMYK"])
@@ -534,7 +534,7 @@ def test_images_of_other_modes_become_colour(folder, tmp_path, mode):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (5, 6), (255, 255, 255)).convert(mode).save(path)
     assert folder({})["shape"] == [3, 6, 5]
-    assert np.unique(open_part(tmp_path / "o" / "train").images) == [255]
+    assert np.unique(open_part(tmp_path / "o" / "train").inputs) == [255]
 
 
 def test_folders_train_and_test_are_the_parts(folder):
@@ -714,8 +714,8 @@ def test_memory_does_not_grow_with_the_images_or_their_number(npz, tmp_path):
         assert peak(lambda: prepare(dataset, tmp_path / "o", threads=2)) < 40
         for part in ("train", "test"):
             found = open_part(tmp_path / "o" / part)
-            assert np.array_equal(found.images[:, 3, 5, 1], found.labels)
-            assert int(found.images.sum()) == int(found.labels.sum())
+            assert np.array_equal(found.inputs[:, 3, 5, 1], found.targets)
+            assert int(found.inputs.sum()) == int(found.targets.sum())
 
 
 def member(head, content=b"", claimed=None):

@@ -108,7 +108,13 @@ def folder():
 @given(damages())
 @EXAMPLES
 def test_manifests(folder, damage):
-    record = {"name": "x", "shape": [3, 5, 4], "classes": ["a", "b"], "mean": [0.5] * 3}
+    record = {
+        "name": "x",
+        "task": "classification",
+        "shape": [3, 5, 4],
+        "classes": ["a", "b"],
+        "mean": [0.5] * 3,
+    }
     record |= {"std": [0.25] * 3, "sha256": {"train/images.npy": "ab" * 32}}
     write_manifest(folder, record)
     known = read_manifest(folder)
@@ -128,9 +134,9 @@ def test_arrays(folder, name, damage):
     path = part / f"{name}.npy"
     found = right_or_refused(lambda: open_part(part), path, path.read_bytes(), damage)
     if found:  # what is in them is compared by SHA-256
-        assert len(found.images) == len(found.labels)
-        assert (found.images.dtype, found.labels.dtype) == (np.uint8, np.int64)
-        assert int(found.images.sum()) >= 0
+        assert len(found.inputs) == len(found.targets)
+        assert (found.inputs.dtype, found.targets.dtype) == (np.uint8, np.int64)
+        assert int(found.inputs.sum()) >= 0
 
 
 @given(damages())
@@ -177,14 +183,14 @@ def test_records_of_a_download(folder, damage):
 
 def decode(dataset, raw):
     """Return the labels and images that a reader makes of a dataset, by part."""
-    decoded = READERS[dataset.name](dataset, raw, 1)
+    decoded = READERS[dataset.task, dataset.name](dataset, raw, 1)
     pixels = {"train": [], "test": []}
-    for part, some in decoded.pixels:
+    for part, some in decoded.rows:
         pixels[part].append(some.copy())
     images = {part: np.concatenate(some) for part, some in pixels.items() if some}
     for part in images:
-        assert images[part].shape == (len(decoded.labels[part]), *decoded.shapes[part])
-    return decoded.labels, images
+        assert images[part].shape == (len(decoded.targets[part]), *decoded.shapes[part])
+    return decoded.targets, images
 
 
 def same(found, known):

@@ -10,8 +10,9 @@ from torch import nn
 
 from lockstep import tensors as state
 from lockstep.pipeline.config import Run
-from lockstep.pipeline.tasks.classification import Classification, Normalize
+from lockstep.pipeline.tasks.classification import Classification
 from lockstep.pipeline.tasks.rehearsal import rehearse
+from lockstep.pipeline.tasks.supervised import Normalize
 from lockstep.reduce.layout import copy_of
 from tests.unit.little import make_batches, make_model
 

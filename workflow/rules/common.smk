@@ -9,6 +9,7 @@ from pathlib import Path
 from lockstep.errors import UserError
 from lockstep.pipeline import launch
 from lockstep.pipeline.config import check_file, load
+from lockstep.pipeline.kinds import TASKS
 from lockstep.provenance import code_digest, training_digest
 
 STARTED = time.time()
@@ -35,8 +36,9 @@ except UserError as error:
 
 DATASET = EXPERIMENT.dataset
 DATA = f"data/{DATASET.id}"
+TASK = TASKS[DATASET.task]
 ARRAYS = [
-    f"{part}/{name}.npy" for part in ("train", "test") for name in ("images", "labels")
+    f"{part}/{array.name}.npy" for part in ("train", "test") for array in TASK.arrays
 ]
 PARTITIONS = {run.partition: run for run in RUNS.values()}
 WORLDS = launch.worlds(RUNS.values())

@@ -7,9 +7,8 @@ rule evaluate_run:
         manifest=rules.prepare.output.manifest,
         arrays=rules.prepare.output.arrays,
     output:
+        **{table: f"<results>/{{run}}/{table}.csv" for table in TASK.tables},
         metrics="<results>/{run}/metrics.json",
-        predictions="<results>/{run}/predictions.csv",
-        confusion="<results>/{run}/confusion.csv",
     log:
         "<logs>/evaluate/{run}.log",
     benchmark:

@@ -14,7 +14,7 @@ rule prepare:
         "../../envs/environment.yaml"
     threads: 16  # or all that there are; more would wait for the one that writes
     params:
-        flags=launch.flags(DATASET, "name", "path", "test_fraction"),
+        flags=launch.flags(DATASET, "name", "task", "path", "test_fraction"),
         code=code_digest("lockstep.pipeline.stages.prepare"),
         folder=subpath(output.manifest, parent=True),
     shell:

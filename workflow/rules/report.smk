@@ -1,35 +1,32 @@
+# What a task has besides curves and time.
+FIGURES = {"confusion": "confusion matrix", "shards": "samples by class and shard"}
+
+
 rule draw_run:
     """Draw the figures of a run."""
     input:
         record=rules.train_run.output.record,
         history=rules.train_run.output.history,
         metrics=rules.evaluate_run.output.metrics,
-        tables=[
-            rules.evaluate_run.output.predictions,
-            rules.evaluate_run.output.confusion,
-        ],
+        tables=[rules.evaluate_run.output[table] for table in TASK.tables],
         partition=partition_of_run("summary.csv"),
     output:
+        **{
+            name: report(
+                f"<results>/{{run}}/figures/{name}.svg",
+                caption=f"../report/{name}.rst",
+                category="Runs",
+                subcategory="{run}",
+                labels={"figure": FIGURES[name]},
+            )
+            for name in TASK.figures
+        },
         curves=report(
             "<results>/{run}/figures/curves.svg",
             caption="../report/curves.rst",
             category="Runs",
             subcategory="{run}",
-            labels={"figure": "loss and accuracy by epoch"},
-        ),
-        confusion=report(
-            "<results>/{run}/figures/confusion.svg",
-            caption="../report/confusion.rst",
-            category="Runs",
-            subcategory="{run}",
-            labels={"figure": "confusion matrix"},
-        ),
-        shards=report(
-            "<results>/{run}/figures/shards.svg",
-            caption="../report/shards.rst",
-            category="Runs",
-            subcategory="{run}",
-            labels={"figure": "samples by class and shard"},
+            labels={"figure": f"loss and {TASK.main} by epoch"},
         ),
         time=report(
             "<results>/{run}/figures/time.svg",
@@ -47,6 +44,7 @@ rule draw_run:
         "../../envs/environment.yaml"
     params:
         code=code_digest("lockstep.pipeline.report"),
+        metric=TASK.title(TASK.main),
         results=subpath(input.metrics, parent=True),
         folder=subpath(output.curves, parent=True),
     shell:
@@ -139,11 +137,11 @@ rule draw_summary:
             category="Summary",
             labels={"figure": "table of runs"},
         ),
-        accuracy=report(
-            "<results>/figures/accuracy.svg",
-            caption="../report/accuracy.rst",
+        comparison=report(
+            f"<results>/figures/{TASK.main}.svg",
+            caption="../report/comparison.rst",
             category="Summary",
-            labels={"figure": "accuracy and speed by run"},
+            labels={"figure": f"{TASK.main} and speed by run"},
         ),
         machine=report(
             "<results>/figures/machine.html",
@@ -160,6 +158,8 @@ rule draw_summary:
         "../../envs/environment.yaml"
     params:
         code=code_digest("lockstep.pipeline.report"),
+        metric=TASK.title(TASK.main),
+        unit=TASK.unit,
         folder=subpath(output.runs, parent=True),
     shell:
         "python -m lockstep report --summary {input.summary:q} --checks {input.checks:q}"

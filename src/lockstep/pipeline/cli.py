@@ -100,10 +100,12 @@ def make_parser() -> Parser:
         help="channels, rows and columns of an image, in pixels (default: 1 28 28)",
     )
     sub.add_argument(
-        "--images", type=int, default=2, help="The images that a model gets at once (default: 2)"
+        "--images", type=int, default=2, help="the samples that a model gets at once (default: 2)"
     )
     sub.add_argument("--classes", type=int, default=10, help="the number of classes (default: 10)")
-    _add_path(sub, "data", "a prepared dataset, to take shape and classes from", required=False)
+    _add_path(
+        sub, "data", "a prepared dataset, to take task, shape and classes from", required=False
+    )
     sub.add_argument(
         "--seconds",
         type=float,
@@ -216,20 +218,15 @@ def _download(args: dict[str, Any]) -> None:
 def _prepare(args: dict[str, Any]) -> None:
     if args["threads"] is not None and args["threads"] < 1:
         raise UserError(f"flags: threads: expected 1 or more, not {args['threads']}")
-    from lockstep.pipeline.stages.prepare import prepare
+    from lockstep.pipeline.stages.prepare import for_terminal, prepare
 
-    made = prepare(_take(args, Dataset), **args)
-    shape = " x ".join(map(str, made["shape"]))
-    print(
-        f"{made['train']['samples']:,} + {made['test']['samples']:,} images of {shape}, "
-        f"{len(made['classes'])} classes"
-    )
+    print(for_terminal(prepare(_take(args, Dataset), **args)))
 
 
 def _partition(args: dict[str, Any]) -> None:
-    from lockstep.pipeline.stages.partition import partition
+    from lockstep.pipeline.stages.partition import for_terminal, partition
 
-    print(partition(**args).pivot(index="shard", columns="label", values="samples").to_string())
+    print(for_terminal(partition(**args)))
 
 
 def _check(args: dict[str, Any]) -> None:
@@ -242,7 +239,7 @@ def _check(args: dict[str, Any]) -> None:
         from lockstep.pipeline.data.manifest import read_manifest
 
         manifest = read_manifest(data)
-        args |= {"shape": manifest.shape, "classes": manifest.classes}
+        args |= {"shape": manifest.shape, "classes": manifest.outputs, "task": manifest.task}
     if check(**{**args, "shape": tuple(args["shape"])}) is not None:
         print(for_terminal(args["output"].with_suffix(".csv")))
 

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from lockstep.errors import UserError, first_line
+from lockstep.pipeline.kinds import TASKS
 from lockstep.strategies import catalogue
 
 # Names of files and folders that lie beside the runs' folders in the results.
@@ -62,7 +63,11 @@ class Dataset(Strict):
         "digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "imagefolder", "npz"
     ] = "digits"
     """A dataset that Lockstep knows, or the form of your own: `imagefolder` (a folder of images
-    for each class) or `npz` (a file with arrays `images` and `labels`)."""
+    for each class) or `npz` (a file with arrays, which `task` names)."""
+
+    task: Literal["classification", "regression", "language"] = "classification"
+    """What is learned from an `npz`: a class of each image; numbers (arrays `inputs` and
+    `targets`); or the next token (an array `tokens`)."""
 
     path: str | None = None
     """Where your own dataset lies: the folder of an `imagefolder`, the file of an `npz`."""
@@ -81,6 +86,8 @@ class Dataset(Strict):
         if own != (self.path is not None):
             verb = "needs" if own else "takes no"
             raise ValueError(f"the dataset {self.name!r} {verb} key 'path'")
+        if self.task != "classification" and self.name != "npz":
+            raise ValueError(f"task: {self.name!r} is of classification; {self.task} takes an npz")
         if self.path is not None and re.search("[{}]", self.path):
             raise ValueError(f"path: Snakemake takes braces for wildcards, not {self.path!r}")
         return self
@@ -110,9 +117,9 @@ class Defaults(Strict):
     """The one seed: of the partition, the initial weights, the order, augmentation and dropout."""
 
     model: str = "cnn"
-    """`cnn`, `linear`, the name of a torchvision classifier (`resnet50`), or
-    `package.module:function` of your own, called with the input's shape (C, H, W) and the number
-    of classes."""
+    """`cnn`, `linear`, `mlp`, the name of a torchvision classifier (`resnet50`), `gpt` for
+    language, or `package.module:function` of your own, called with the input's shape, (C, H, W) of
+    an image, and the number of outputs: classes, targets, or tokens."""
 
     strategy: Literal[tuple(catalogue.ABOUT)] = Field(  # type: ignore[valid-type]
         default=catalogue.DEFAULT,
@@ -512,6 +519,10 @@ def load(
             raise UserError(f"{table}: {name}: run: {taken[key]}; give it another name")
         taken[key] = f"is there twice, for {parsed.run!r} above has the same folder"
         runs[parsed.run] = Run(**parsed.model_dump(exclude={"run"}))
+        try:
+            TASKS[config.dataset.task].check(parsed)
+        except UserError as error:
+            raise UserError(f"{table}: {name}: {error}") from None
     if not runs:
         raise UserError(f"{table}: there is no run in it; write a row for each")
     return config, runs

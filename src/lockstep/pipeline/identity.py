@@ -16,8 +16,9 @@ def inputs(run: Run, manifest: Manifest, partition: Path) -> dict[str, Any]:
     versions = provenance.versions()
     return {
         "data": {
+            "task": manifest.task,
             "shape": list(manifest.shape),
-            "classes": manifest.classes,
+            "outputs": manifest.outputs,
             "mean": manifest.mean,
             "std": manifest.std,
             **manifest.sha256,

@@ -5,6 +5,7 @@ wrote down: `average` that of the snapshots, `evaluate` that of the models and o
 `summarize` and `report` that of the tables. So what is put together is of one training.
 """
 
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -14,6 +15,7 @@ from lockstep.errors import UserError
 from lockstep.files import check_sha256, read_json, sealed, unsealed, write_json
 from lockstep.pipeline.config import Run, parse
 from lockstep.pipeline.data.manifest import Manifest
+from lockstep.pipeline.kinds import TASKS
 
 T = TypeVar("T", bound="Record")
 
@@ -71,12 +73,13 @@ class Origin(Record):
     version: Literal[1]
     configuration: Run
     dataset: str
+    task: Annotated[str, Field(pattern=f"^({'|'.join(TASKS)})$")] = "classification"
     data_sha256: dict[str, Sha256]
     classes: list[str]
     data: str
     mean: list[float]
     std: list[float]
-    """A model is fed (pixels / 255 - mean) / std, channel by channel."""
+    """A model is fed (value - mean) / std, channel by channel; images are pixels / 255."""
     partition_sha256: Sha256
     partition: str
     partition_edited: bool
@@ -107,6 +110,7 @@ class Training(Origin):
     snapshots: dict[str, Sha256]
     steps: Annotated[Count, Field(gt=0)]
     images_per_second: Amount
+    """Samples per second, whatever the task's are."""
     seconds: Amount
     bytes_sent: list[Count]
     checkpoint_pauses: dict[str, Amount]
@@ -130,12 +134,16 @@ class ClassMeasured(Record):
 
 
 class Measured(Record):
-    """What a model does with the test set."""
+    """What a model does with the test set: what its task measures of it."""
 
-    accuracy: Share
-    correct: Count
     loss: float
-    per_class: dict[str, ClassMeasured]
+    accuracy: Share | None = None
+    correct: Count | None = None
+    per_class: dict[str, ClassMeasured] | None = None
+    rmse: float | None = None
+    mae: float | None = None
+    r2: float | None = None
+    perplexity: float | None = None
 
 
 class Metrics(Record):
@@ -145,8 +153,8 @@ class Metrics(Record):
     averaged: Measured
     model_sha256: Sha256
     snapshots_sha256: Sha256
-    predictions_sha256: Sha256
-    confusion_sha256: Sha256
+    predictions_sha256: Sha256 | None = None
+    confusion_sha256: Sha256 | None = None
 
 
 def write_training(results: Path, training: Training) -> None:
@@ -194,8 +202,14 @@ def read_metrics(results: Path, training: Training) -> Metrics:
     for key in ("model_sha256", "snapshots_sha256"):
         if getattr(found, key) != getattr(training, key):
             raise UserError(f"{path}: not of the training in {results / 'train.json'}; {do}")
-    check_sha256(results / "predictions.csv", found.predictions_sha256, path, do)
-    check_sha256(results / "confusion.csv", found.confusion_sha256, path, do)
+    kind = TASKS[training.task]
+    keys = [f"{model}.{name}" for model in ("last", "averaged") for name in kind.measured]
+    keys += [f"{table}_sha256" for table in kind.tables]
+    for key in keys:
+        if attrgetter(key)(found) is None:
+            raise UserError(f"{path}: not the metrics of a run ({key}: is missing); {do}")
+    for table in kind.tables:
+        check_sha256(results / f"{table}.csv", getattr(found, f"{table}_sha256"), path, do)
     return found
 
 

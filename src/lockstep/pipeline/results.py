@@ -11,13 +11,11 @@ from lockstep import tensors as state
 from lockstep.checkpoint.state import Progress
 from lockstep.files import atomic, sha256, sweep
 from lockstep.optimizer import State
+from lockstep.pipeline.kinds import TASKS
 from lockstep.pipeline.record import Origin, Segment, Training, write_training
 
-# The columns of history.csv that are times; the others are results.
-TIMES = [
-    *("images_per_second", "seconds"),
-    *("input_seconds", "compute_seconds", "communication_seconds"),
-]
+# The columns of history.csv that are times, as is how fast it was; the others are results.
+TIMES = ["seconds", "input_seconds", "compute_seconds", "communication_seconds"]
 
 
 def clear_results(output: Path) -> None:
@@ -60,13 +58,14 @@ def write_results(
     buffers = {name: value for name, value in weights.items() if name not in trained}
     snapshots = {path.name: sha256(path) for path in sorted((output / "snapshots").iterdir())}
     seconds = sum(row["seconds"] for row in progress.history)
+    times = [TASKS[origin.task].rate, *TIMES]
     training = Training(
         **dict(origin),
         model_sha256=sha256(output / "model.safetensors"),
         parameters_sha256=state.digest(parameters),
         buffers_sha256=state.digest(buffers) if buffers else None,
         optimizer_sha256=state.digest(optimizer),
-        history_sha256=state.digest(history.drop(columns=TIMES).to_csv(index=False)),
+        history_sha256=state.digest(history.drop(columns=times).to_csv(index=False)),
         history_csv_sha256=sha256(output / "history.csv"),
         snapshots_sha256=state.digest(snapshots),
         snapshots=snapshots,
@@ -83,15 +82,20 @@ def write_results(
 
 
 def make_row(
-    epoch: int, lr: float, means: dict[str, float], images: int, spent: dict[str, float]
+    epoch: int,
+    lr: float,
+    means: dict[str, float],
+    samples: int,
+    spent: dict[str, float],
+    rate: str,
 ) -> dict[str, float]:
-    """Return an epoch's row of history.csv."""
+    """Return an epoch's row of history.csv, in which samples per second are called `rate`."""
     computed = spent["seconds"] - spent["input_seconds"] - spent["communication_seconds"]
     return {
         "epoch": epoch + 1,
         "lr": lr,
         **means,
-        "images_per_second": images / spent["seconds"],
+        rate: samples / spent["seconds"],
         "seconds": spent["seconds"],
         "input_seconds": spent["input_seconds"],
         "compute_seconds": max(0.0, computed),

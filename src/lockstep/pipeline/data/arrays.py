@@ -1,8 +1,8 @@
-"""Images and labels on disk: arrays that are memory-mapped and never read whole.
+"""Inputs and targets on disk: arrays that are memory-mapped and never read whole.
 
-A part of a dataset ("train" or "test") is a folder of two files:
-`images.npy`, uint8, N x H x W x C, the layout that a CPU's convolutions are fastest with; and
-`labels.npy`, int64, N. All ranks of a host share one copy of them in the page cache.
+A part of a dataset ("train" or "test") is a folder of files that the task names: images and labels,
+inputs and targets, or tokens. Channels come last, the layout that a CPU's convolutions are fastest
+with. All ranks of a host share one copy of them in the page cache.
 """
 
 import math
@@ -14,17 +14,23 @@ import numpy as np
 
 from lockstep.errors import UserError, first_line
 from lockstep.files import DAMAGE
+from lockstep.pipeline.kinds import CLASSIFICATION, Kind
 
 
 @dataclass(frozen=True)
 class Part:
-    """The images (uint8, N x H x W x C, memory-mapped) and labels (int64, N) of one part."""
+    """The inputs and targets of one part, N x ... each, memory-mapped."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    inputs: np.ndarray
+    targets: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes there are, at most."""
+        return self.inputs.nbytes + self.targets.nbytes
 
 
 def read_head(file: IO[bytes], size: int) -> tuple[np.dtype, tuple[int, ...]]:
@@ -45,15 +51,19 @@ def read_head(file: IO[bytes], size: int) -> tuple[np.dtype, tuple[int, ...]]:
     return dtype, shape
 
 
-def open_part(folder: Path) -> Part:
+def open_part(folder: Path, kind: Kind = CLASSIFICATION) -> Part:
     """Map the arrays in `folder` for reading.
+
+    Args:
+        folder: a part of a prepared dataset.
+        kind: the task that it was prepared for.
 
     Raises:
         UserError: a file is missing, cut short, or not such an array.
     """
     arrays = []
-    for name in ("images", "labels"):
-        path = folder / f"{name}.npy"
+    for array in kind.arrays:
+        path = folder / f"{array.name}.npy"
         try:
             with path.open("rb") as file:
                 dtype, shape = read_head(file, path.stat().st_size)
@@ -61,17 +71,16 @@ def open_part(folder: Path) -> Part:
         except DAMAGE as error:
             why = first_line(error)
             raise UserError(f"{path}: not a whole array ({why}); run `prepare` again") from None
-    images, labels = arrays
-    if (
-        (images.dtype, images.ndim) != (np.uint8, 4)
-        or (labels.dtype, labels.ndim) != (np.int64, 1)
-        or len(images) != len(labels)
-    ):
-        raise UserError(
-            f"{folder}: expected uint8 images of N x H x W x C and N int64 labels, found "
-            f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}; run `prepare` again"
-        )
-    return Part(images, labels)
+    fit = [
+        found.dtype.name in array.dtypes and found.ndim in array.dimensions
+        for found, array in zip(arrays, kind.arrays, strict=True)
+    ]
+    if not all(fit) or len({len(found) for found in arrays}) > 1:
+        what = " and ".join(f"{found.dtype} {found.shape}" for found in arrays)
+        raise UserError(f"{folder}: expected {kind.layout}, found {what}; run `prepare` again")
+    if len(arrays) == 1:  # of a sequence, each is foretold from those before it
+        return Part(arrays[0][:, :-1], arrays[0][:, 1:])
+    return Part(*arrays)
 
 
 class Moments:
@@ -109,3 +118,32 @@ class Moments:
         mean = self.total / self.pixels
         deviation = np.sqrt(self.squares / self.pixels - mean**2)
         return (mean / 255).tolist(), (deviation / 255).tolist()
+
+
+class FloatMoments:
+    """The mean and the standard deviation of each channel, of numbers that come block by block.
+
+    Sums are float64. Blocks are joined by their means (Chan, Golub and LeVeque, "Updating formulae
+    and a pairwise algorithm for computing sample variances", 1979), so that nothing is lost where
+    deviations are small beside means; the result depends on how the blocks were cut.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.mean = np.zeros(channels)
+        self.squares = np.zeros(channels)
+
+    def add(self, block: np.ndarray) -> None:
+        """Add some numbers (... x C)."""
+        rows = block.reshape(-1, len(self.mean)).astype(np.float64)
+        mean = rows.mean(axis=0)
+        apart, both = mean - self.mean, self.count + len(rows)
+        self.squares += ((rows - mean) ** 2).sum(axis=0) + apart**2 * (
+            self.count * len(rows) / both
+        )
+        self.mean += apart * (len(rows) / both)
+        self.count = both
+
+    def of_numbers(self) -> tuple[list[float], list[float]]:
+        """Return the mean and the standard deviation of each channel."""
+        return self.mean.tolist(), np.sqrt(self.squares / self.count).tolist()

@@ -21,7 +21,7 @@ class Batches:
     Args:
         part: the training set.
         members: the sample ids of each of the S shards.
-        batch: B, the global batch in images; S divides it.
+        batch: B, the global batch in samples; S divides it.
         seed: the run's seed.
         shift: the largest random shift in pixels, each way.
         flip: whether images are mirrored at random.
@@ -46,11 +46,11 @@ class Batches:
     def get(self, epoch: int, index: int, shard: int) -> MicroBatch:
         """Return the micro-batch of `shard` at step `index` of `epoch` (all counted from 0)."""
         ids = self.sampler.ids(epoch, index, shard)
-        images = self.part.images[ids]
+        inputs = self.part.inputs[ids]
         if self.shift or self.flip:
-            images = augment(images, self._words(epoch)[ids], self.shift, self.flip)
+            inputs = augment(inputs, self._words(epoch)[ids], self.shift, self.flip)
         step = epoch * self.steps_per_epoch + index
-        return MicroBatch(ids, images, self.part.labels[ids], step, shard)
+        return MicroBatch(ids, inputs, self.part.targets[ids], step, shard)
 
     def _words_of(self, epoch: int) -> np.ndarray:
         return streams.words(len(self.part), "augmentation", self.seed, epoch)

@@ -6,26 +6,31 @@ from typing import Any
 
 from lockstep.errors import UserError, first_line
 from lockstep.files import DAMAGE, read_json, sealed, sha256, unsealed, write_json
+from lockstep.pipeline.kinds import TASKS, Kind
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What a prepared dataset is: read from its manifest.json.
 
-    `sha256` is of the arrays, by file.
+    `shape` is that of what a model gets of a sample, and `outputs` how many classes, targets or
+    tokens there are. Channels of inputs have `mean` and `std`, tokens have none. `sha256` is of the
+    arrays, by file.
     """
 
     name: str
-    shape: tuple[int, int, int]
+    task: str
+    shape: tuple[int, ...]
+    outputs: int
     class_names: list[str]
     mean: list[float]
     std: list[float]
     sha256: dict[str, str]
 
     @property
-    def classes(self) -> int:
-        """The number of classes."""
-        return len(self.class_names)
+    def kind(self) -> Kind:
+        """What is learned from it."""
+        return TASKS[self.task]
 
 
 def write_manifest(data: Path, record: dict[str, Any]) -> None:
@@ -43,11 +48,13 @@ def read_manifest(data: Path) -> Manifest:
     record = read_json(path, what, do)
     try:
         record = unsealed(record, "manifest_sha256")
-        channels, height, width = record["shape"]
+        names = record.get("classes", [])
         return Manifest(
             name=record["name"],
-            shape=(channels, height, width),
-            class_names=record["classes"],
+            task=TASKS[record.get("task", "classification")].name,
+            shape=tuple(map(int, record["shape"])),
+            outputs=int(record.get("outputs", len(names))),
+            class_names=names,
             mean=record["mean"],
             std=record["std"],
             sha256=record["sha256"],

@@ -57,23 +57,29 @@ def _dirichlet(labels: np.ndarray, shards: int, seed: int, alpha: float) -> np.n
     return shard
 
 
-def read_members(table: Path, labels: np.ndarray, shards: int) -> list[np.ndarray]:
+def read_members(table: Path, labels: np.ndarray | int, shards: int) -> list[np.ndarray]:
     """Read a partition: the sample ids (int64, ascending) of each shard.
+
+    Args:
+        table: with a row for each sample.
+        labels: of the samples; or how many there are, where they have none.
+        shards: S.
 
     Raises:
         UserError: the table is not a partition of samples with these labels into `shards` shards.
     """
-    samples = len(labels)
+    columns = ["sample", "shard"] if isinstance(labels, int) else ["sample", "label", "shard"]
+    samples = labels if isinstance(labels, int) else len(labels)
     try:
         with np.errstate(invalid="raise"):  # what is no number would become one
-            frame = pd.read_csv(table, usecols=["sample", "label", "shard"], dtype=np.int64)
+            frame = pd.read_csv(table, usecols=columns, dtype=np.int64)
     except DAMAGE as error:
-        why = first_line(error)
-        raise UserError(f"{table}: not a table of sample, label and shard ({why})") from None
+        what = f"{', '.join(columns[:-1])} and {columns[-1]}"
+        raise UserError(f"{table}: not a table of {what} ({first_line(error)})") from None
     ids = frame["sample"].to_numpy()
     if not np.array_equal(np.sort(ids), np.arange(samples)):
         raise UserError(f"{table}: does not name each of {samples} samples once; partition again")
-    if not np.array_equal(frame["label"].to_numpy(), labels[ids]):
+    if not isinstance(labels, int) and (frame["label"].to_numpy() != labels[ids]).any():
         raise UserError(f"{table}: its labels are not those of the data; partition again")
     shard = frame["shard"].to_numpy()
     members = [np.sort(ids[shard == number]) for number in range(shards)]

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 import random
 import sys
 from collections.abc import Callable
@@ -14,29 +15,37 @@ from torch.nn.parameter import UninitializedParameter
 
 from lockstep import random as streams
 from lockstep.errors import UserError, first_line
+from lockstep.pipeline.kinds import CLASSIFICATION, Kind
+from lockstep.pipeline.models.gpt import GPT
 from lockstep.reduce.layout import settle
 
+Shape = tuple[int, ...]
 
-def build(name: str, shape: tuple[int, int, int], classes: int, seed: int = 0) -> nn.Module:
+
+def build(
+    name: str, shape: Shape, outputs: int, seed: int = 0, kind: Kind = CLASSIFICATION
+) -> nn.Module:
     """Build a model with initial weights that depend on `seed` alone.
 
     Args:
-        name: `cnn`, `linear`, a torchvision classifier, or `package.module:function`.
-        shape: (C, H, W) of an image.
-        classes: the number of outputs.
+        name: `cnn`, `linear`, `mlp`, `gpt`, a torchvision classifier, or `package.module:function`.
+        shape: of an input: (C, H, W) of an image.
+        outputs: how many there are: classes, targets, tokens.
         seed: what the initial weights are drawn from.
+        kind: the task that it is to learn.
 
     Raises:
-        UserError: there is no such model, or it does not turn a batch of such images into a score
-            for each class.
+        UserError: there is no such model, or it does not turn a batch of such inputs into what the
+            task wants.
     """
     drawn = streams.torch_seed("weights", seed)
     torch.manual_seed(drawn)
     random.seed(drawn)  # a model of the user's may draw its weights by these
     np.random.seed(drawn % 2**32)
-    make = _find(name)
+    make = _find(name, kind)
+    expected = (2, *kind.outputs(shape, outputs))
     try:
-        model = make(shape, classes)
+        model = make(shape, outputs)
         if not isinstance(model, nn.Module):
             raise UserError(
                 f"model: {name} gave {type(model).__name__}, expected a torch.nn.Module"
@@ -44,47 +53,64 @@ def build(name: str, shape: tuple[int, int, int], classes: int, seed: int = 0) -
         model.eval()
         with torch.no_grad():
             if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
-                model(torch.zeros(2, *shape))
+                model(zeros(2, shape, kind))
             settle(model)
-            scores = model(torch.zeros(2, *shape))
+            made = model(zeros(2, shape, kind))
     except UserError:
         raise
     except Exception as error:
         why = first_line(error)
-        raise UserError(f"model: {name} does not take images of {shape}: {why}") from error
-    if not isinstance(scores, torch.Tensor) or scores.shape != (2, classes):
-        found = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise UserError(f"model: {name} does not take {kind.unit} of {shape}: {why}") from error
+    if not isinstance(made, torch.Tensor) or made.shape != expected:
+        found = tuple(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
         raise UserError(
-            f"model: {name} turns 2 images of {shape} into {found}, expected (2, {classes}): a "
-            f"score for each class"
+            f"model: {name} turns 2 {kind.unit} of {shape} into {found}, expected {expected}: "
+            f"{kind.meaning}"
         )
     return model.train()
 
 
+def zeros(count: int, shape: Shape, kind: Kind = CLASSIFICATION) -> torch.Tensor:
+    """Return so many inputs as a task has them."""
+    return torch.zeros(count, *shape, dtype=torch.int64 if kind.integers else torch.float32)
+
+
 def rehearse(
-    name: str, model: nn.Module, shape: tuple[int, int, int], classes: int, images: int
+    name: str, model: nn.Module, shape: Shape, count: int, kind: Kind = CLASSIFICATION
 ) -> None:
     """Do one step's forward and backward passes, to see that the model can be trained.
 
+    Args:
+        name: of the model, for messages.
+        model: what `build` returned.
+        shape: of an input.
+        count: how many it gets at once.
+        kind: the task that it is to learn.
+
     Raises:
-        UserError: it cannot, with so many images at once.
+        UserError: it cannot, with so many inputs at once.
     """
     try:
-        scores = model.train()(torch.zeros(images, *shape))
-        nn.functional.cross_entropy(scores, torch.arange(images) % classes).backward()
+        model.train()(zeros(count, shape, kind)).square().mean().backward()
     except Exception as error:
         why = first_line(error)
         raise UserError(
-            f"model: {name} cannot be trained on {images} images of {shape} at once: {why}"
+            f"model: {name} cannot be trained on {count} {kind.unit} of {shape} at once: {why}"
         ) from error
 
 
-def _find(name: str) -> Callable[[tuple[int, int, int], int], nn.Module]:
-    own = {"cnn": cnn, "linear": linear}
+def _find(name: str, kind: Kind) -> Callable[[Shape, int], nn.Module]:
+    own: dict[str, Callable[[Shape, int], nn.Module]] = (
+        {"gpt": gpt} if kind.integers else {"cnn": cnn, "linear": linear, "mlp": mlp}
+    )
     if name in own:
         return own[name]
     if ":" in name:
         return _import(name)
+    if kind.integers:
+        raise UserError(
+            f"model: no {name!r} for {kind.name}; take gpt, or package.module:function of your own"
+        )
     import torchvision  # here, because it takes a second, and the small models need none of it
 
     if name in torchvision.models.list_models(torchvision.models):
@@ -94,12 +120,12 @@ def _find(name: str) -> Callable[[tuple[int, int, int], int], nn.Module]:
             torchvision.models.get_model(name, weights=None, num_classes=classes, **options), shape
         )
     raise UserError(
-        f"model: no {name!r}; take cnn, linear, one of torchvision's classifiers (such as "
+        f"model: no {name!r}; take cnn, linear, mlp, one of torchvision's classifiers (such as "
         f"resnet50), or package.module:function of your own"
     )
 
 
-def _import(name: str) -> Callable[[tuple[int, int, int], int], nn.Module]:
+def _import(name: str) -> Callable[[Shape, int], nn.Module]:
     module, _, function = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -116,24 +142,42 @@ def _import(name: str) -> Callable[[tuple[int, int, int], int], nn.Module]:
         inspect.signature(make).bind((1, 28, 28), 10)
     except (TypeError, ValueError) as error:  # such as os:system: it is not called to see
         raise UserError(
-            f"model: {name} cannot be called with the shape (C, H, W) and the number of classes: "
-            f"{first_line(error)}"
+            f"model: {name} cannot be called with the shape of an input and the number of "
+            f"outputs: {first_line(error)}"
         ) from None
     return make
 
 
-def linear(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Softmax regression: one linear layer over the pixels."""
-    channels, height, width = shape
-    return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes))
+def linear(shape: Shape, outputs: int) -> nn.Module:
+    """One linear layer over all that a sample has: softmax, or least-squares, regression."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), outputs))
 
 
-def cnn(shape: tuple[int, int, int], classes: int) -> nn.Module:
+def mlp(shape: Shape, outputs: int) -> nn.Module:
+    """Two hidden layers of 64 units with ReLU, over all that a sample has."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(math.prod(shape), 64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, outputs),
+    )
+
+
+def gpt(shape: Shape, vocabulary: int) -> nn.Module:
+    """A small decoder-only transformer, for sequences as long as those of the data."""
+    return GPT(shape[0], vocabulary)
+
+
+def cnn(shape: Shape, classes: int) -> nn.Module:
     """The small CNN of PyTorch's MNIST examples, without its dropout.
 
     Two 5 x 5 convolutions (10 and 20 channels), each with 2 x 2 max-pooling and ReLU, then 50
     hidden units. For 1 x 28 x 28 it has 320 features and 21,840 parameters.
     """
+    if len(shape) != 3:
+        raise UserError(f"model: cnn takes images, not inputs of {shape}; take linear, or mlp")
     channels, height, width = shape
     rows, columns = (((side - 4) // 2 - 4) // 2 for side in (height, width))
     if rows < 1 or columns < 1:
@@ -154,7 +198,7 @@ def cnn(shape: tuple[int, int, int], classes: int) -> nn.Module:
     )
 
 
-def adapt(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
+def adapt(model: nn.Module, shape: Shape) -> nn.Module:
     """Fit one of torchvision's classifiers to the number of channels, and ResNets to small images.
 
     They begin with a convolution over three channels; for another number it gets a new one.

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from lockstep.errors import UserError, first_line
 from lockstep.files import check_sha256, read_json, sweep, write_text
+from lockstep.pipeline.kinds import TASKS, of_columns
 from lockstep.pipeline.record import Training, read_metrics, read_training
 from lockstep.pipeline.report import (
     communication,
@@ -27,7 +28,7 @@ from lockstep.pipeline.report import (
 
 
 def draw_run(results: Path, partition: Path, output: Path) -> None:
-    """Draw curves.svg, confusion.svg, shards.svg and time.svg of a run.
+    """Draw curves.svg and time.svg of a run, and what its task has besides.
 
     Args:
         results: the run's folder, with what `train` and `evaluate` wrote.
@@ -41,28 +42,30 @@ def draw_run(results: Path, partition: Path, output: Path) -> None:
     found = read_metrics(results, training)
     with _drawing(results, "train again"):
         run, metrics = training.configuration, found.model_dump()
-        history = _read_history(results, training)
-        # Classes have names, and "NA" or "01" is one as well.
-        confusion = pd.read_csv(
-            results / "confusion.csv",
-            dtype={"label": str, "predicted": str, "model": str},
-            keep_default_na=False,
-        )
+        kind, history = TASKS[training.task], _read_history(results, training)
         steps = training.steps / run.epochs
         figures = {
-            "curves": curves.draw_curves(results.name, run, history, metrics),
-            "time": curves.draw_time(results.name, run, history, steps),
-            "confusion": matrices.draw_confusion(results.name, confusion, metrics["last"]),
+            "curves": curves.draw_curves(results.name, run, history, metrics, kind),
+            "time": curves.draw_time(results.name, run, history, steps, kind.unit),
         }
+        if "confusion" in kind.figures:
+            # Classes have names, and "NA" or "01" is one as well.
+            confusion = pd.read_csv(
+                results / "confusion.csv",
+                dtype={"label": str, "predicted": str, "model": str},
+                keep_default_na=False,
+            )
+            last = metrics["last"]
+            figures["confusion"] = matrices.draw_confusion(results.name, confusion, last)
     with _drawing(partition, "run `partition` again"):
-        classes = list(found.last.per_class)
-        counts = pd.read_csv(partition)
-        figures["shards"] = matrices.draw_shards(results.name, run, counts, classes)
+        if "shards" in kind.figures:
+            classes, counts = list(metrics["last"]["per_class"]), pd.read_csv(partition)
+            figures["shards"] = matrices.draw_shards(results.name, run, counts, classes)
         _save(output, figures)
 
 
 def draw_summary(summary: Path, checks: list[Path], output: Path) -> None:
-    """Draw runs.html, accuracy.svg and machine.html.
+    """Draw runs.html, machine.html, and what the task compares: accuracy.svg, of classes.
 
     Args:
         summary: the table of all runs.
@@ -77,8 +80,9 @@ def draw_summary(summary: Path, checks: list[Path], output: Path) -> None:
         table = pd.read_csv(
             summary, dtype={"run": str}, keep_default_na=False, na_values={"loss": [""]}
         )
-        pages = {"runs": runs.page_of_runs(table)}
-        figures = {"accuracy": comparison.draw_accuracy(table)}
+        kind = of_columns(map(str, table))
+        pages = {"runs": runs.page_of_runs(table, kind)}
+        figures = {kind.main: comparison.draw_comparison(table, kind)}
     found = {path.stem: _read_check(path) for path in checks}
     with _drawing(", ".join(map(str, checks)), "check again"):
         pages["machine"] = machine.page_of_machine(found)
@@ -121,7 +125,8 @@ def draw_prediction(results: Path, check: Path, output: Path) -> None:
     record = _read_check(check)
     with _drawing(f"{results}, {check}", "train or check again"):
         history = _read_history(results, training)
-        figure = scaling.draw_scaling(results.name, training, history, record, _read_times(check))
+        times, unit = _read_times(check), TASKS[training.task].unit
+        figure = scaling.draw_scaling(results.name, training, history, record, times, unit)
         _save(output, {"scaling": figure})
 
 

@@ -5,22 +5,23 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from lockstep.pipeline.kinds import Kind
 from lockstep.pipeline.report import style
 
 
-def draw_accuracy(table: pd.DataFrame) -> Figure:
-    """Draw the accuracy of the last and the averaged model, images/s and bytes, a row for a run."""
+def draw_comparison(table: pd.DataFrame, kind: Kind) -> Figure:
+    """Draw how good the last and the averaged model are, speed and bytes, a row for a run."""
     count = len(table)
     height = min(1.8 + 0.3 * count, 6.6)
     figure = style.new_figure(10, height)
     size = min(9.0, (height - 1) * 72 / count)  # a line each; more than 45 take a reader's zoom
-    accuracy, speed, sent = figure.subplots(1, 3, sharey=True, width_ratios=[3, 2, 2])
+    quality, speed, sent = figure.subplots(1, 3, sharey=True, width_ratios=[3, 2, 2])
     rows = range(count)
-    last, averaged = table["accuracy_last"], table["accuracy_averaged"]
-    accuracy.hlines(rows, last, averaged, color=style.GREY, linewidth=1)
-    accuracy.plot(last, rows, "o", color=style.LAST, markersize=6, label="last model")
+    last, averaged = table[f"{kind.main}_last"], table[f"{kind.main}_averaged"]
+    quality.hlines(rows, last, averaged, color=style.GREY, linewidth=1)
+    quality.plot(last, rows, "o", color=style.LAST, markersize=6, label="last model")
     # Hollow and larger: where the two agree, both are still seen.
-    accuracy.plot(
+    quality.plot(
         averaged,
         rows,
         "D",
@@ -30,16 +31,16 @@ def draw_accuracy(table: pd.DataFrame) -> Figure:
         markeredgewidth=1.4,
         label="averaged model",
     )
-    accuracy.set_yticks(rows, [style.shorten(run, 28) for run in table["run"]], fontsize=size)
-    accuracy.set_ylim(count - 0.4, -0.6)
-    accuracy.margins(x=0.08)
-    accuracy.xaxis.set_major_locator(MaxNLocator(6))
-    accuracy.xaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
-    accuracy.set_xlabel("accuracy on the test set")
-    accuracy.grid()
+    quality.set_yticks(rows, [style.shorten(run, 28) for run in table["run"]], fontsize=size)
+    quality.set_ylim(count - 0.4, -0.6)
+    quality.margins(x=0.08)
+    quality.xaxis.set_major_locator(MaxNLocator(6))
+    quality.xaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
+    quality.set_xlabel(f"{kind.title(kind.main)} on the test set")
+    quality.grid()
 
     for axes, values, title, places, colour in (
-        (speed, table["images_per_second"], "images per second in training", 0, style.GREEN),
+        (speed, table[kind.rate], f"{kind.unit} per second in training", 0, style.GREEN),
         (sent, table["bytes_sent"] / 1e6, "MB sent in training, all ranks", 1, style.ORANGE),
     ):
         bars = axes.barh(rows, values, color=colour, height=0.5)
@@ -50,5 +51,5 @@ def draw_accuracy(table: pd.DataFrame) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel(title)
         axes.tick_params(left=False)
-    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    figure.legend(*quality.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return figure

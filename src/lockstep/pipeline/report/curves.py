@@ -1,4 +1,4 @@
-"""What happened over a run's epochs: loss, accuracy and learning rate, and where the time went."""
+"""What happened over a run's epochs: loss, metric and learning rate, and where the time went."""
 
 from typing import Any
 
@@ -14,16 +14,19 @@ from matplotlib.ticker import (
 )
 
 from lockstep.pipeline.config import Run
+from lockstep.pipeline.kinds import CLASSIFICATION, Kind
 from lockstep.pipeline.report import style
 
 # A loss that falls by more than this factor is drawn on a logarithmic axis.
 LOGARITHMIC_FROM = 20.0
 
 
-def draw_curves(name: str, run: Run, history: pd.DataFrame, metrics: dict[str, Any]) -> Figure:
-    """Draw loss, accuracy and learning rate by epoch, and the accuracy on the test set."""
-    figure = style.new_figure(9, 6.6)
-    loss, accuracy, rate = figure.subplots(3, sharex=True, height_ratios=[3, 3, 1])
+def draw_curves(
+    name: str, run: Run, history: pd.DataFrame, metrics: dict[str, Any], kind: Kind = CLASSIFICATION
+) -> Figure:
+    """Draw loss, the task's metric and learning rate by epoch, and the metric on the test set."""
+    figure, metric = style.new_figure(9, 6.6), kind.main
+    loss, quality, rate = figure.subplots(3, sharex=True, height_ratios=[3, 3, 1])
     epochs = history["epoch"]
     line: dict[str, Any] = {"linewidth": 1.6, "color": style.INK}
     if len(epochs) <= 40:
@@ -36,14 +39,15 @@ def draw_curves(name: str, run: Run, history: pd.DataFrame, metrics: dict[str, A
     if finite.empty:
         loss.text(0.5, 0.5, "not a number: it diverged", transform=loss.transAxes, ha="center")
     elif 0 < finite.min() * LOGARITHMIC_FROM < finite.max():
-        loss.set_yscale("log")
-        loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        loss.yaxis.set_minor_formatter(NullFormatter())
+        _scale_by_factors(loss)
 
-    accuracy.plot(epochs, history["accuracy"], **line)
-    accuracy.set_ylabel("accuracy")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-    ends = [(history["accuracy"].iloc[-1], "training", style.INK)]
+    quality.plot(epochs, history[metric], **line)
+    quality.set_ylabel(kind.title(metric))
+    if metric in kind.shares:
+        quality.yaxis.set_major_formatter(PercentFormatter(1))
+    elif 0 < history[metric].min() * LOGARITHMIC_FROM < history[metric].max():
+        _scale_by_factors(quality)
+    ends = [(history[metric].iloc[-1], "training", style.INK)]
     # The dashes lie over the whole line: where the two agree, both are still seen.
     for model, title, colour, dashes in (
         ("averaged", "test, averaged model", style.AVERAGED, "-"),
@@ -54,20 +58,27 @@ def draw_curves(name: str, run: Run, history: pd.DataFrame, metrics: dict[str, A
             (0, (6, 6)),
         ),
     ):
-        share = metrics[model]["accuracy"]
-        accuracy.axhline(share, color=colour, linewidth=1.5, linestyle=dashes)
-        ends.append((share, title, colour))
-    _label_ends(accuracy, ends)
+        value = metrics[model][metric]
+        quality.axhline(value, color=colour, linewidth=1.5, linestyle=dashes)
+        ends.append((value, title, colour))
+    _label_ends(quality, [(v, f"{title} {kind.text(metric, v)}", c) for v, title, c in ends])
 
     line |= {"color": style.GREY, "linewidth": 1.2, "markersize": 2}
     rate.plot(epochs, history["lr"], **line)
     rate.set_ylim(bottom=0)
     rate.set_ylabel("learning rate")
     _number_epochs(rate, len(epochs))
-    for axes in (loss, accuracy, rate):
+    for axes in (loss, quality, rate):
         axes.grid(axis="y")
     figure.align_ylabels()
     return figure
+
+
+def _scale_by_factors(axes: Axes) -> None:
+    """Give the axes a logarithmic height, with plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _number_epochs(axes: Axes, count: int) -> None:
@@ -77,14 +88,14 @@ def _number_epochs(axes: Axes, count: int) -> None:
 
 
 def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """Write (accuracy, title, colour) at the right of the axes, at its height, none on another."""
-    low, high = axes.get_ylim()
+    """Write (height, text, colour) at the right of the axes, none on another."""
+    place = axes.transData + axes.transAxes.inverted()
     lines = [(value, title, colour) for value, title, colour in ends if np.isfinite(value)]
     lines.sort(key=lambda line: line[0])
-    heights = spread([(value - low) / (high - low) for value, _, _ in lines], gap=0.08)
-    for (value, title, colour), height in zip(lines, heights, strict=True):
+    heights = spread([float(place.transform((0, value))[1]) for value, _, _ in lines], gap=0.08)
+    for (_, text, colour), height in zip(lines, heights, strict=True):
         axes.annotate(
-            f"{title} {style.percent(value)}",
+            text,
             (1, height),
             xytext=(6, 0),
             xycoords="axes fraction",
@@ -102,7 +113,9 @@ def spread(heights: list[float], gap: float) -> list[float]:
     return moved[::-1]
 
 
-def draw_time(name: str, run: Run, history: pd.DataFrame, steps_per_epoch: float) -> Figure:
+def draw_time(
+    name: str, run: Run, history: pd.DataFrame, steps_per_epoch: float, unit: str = "images"
+) -> Figure:
     """Draw the milliseconds of a step by part, stacked, epoch by epoch."""
     figure = style.new_figure(9, 4.6)
     axes = figure.subplots()
@@ -128,8 +141,8 @@ def draw_time(name: str, run: Run, history: pd.DataFrame, steps_per_epoch: float
     # Not the height of the bars: where communication overlaps, its parts may add up to more.
     step = history["seconds"].median() / steps_per_epoch
     axes.set_title(
-        f"{name}: {step * 1e3:.3g} ms a step of {run.batch} images in the median epoch, "
-        f"{run.batch / step:,.0f} images/s"
+        f"{name}: {step * 1e3:.3g} ms a step of {run.batch} {unit} in the median epoch, "
+        f"{run.batch / step:,.0f} {unit}/s"
     )
     axes.set_ylabel("milliseconds a step, rank 0")
     _number_epochs(axes, len(history))

@@ -1,11 +1,13 @@
 """runs.html: the table of all runs, and which of them gave the same model, bit for bit."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from html import escape
 from typing import Any
 
 import pandas as pd
 
+from lockstep.pipeline.kinds import CLASSIFICATION, Kind
 from lockstep.pipeline.report import style
 from lockstep.pipeline.report.page import make_list, make_page, make_table
 from lockstep.strategies import catalogue
@@ -15,23 +17,14 @@ SINGLE = "as_single"
 # How ranks share the work of a run, beside its ranks: one strategy is the reference for all of it.
 SHARING = {"strategy", "backend", "init_method", "device"}
 SHARING |= {name for one in catalogue.ALL for name in one.settings}
-# What comes out of a run; every other column but its name and its ranks went into it.
-RESULTS = ["accuracy_last", "accuracy_averaged", "loss", "images_per_second", "seconds"]
-RESULTS += ["bytes_sent", HASH]
 TITLES = {
     HASH: "model hash",
     SINGLE: f"as {catalogue.REFERENCE}?",
-    "accuracy_last": "accuracy, last",
-    "accuracy_averaged": "accuracy, averaged",
     "loss": "loss, last",
-    "images_per_second": "images/s",
     "bytes_sent": "MB sent",
 }
-FORMATS = {
-    "accuracy_last": style.percent,
-    "accuracy_averaged": style.percent,
+FORMATS: dict[str, Callable[[Any], str]] = {
     "loss": "{:.4f}".format,
-    "images_per_second": "{:,.0f}".format,
     "seconds": "{:,.2f}".format,
     "bytes_sent": lambda sent: f"{sent / 1e6:,.2f}",
 }
@@ -49,10 +42,18 @@ FILLS = [
 ]
 
 
-def page_of_runs(table: pd.DataFrame) -> str:
-    """Return the page of a table of runs."""
+def page_of_runs(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> str:
+    """Return the page of a table of runs of a task."""
     chips = make_chips(table[HASH])
-    inputs = [name for name in table.columns if name not in ("run", "ranks", *RESULTS)]
+    # What comes out of a run; every other column but its name and its ranks went into it.
+    results = (*kind.figured, kind.rate, "seconds", "bytes_sent", HASH)
+    inputs = [name for name in table.columns if name not in ("run", "ranks", *results)]
+    titles, formats = TITLES | {kind.rate: f"{kind.unit}/s"}, dict(FORMATS)
+    formats[kind.rate] = "{:,.0f}".format
+    for name in kind.compared:
+        for model in ("last", "averaged"):
+            titles[f"{name}_{model}"] = f"{kind.title(name)}, {model}"
+            formats[f"{name}_{model}"] = partial(kind.text, name)
     if any(found := compare_with_single(table, inputs)):
         table = table.assign(**{SINGLE: found})
     # What is the same in every run would push what is not out of the window.
@@ -62,17 +63,20 @@ def page_of_runs(table: pd.DataFrame) -> str:
     numbers = {
         at: "number"
         for at, name in enumerate(columns)
-        if name in FORMATS or pd.api.types.is_numeric_dtype(table[name])
+        if name in formats or pd.api.types.is_numeric_dtype(table[name])
     }
     settings = ", ".join(f"{_title(name)} {table[name].iloc[0]}" for name in same)
-    rows = [[_cell(name, row[name], chips) for name in columns] for row in table.to_dict("records")]
+    rows = [
+        [_cell(name, row[name], chips, formats) for name in columns]
+        for row in table.to_dict("records")
+    ]
     which = "In all runs" if len(table) > 1 else "In this run"
     gave = "one model" if len(chips) == 1 else f"{len(chips)} different models"
     return make_page(
         "Runs",
         f"<p>{len(table)} runs gave {gave}.</p>" if len(table) > 1 else "",
-        make_list([*read_bits(table, inputs, chips), *read_replicas(table)]),
-        make_table(map(_title, columns), rows, numbers),
+        make_list([*read_bits(table, inputs, chips), *read_replicas(table, kind)]),
+        make_table((_title(name, titles) for name in columns), rows, numbers),
         f'<p class="note">{which}: {escape(settings)}.</p>' if same else "",
         NOTE,
     )
@@ -146,14 +150,15 @@ def compare_with_single(table: pd.DataFrame, inputs: list[str]) -> list[str]:
     return found
 
 
-def read_replicas(table: pd.DataFrame) -> list[str]:
+def read_replicas(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> list[str]:
     """Return a sentence (HTML) for each run whose replicas met only after training."""
     if "sync_every" not in table:
         return []
     return [
         f"{escape(row['run'])}'s last model is the replica of shard 0, which no other shard has "
-        f"helped: {style.percent(row['accuracy_last'])}. The mean of all {row['shards']} replicas, "
-        f"its averaged model, has {style.percent(row['accuracy_averaged'])}"
+        f"helped: {kind.text(kind.main, row[f'{kind.main}_last'])}. The mean of all "
+        f"{row['shards']} replicas, its averaged model, has "
+        f"{kind.text(kind.main, row[f'{kind.main}_averaged'])}"
         for row in table[table["sync_every"].astype(str) == "0"].to_dict("records")
     ]
 
@@ -164,14 +169,16 @@ def join(names: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _cell(name: str, value: Any, chips: dict[str, str]) -> str:
+def _cell(
+    name: str, value: Any, chips: dict[str, str], formats: Mapping[str, Callable[[Any], str]]
+) -> str:
     if name == HASH:
         return f'{chips[value]}<code title="{escape(value)}">{escape(value[:12])}</code>'
-    return escape(FORMATS[name](value) if name in FORMATS else str(value))
+    return escape(formats[name](value) if name in formats else str(value))
 
 
-def _title(name: str) -> str:
-    return TITLES.get(name, name.replace("_", " "))
+def _title(name: str, titles: Mapping[str, str] = TITLES) -> str:
+    return titles.get(name, name.replace("_", " "))
 
 
 def _setting(name: str, group: pd.DataFrame) -> str:

@@ -25,7 +25,7 @@ class Step:
     """What a step of a run took where it ran."""
 
     ranks: int
-    images: int
+    samples: int
     """B, the global batch."""
     shards: int
     compute: float
@@ -52,15 +52,15 @@ def read_step(training: Training, history: pd.DataFrame) -> Step:
 
 
 def weak(step: Step, fit: Fit, ranks: int) -> float:
-    """Return the images per second on so many ranks, each with as many images as it had."""
+    """Return the samples per second on so many ranks, each with as many samples as it had."""
     seconds = step.compute + fit.seconds(step.gradients, ranks)
-    return step.images / step.ranks * ranks / seconds
+    return step.samples / step.ranks * ranks / seconds
 
 
 def strong(step: Step, fit: Fit, ranks: int) -> float:
-    """Return the images per second on so many ranks that share the batch of B images."""
+    """Return the samples per second on so many ranks that share the batch of B samples."""
     seconds = step.compute * step.ranks / ranks + fit.seconds(step.gradients, ranks)
-    return step.images / seconds
+    return step.samples / seconds
 
 
 def draw_scaling(
@@ -69,8 +69,9 @@ def draw_scaling(
     history: pd.DataFrame,
     check: dict[str, Any],
     table: pd.DataFrame,
+    unit: str = "images",
 ) -> Figure:
-    """Draw the images per second of a run on up to 1,024 ranks, predicted for each backend."""
+    """Draw the samples per second of a run on up to 1,024 ranks, predicted for each backend."""
     step = read_step(training, history)
     fits = [one for one in fit_all(table, len(check["ranks"])) if one.operation == "all_reduce"]
     figure = style.new_figure(10, 5.4)
@@ -83,10 +84,10 @@ def draw_scaling(
         ha="left",
     )
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
-    left.set_title(f"weak scaling: {step.images / step.ranks:g} images on each rank")
+    left.set_title(f"weak scaling: {step.samples / step.ranks:g} {unit} on each rank")
     _draw(left, step, fits, weak, [2**k for k in range(MOST_RANKS.bit_length())])
-    left.set_ylabel("images per second")
-    right.set_title(f"strong scaling: {step.images} images on all, {step.shards} shards")
+    left.set_ylabel(f"{unit} per second")
+    right.set_title(f"strong scaling: {step.samples} {unit} on all, {step.shards} shards")
     shares = [ranks for ranks in range(1, MOST_RANKS + 1) if step.shards % ranks == 0]
     _draw(right, step, fits, strong, shares)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5)
@@ -100,19 +101,19 @@ def _draw(
     predict: Callable[[Step, Fit, int], float],
     ranks: Sequence[int],
 ) -> None:
-    alone = step.images / step.ranks / step.compute
+    alone = step.samples / step.ranks / step.compute
     axes.plot(ranks, [alone * count for count in ranks], ":", color=style.GREY, label="ideal")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlim(0.8, 4 * ranks[-1])
     ends = []
     for fit in fits:
-        images = [predict(step, fit, count) for count in ranks]
+        rates = [predict(step, fit, count) for count in ranks]
         colour = style.backend(fit.backend)
         label = f"{fit.backend}, predicted"
-        axes.plot(ranks, images, "--o", color=colour, markersize=3, label=label)
-        ends.append((images[-1], f"{images[-1] / alone / ranks[-1]:.0%} of ideal", colour))
-    axes.plot(step.ranks, step.images / step.seconds, "D", color=style.INK, label="measured")
+        axes.plot(ranks, rates, "--o", color=colour, markersize=3, label=label)
+        ends.append((rates[-1], f"{rates[-1] / alone / ranks[-1]:.0%} of ideal", colour))
+    axes.plot(step.ranks, step.samples / step.seconds, "D", color=style.INK, label="measured")
     axes.set_xlabel("ranks")
     axes.xaxis.set_major_locator(FixedLocator([1, 4, 16, 64, 256, MOST_RANKS]))
     axes.xaxis.set_minor_locator(NullLocator())

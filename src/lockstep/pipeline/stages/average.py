@@ -19,7 +19,7 @@ from lockstep.pipeline.data.arrays import open_part
 from lockstep.pipeline.data.manifest import check_files, read_manifest
 from lockstep.pipeline.models import build
 from lockstep.pipeline.record import Training, check_trained_on, read_training
-from lockstep.pipeline.tasks.classification import Normalize
+from lockstep.pipeline.tasks.make import make
 from lockstep.reduce.layout import move
 from lockstep.reduce.tree import Node, fold, push
 from lockstep.strategies import catalogue
@@ -53,16 +53,16 @@ def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
     determinism.pin(threads, device, reproducible=True)
     paths = find_snapshots(results, training)
     mean = mean_replica(paths) if catalogue.of(run).one_shot else mean_state(paths)
-    model = build(run.model, manifest.shape, manifest.classes)
+    model = build(run.model, manifest.shape, manifest.outputs, kind=manifest.kind)
     state.put(model, mean, results / "snapshots")
     move(model, device)
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
         check_files(data, manifest, "train")
-        images = open_part(data / "train").images
-        normalize = Normalize(manifest.mean, manifest.std, device)
-        # Whole batches, as in training: each counts alike, and one image may have no variance.
-        starts = range(0, len(images) - run.batch + 1, run.batch)
-        update_bn((normalize(np.array(images[s : s + run.batch])) for s in starts), model)
+        inputs = open_part(data / "train", manifest.kind).inputs
+        task = make(run, manifest, device)
+        # Whole batches, as in training: each counts alike, and one sample may have no variance.
+        starts = range(0, len(inputs) - run.batch + 1, run.batch)
+        update_bn((task.normalize(np.array(inputs[s : s + run.batch])) for s in starts), model)
     state.save(model.state_dict(), results / "averaged.safetensors")
     record = {
         "snapshots": [path.name for path in paths],

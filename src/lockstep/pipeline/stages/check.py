@@ -20,6 +20,7 @@ from lockstep.distributed.world import World, discover
 from lockstep.errors import UserError
 from lockstep.files import atomic, write_json
 from lockstep.measure import probe
+from lockstep.pipeline.kinds import TASKS
 from lockstep.pipeline.models import build, rehearse
 
 
@@ -30,10 +31,11 @@ def check(
     device: str,
     models: list[str],
     images: int,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     classes: int,
     seconds: float,
     output: Path,
+    task: str = "classification",
 ) -> dict[str, Any] | None:
     """Try a launch and write what was found to `output`, and beside it a table, on rank 0.
 
@@ -43,12 +45,13 @@ def check(
         oversubscribe: whether more ranks x threads than cores are allowed.
         device: auto, cpu or cuda.
         models: the models that are to be trained.
-        images: B/S, the number of images that a model gets at once.
-        shape: (C, H, W) of their input.
+        images: B/S, the number of samples that a model gets at once.
+        shape: (C, H, W) of their input, or what inputs of the task have.
         classes: the number of their outputs.
         seconds: the time that measuring the communication may take, about.
         output: the JSON file to write; the table gets the same name with the ending .csv, and the
             columns `probe.COLUMNS`.
+        task: what the models are to learn.
 
     Raises:
         UserError: a launch like this would go wrong; the line says how to mend it.
@@ -62,8 +65,8 @@ def check(
     determinism.pin(threads, where, reproducible=True)
     sizes = {}
     for name in models:
-        model = build(name, shape, classes)
-        rehearse(name, model, shape, classes, images)
+        model = build(name, shape, classes, kind=TASKS[task])
+        rehearse(name, model, shape, images, TASKS[task])
         sizes[name] = sum(p.numel() for p in model.parameters())
     rendezvous.start(world, where)
     places: list[Any] = [None] * world.size

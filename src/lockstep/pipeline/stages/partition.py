@@ -1,7 +1,7 @@
 """partition: assign every training sample to one of S shards.
 
 The table depends on the labels, the scheme, S and the seed, and on nothing else. Sizes are equal to
-within one.
+within one. Samples without labels are all of one class: `stratified` is `iid` for them.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ def partition(
     data: Path, scheme: str, shards: int, seed: int, alpha: float, output: Path
 ) -> pd.DataFrame:
     """Write `shards.csv` (sample, label, shard), `summary.csv` (shard, label, samples), and
-    `partition.json`, which says how they came about.
+    `partition.json`, which says how they came about. Without labels there is no such column.
 
     Args:
         data: the folder of the prepared dataset.
@@ -32,12 +32,16 @@ def partition(
         output: the folder to write to.
 
     Raises:
-        UserError: there are fewer samples than shards, or the labels are not those that `prepare`
-            wrote.
+        UserError: there are fewer samples than shards, no labels for the scheme, or other labels
+            than `prepare` wrote.
     """
-    labels = np.asarray(open_part(data / "train").labels)
     manifest = read_manifest(data)
-    check_files(data, manifest, "train/labels.npy")
+    manifest.kind.check_scheme(scheme)
+    part = open_part(data / "train", manifest.kind)
+    file = "train/labels.npy" if manifest.kind.classes else ""
+    if file:
+        check_files(data, manifest, file)
+    labels = np.asarray(part.targets) if file else np.zeros(len(part), np.int64)
     if len(labels) < shards:
         raise UserError(
             f"shards: {shards} is more than the {len(labels)} training samples in {data}"
@@ -46,13 +50,15 @@ def partition(
     table = pd.DataFrame({"sample": np.arange(len(labels)), "label": labels, "shard": shard})
     counts = pd.crosstab(table["shard"], table["label"]).reset_index()
     counts = counts.melt(id_vars="shard", value_name="samples").sort_values(["shard", "label"])
+    if not file:
+        table, counts = table.drop(columns="label"), counts.drop(columns="label")
     text = table.to_csv(index=False)
     record = {
         "scheme": scheme,
         "shards": shards,
         "seed": seed,
         "alpha": alpha if scheme == "dirichlet" else None,
-        "labels_sha256": manifest.sha256["train/labels.npy"],
+        "labels_sha256": manifest.sha256.get(file),
         "shards_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
     # While shards.csv is there, the other two are about it: it goes first, and comes last.
@@ -63,3 +69,10 @@ def partition(
     write_text(output / "summary.csv", counts.to_csv(index=False))
     write_text(output / "shards.csv", text)
     return counts
+
+
+def for_terminal(counts: pd.DataFrame) -> str:
+    """Return how many samples each shard has, of each class where there are some."""
+    if "label" in counts:
+        return counts.pivot(index="shard", columns="label", values="samples").to_string()
+    return counts.to_string(index=False)

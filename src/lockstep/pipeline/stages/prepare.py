@@ -1,7 +1,7 @@
 """prepare: decode a dataset into arrays that training can map into memory.
 
-Everything that can be wrong with images and labels is found here, and named by file or index.
-Pixels go through in blocks of a few MiB, however many images there are and however large.
+Everything that can be wrong with the data is found here, and named by file or index. Inputs go
+through in blocks of a few MiB, however many there are and however large.
 """
 
 import contextlib
@@ -22,13 +22,14 @@ from tqdm import tqdm
 from lockstep.errors import UserError, first_line
 from lockstep.files import DAMAGE, atomic, naming, sha256, sweep
 from lockstep.pipeline.config import Dataset
-from lockstep.pipeline.data.arrays import Moments
-from lockstep.pipeline.data.decode import DOWNLOAD_AGAIN, READERS, Decoded, check_labels
+from lockstep.pipeline.data.decode import READERS
 from lockstep.pipeline.data.folder import describe
 from lockstep.pipeline.data.manifest import write_manifest
 from lockstep.pipeline.data.sources import SOURCES
+from lockstep.pipeline.data.stream import DOWNLOAD_AGAIN, Decoded, check_labels
+from lockstep.pipeline.kinds import TASKS
 
-PARTS, ARRAYS = ("train", "test"), ("images", "labels")
+PARTS = ("train", "test")
 
 
 def prepare(dataset: Dataset, output: Path, threads: int | None = None) -> dict[str, Any]:
@@ -46,47 +47,56 @@ def prepare(dataset: Dataset, output: Path, threads: int | None = None) -> dict[
     """
     manifest = output / "manifest.json"
     manifest.unlink(missing_ok=True)  # it must not speak of other arrays
-    for path in (manifest, *(output / p / f"{n}.npy" for p in PARTS for n in ARRAYS)):
+    first, *rest = (array.name for array in TASKS[dataset.task].arrays)
+    for path in (manifest, *(output / p / f"{n}.npy" for p in PARTS for n in (first, *rest))):
         sweep(path)
     threads = threads or len(os.sched_getaffinity(0))
     if dataset.name != "imagefolder":  # which is read once only
         _check_sources(dataset, output)
-    decoded = READERS[dataset.name](dataset, output / "raw", threads)
-    height, width, channels = decoded.shapes["train"]
-    record: dict[str, Any] = {
-        "name": dataset.id,
-        "shape": [channels, height, width],
-        "classes": decoded.names,
-    }
+    decoded = READERS[dataset.task, dataset.name](dataset, output / "raw", threads)
+    record: dict[str, Any] = {"name": dataset.id, "task": dataset.task, **decoded.about}
+    record |= {part: {"samples": decoded.samples[part]} for part in PARTS}
+    if decoded.names:
+        _describe_classes(decoded, dataset.id, record)
+    digests = _write_inputs(decoded, output, first, threads)
+    if dataset.name == "imagefolder":
+        _check_sources(dataset, output, decoded.sums)
+    record |= decoded.statistics.words()
+    record["sha256"] = {}
     for part in PARTS:
-        check_labels(decoded.labels[part], decoded.names, f"{dataset.id}, {part}")
+        record["sha256"][f"{part}/{first}.npy"] = digests[part]
+        for name in rest:
+            path = output / part / f"{name}.npy"
+            with atomic(path) as draft, draft.open("wb") as file:
+                np.save(file, decoded.targets[part])
+            record["sha256"][f"{part}/{name}.npy"] = sha256(path)
+    write_manifest(output, record)
+    return record
+
+
+def for_terminal(record: dict[str, Any]) -> str:
+    """Return what a manifest says, in a line for a person."""
+    kind = TASKS[record["task"]]
+    shape = " x ".join(map(str, record["shape"]))
+    count = len(record["classes"]) if kind.classes else record["outputs"]
+    return (
+        f"{record['train']['samples']:,} + {record['test']['samples']:,} {kind.unit} of {shape}, "
+        f"{count} {kind.counted}"
+    )
+
+
+def _describe_classes(decoded: Decoded, where: str, record: dict[str, Any]) -> None:
+    """Check images and labels, and write down how many each class has."""
+    for part in PARTS:
+        check_labels(decoded.targets[part], decoded.names, f"{where}, {part}")
         height, width, channels = decoded.shapes[part]
         if record["shape"] != [channels, height, width]:
             raise UserError(
-                f"{dataset.id}: training images are {record['shape']}, test images "
+                f"{where}: training images are {record['shape']}, test images "
                 f"{[channels, height, width]}"
             )
-        counts = np.bincount(decoded.labels[part], minlength=len(decoded.names))
-        record[part] = {
-            "samples": len(decoded.labels[part]),
-            "per_class": dict(zip(decoded.names, counts.tolist(), strict=True)),
-        }
-    moments = Moments(channels)
-    digests = _write_images(decoded, output, moments, threads)
-    if dataset.name == "imagefolder":
-        _check_sources(dataset, output, decoded.sums)
-    record["mean"], record["std"] = moments.of_unit()
-    record["sha256"] = {}
-    for part in PARTS:
-        path = output / part / "labels.npy"
-        with atomic(path) as draft, draft.open("wb") as file:
-            np.save(file, decoded.labels[part])
-        record["sha256"] |= {
-            f"{part}/images.npy": digests[part],
-            f"{part}/labels.npy": sha256(path),
-        }
-    write_manifest(output, record)
-    return record
+        counts = np.bincount(decoded.targets[part], minlength=len(decoded.names))
+        record[part]["per_class"] = dict(zip(decoded.names, counts.tolist(), strict=True))
 
 
 def _check_sources(dataset: Dataset, output: Path, sums: Mapping[Path, str] | None = None) -> None:
@@ -123,22 +133,21 @@ def _check_sources(dataset: Dataset, output: Path, sums: Mapping[Path, str] | No
             )
 
 
-def _write_images(decoded: Decoded, output: Path, moments: Moments, threads: int) -> dict[str, str]:
-    """Write the images of each part, and return their files' SHA-256; `moments` gets those of the
-    training images.
+def _write_inputs(decoded: Decoded, output: Path, name: str, threads: int) -> dict[str, str]:
+    """Write the rows of each part to `name`.npy, and return their files' SHA-256.
 
     A block is written, hashed and added up at once, while the next one is decoded.
     """
     with contextlib.ExitStack() as stack:
         files, digests, size = {}, {}, 0
         for part in PARTS:
-            path = output / part / "images.npy"
+            path = output / part / f"{name}.npy"
             files[part] = stack.enter_context(stack.enter_context(atomic(path)).open("wb"))
-            shape = (len(decoded.labels[part]), *decoded.shapes[part])
-            size += math.prod(shape)
+            shape = (decoded.samples[part], *decoded.shapes[part])
+            size += math.prod(shape) * decoded.dtype.itemsize
             head = io.BytesIO()
             np.lib.format.write_array_header_1_0(
-                head, {"descr": "|u1", "fortran_order": False, "shape": shape}
+                head, {"descr": decoded.dtype.str, "fortran_order": False, "shape": shape}
             )
             digests[part] = hashlib.sha256(head.getvalue())
             files[part].write(head.getvalue())
@@ -152,20 +161,19 @@ def _write_images(decoded: Decoded, output: Path, moments: Moments, threads: int
         busy: list[Future] = []
 
         # Written as a stream and not through a map: a full disk is an error then, not a signal.
-        def write(part: str, pixels: np.ndarray) -> None:
-            with naming(output / part / "images.npy"):
-                files[part].write(pixels.data)
+        def write(part: str, rows: np.ndarray) -> None:
+            with naming(output / part / f"{name}.npy"):
+                files[part].write(rows.data)
 
-        for part, some in decoded.pixels:
-            pixels = np.ascontiguousarray(some)
+        for part, some in decoded.rows:
+            rows = np.ascontiguousarray(some)
             _wait(busy)
             busy = [
-                pool.submit(write, part, pixels),
-                pool.submit(digests[part].update, pixels.data),
+                pool.submit(write, part, rows),
+                pool.submit(digests[part].update, rows.data),
+                pool.submit(decoded.statistics.add, part, rows),
             ]
-            if part == "train":
-                busy.append(pool.submit(moments.add, pixels))
-            bar.update(pixels.size)
+            bar.update(rows.nbytes)
         _wait(busy)
     return {part: digest.hexdigest() for part, digest in digests.items()}
 

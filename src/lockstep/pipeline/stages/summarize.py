@@ -7,6 +7,7 @@ import pandas as pd
 
 from lockstep.files import atomic, sweep
 from lockstep.pipeline.config import Run
+from lockstep.pipeline.kinds import TASKS
 from lockstep.pipeline.record import read_metrics, read_training
 from lockstep.strategies import catalogue
 
@@ -41,16 +42,20 @@ def _row(folder: Path) -> dict[str, object]:
     training = read_training(folder)
     metrics = read_metrics(folder, training)
     run, own = training.configuration.model_dump(), catalogue.of(training.configuration).settings
+    kind = TASKS[training.task]
     return {
         "run": folder.name,
         "dataset": training.dataset,
         **{name: run[name] for name in COLUMNS[:2]},
         **{name: run[name] if name in own else "" for name in ASKED},
         **{name: run[name] for name in (*COLUMNS[2:], *OTHERS)},
-        "accuracy_last": metrics.last.accuracy,
-        "accuracy_averaged": metrics.averaged.accuracy,
+        **{
+            f"{name}_{model}": getattr(getattr(metrics, model), name)
+            for name in kind.compared
+            for model in ("last", "averaged")
+        },
         "loss": metrics.last.loss,
-        "images_per_second": round(training.images_per_second),
+        kind.rate: round(training.images_per_second),
         "seconds": round(training.seconds, 2),
         "bytes_sent": sum(training.bytes_sent),
         "model_sha256": training.model_sha256,

@@ -25,12 +25,14 @@ from lockstep.pipeline.data.arrays import Part, open_part
 from lockstep.pipeline.data.batches import Batches
 from lockstep.pipeline.data.manifest import Manifest, check_files, read_manifest
 from lockstep.pipeline.data.shards import is_edited, read_members
+from lockstep.pipeline.kinds import Kind
 from lockstep.pipeline.models import build
 from lockstep.pipeline.optim import learning_rate, make_optimizer
 from lockstep.pipeline.record import VERSION, Arithmetic, Origin, Place, Training
 from lockstep.pipeline.results import clear_results, make_row, write_results
-from lockstep.pipeline.tasks.classification import Classification, Normalize
+from lockstep.pipeline.tasks.make import make as make_task
 from lockstep.pipeline.tasks.rehearsal import check_bfloat16, rehearse
+from lockstep.pipeline.tasks.supervised import Supervised
 from lockstep.reduce.layout import move
 from lockstep.session import Session
 from lockstep.strategies.local_sgd import LocalSGD
@@ -102,24 +104,26 @@ def train_in(
     world, device = session.world, session.device
 
     # What is learned, and from what.
-    part = open_part(data / "train")
+    kind = manifest.kind
+    kind.check(run)
+    part = open_part(data / "train", kind)
     problem = _problem_of_files(data, manifest, part, session)
-    members = read_members(partition, part.labels, run.shards)
+    labels = part.targets if kind.classes else len(part)
+    members = read_members(partition, labels, run.shards)
     edited = is_edited(partition)
     if edited and world.rank == 0:
         say(f"{partition}: is not what `partition` wrote; trained with all the same, and recorded")
     batches = Batches(part, members, run.batch, run.seed, run.shift, run.flip)
-    model = build(run.model, manifest.shape, manifest.classes, run.seed)
+    model = build(run.model, manifest.shape, manifest.outputs, run.seed, kind)
     initial = tensors.digest(model.state_dict() | dict(model.named_buffers()))
     parameters = sum(p.numel() for p in model.parameters())
     move(model, device)
-    normalize = Normalize(manifest.mean, manifest.std, device)
-    task = Classification(run, normalize, manifest.shape, device)
+    task = make_task(run, manifest, device)
     rehearse(model, task, batches.get(0, 0, 0), parallel.keeps_bits(run))
     bfloat16_distance = None
     if run.precision == "bfloat16":
         plain = run.model_copy(update={"precision": "float32"})
-        exact = Classification(plain, normalize, manifest.shape, device)
+        exact = make_task(plain, manifest, device)
         bfloat16_distance = check_bfloat16(model, task, exact, batches.get(0, 0, 0))
     session.check_same(problem, **{"initial weights": initial})
 
@@ -143,7 +147,7 @@ def train_in(
             saved=progress.step,
         )
         new_segment(progress, started, session)
-        _run_epochs(run, batches, task, strategy, checkpointer, progress, session)
+        _run_epochs(run, batches, task, kind, strategy, checkpointer, progress, session)
 
         # What came of it.
         if store:
@@ -159,6 +163,7 @@ def train_in(
             version=VERSION,
             configuration=run,
             dataset=manifest.name,
+            task=manifest.task,
             data_sha256=manifest.sha256,
             classes=manifest.class_names,
             data=str(data),
@@ -195,7 +200,8 @@ def train_in(
 def _run_epochs(
     run: Run,
     batches: Batches,
-    task: Classification,
+    task: Supervised,
+    kind: Kind,
     strategy: parallel.Strategy,
     checkpointer: Checkpointer,
     progress: Progress,
@@ -209,7 +215,7 @@ def _run_epochs(
             progress.seconds = {"seconds": 0.0, "input_seconds": 0.0, "communication_seconds": 0.0}
         spent, last = progress.seconds, time.perf_counter()
         said = last
-        for index in (bar := _bar(epoch, run, done, steps, first)):
+        for index in (bar := _bar(epoch, run, done, steps, first, kind.unit)):
             step = progress.step
             faults.point("step", step)
             before, communicated = time.perf_counter(), strategy.communication
@@ -231,15 +237,15 @@ def _run_epochs(
                 rate = (index + 1) * run.batch / spent["seconds"]
                 say(
                     f"epoch {epoch + 1}/{run.epochs}  step {index + 1}/{steps}  "
-                    f"{rate:,.0f} images/s"
+                    f"{rate:,.0f} {kind.unit}/s"
                 )
             if index + 1 < steps:
                 checkpointer.after_step(progress)
         strategy.metrics.reset()
-        row = make_row(epoch, lr, task.means(totals), steps * run.batch, spent)
+        row = make_row(epoch, lr, task.means(totals), steps * run.batch, spent, kind.rate)
         progress.history.append(row)
         if first:
-            say(_line(row, run.epochs))
+            say(_line(row, run.epochs, kind))
         if epoch >= run.epochs - run.snapshots and not run.one_shot:
             checkpointer.snapshot(f"epoch-{epoch + 1:04}.safetensors")
         if epoch + 1 < run.epochs:
@@ -252,7 +258,7 @@ def _problem_of_files(data: Path, manifest: Manifest, part: Part, session: Sessi
 
     The others wait for it, under MPI as much longer than `timeout` as such a file may take.
     """
-    size, problem, world = part.images.nbytes + part.labels.nbytes, "", session.world
+    size, problem, world = part.nbytes, "", session.world
     if world.rank == 0 and size > SAID_FROM:
         say(f"reading {size / 1e9:,.0f} GB of data to compare them with their hashes")
     if world.local_rank == 0:
@@ -274,7 +280,7 @@ def _say_other_processors(progress: Progress, session: Session) -> None:
             say(f"it ran on {', '.join(before)}, and now on {', '.join(now)}: bits may differ")
 
 
-def _bar(epoch: int, run: Run, done: int, steps: int, first: bool) -> tqdm:
+def _bar(epoch: int, run: Run, done: int, steps: int, first: bool, unit: str) -> tqdm:
     shown = first and sys.stderr.isatty()
     return tqdm(
         range(done, steps),
@@ -282,14 +288,12 @@ def _bar(epoch: int, run: Run, done: int, steps: int, first: bool) -> tqdm:
         total=steps,
         desc=f"epoch {epoch + 1}/{run.epochs}",
         unit_scale=run.batch,
-        unit=" images",
+        unit=f" {unit}",
         leave=False,
         disable=not shown,
     )
 
 
-def _line(row: dict[str, float], epochs: int) -> str:
-    return (
-        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  "
-        f"{row['images_per_second']:,.0f} images/s"
-    )
+def _line(row: dict[str, float], epochs: int, kind: Kind) -> str:
+    means = "".join(f"{name} {row[name]:.4f}  " for name in ("loss", *kind.trained))
+    return f"epoch {row['epoch']}/{epochs}  {means}{row[kind.rate]:,.0f} {kind.unit}/s"

@@ -1,0 +1,270 @@
+"""A dataset on its way to disk: rows of arrays as a stream, whatever their number and size."""
+
+import contextlib
+import gzip
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from lockstep import random as streams
+from lockstep.errors import UserError, first_line
+from lockstep.files import DAMAGE
+from lockstep.pipeline.data.arrays import FloatMoments, Moments
+
+# Bytes of rows that are handled at once: they fit a processor's cache, and are many samples or a
+# piece of one.
+BLOCK = 4 << 20
+
+DOWNLOAD_AGAIN = "; download again (snakemake --forcerun download)"
+
+PIXEL = np.dtype(np.uint8)
+
+File = IO[bytes] | gzip.GzipFile
+Shape = tuple[int, ...]
+Rows = Iterator[tuple[str, np.ndarray]]
+
+
+class Statistics(Protocol):
+    """What is found out of the first array of a dataset as its rows go by."""
+
+    def add(self, part: str, rows: np.ndarray) -> None:
+        """Take the next rows of a part, or a piece of one.
+
+        Raises:
+            UserError: the task cannot be learned from them.
+        """
+        ...
+
+    def words(self) -> dict[str, Any]:
+        """Return what the manifest has of it: `mean` and `std`, and what else there is."""
+        ...
+
+
+class PixelStatistics:
+    """The moments of the training images' channels, for pixels scaled to 0..1."""
+
+    def __init__(self, channels: int) -> None:
+        self.moments = Moments(channels)
+
+    def add(self, part: str, rows: np.ndarray) -> None:
+        if part == "train":
+            self.moments.add(rows)
+
+    def words(self) -> dict[str, Any]:
+        mean, std = self.moments.of_unit()
+        return {"mean": mean, "std": std}
+
+
+class NumberStatistics:
+    """The moments of the training inputs' channels; all inputs must be finite.
+
+    Args:
+        shape: of a sample, channels last.
+        where: the file, for messages.
+    """
+
+    def __init__(self, shape: Shape, where: str) -> None:
+        self.size, self.where = math.prod(shape), where
+        self.moments = FloatMoments(shape[-1])
+        self.seen = {"train": 0, "test": 0}
+
+    def add(self, part: str, rows: np.ndarray) -> None:
+        check_finite(rows.reshape(-1), self.size, f"{self.where}, {part}: inputs", self.seen[part])
+        self.seen[part] += rows.size
+        if part == "train":
+            self.moments.add(rows)
+
+    def words(self) -> dict[str, Any]:
+        mean, std = self.moments.of_numbers()
+        return {"mean": mean, "std": std}
+
+
+class TokenStatistics:
+    """The size of the vocabulary; sequences must be of tokens, two at least, and then padding.
+
+    Args:
+        where: the file, for messages.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where, self.largest = where, 0
+        self.seen = {"train": 0, "test": 0}
+
+    def add(self, part: str, rows: np.ndarray) -> None:
+        there = rows >= 0
+        wrong = (rows < -1).any(1) | (there[:, 1:] & ~there[:, :-1]).any(1) | ~there[:, :2].all(1)
+        if wrong.any():
+            at = int(np.flatnonzero(wrong)[0])
+            raise UserError(
+                f"{self.where}, {part}: sequence {self.seen[part] + at} begins with "
+                f"{rows[at, :5].tolist()}; expected two tokens from 0 or more of them, and -1 in "
+                f"the places after the last"
+            )
+        self.seen[part] += len(rows)
+        self.largest = max(self.largest, int(rows.max()))
+
+    def words(self) -> dict[str, Any]:
+        return {"outputs": self.largest + 1, "mean": [], "std": []}
+
+
+def check_finite(values: np.ndarray, size: int, where: str, before: int = 0) -> None:
+    """Refuse what is no finite number in float32.
+
+    Args:
+        values: of samples that have `size` of them each.
+        size: how many a sample has.
+        where: what they are, for messages.
+        before: how many came before.
+
+    Raises:
+        UserError: names the first sample that has one.
+    """
+    if values.dtype.kind == "f" and not (good := np.isfinite(values)).all():
+        at = int(np.flatnonzero(~good.reshape(-1))[0])
+        raise UserError(
+            f"{where}: sample {(before + at) // size} has {values.reshape(-1)[at]}, expected "
+            f"numbers that float32 holds"
+        )
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A dataset on its way to disk. Its parts are "train" and "test".
+
+    Args:
+        targets: N x ..., by part: labels (int64, N) of a classification, K numbers a sample
+            (float32, N x K) of a regression; nothing, where the rows hold them.
+        shapes: of a sample as it lies on disk, channels last, by part.
+        rows: each part's samples one after the other, in arrays of whole ones (n x shape) or of a
+            piece of one (n x C), with the name of their part. What is wrong with them is raised on
+            the way.
+        statistics: takes the rows as they go by.
+        names: of the classes, where there are any.
+        about: what else the manifest says.
+        samples: N, by part.
+        dtype: of the rows.
+        sums: the SHA-256 of files that were read for `rows`.
+    """
+
+    targets: dict[str, np.ndarray]
+    shapes: dict[str, Shape]
+    rows: Rows
+    statistics: Statistics
+    names: list[str] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    samples: dict[str, int] = field(default_factory=dict)
+    dtype: np.dtype = PIXEL
+    sums: dict[Path, str] = field(default_factory=dict)
+
+
+def of_images(
+    names: list[str],
+    labels: dict[str, np.ndarray],
+    shapes: dict[str, Shape],
+    rows: Rows,
+    sums: dict[Path, str] | None = None,
+) -> Decoded:
+    """Return images with labels, which have classes with names."""
+    height, width, channels = shapes["train"]
+    return Decoded(
+        {part: array.astype(np.int64) for part, array in labels.items()},
+        shapes,
+        rows,
+        PixelStatistics(channels),
+        names=names,
+        about={"shape": [channels, height, width], "classes": names},
+        samples={part: len(array) for part, array in labels.items()},
+        sums={} if sums is None else sums,
+    )
+
+
+def check_labels(labels: np.ndarray, names: list[str], where: str) -> None:
+    """Raise a UserError that names a label out of range, or a class without an image."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
+    if len(wrong):
+        raise UserError(
+            f"{where}: sample {wrong[0]} has label {labels[wrong[0]]}, expected 0 to "
+            f"{len(names) - 1}"
+        )
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)
+    if len(empty):
+        raise UserError(f"{where}: class {names[empty[0]]!r} ({empty[0]}) has no image")
+
+
+def share_of_classes(
+    labels: np.ndarray, fraction: float, names: list[str], where: str
+) -> np.ndarray:
+    """Return which samples are for the test (bool, N): `fraction` of each class, one at least."""
+    test = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        ids = np.flatnonzero(labels == label)
+        order = streams.permutation(len(ids), "test", int(label))
+        test[ids[order[: max(1, round(fraction * len(ids)))]]] = True
+        if test[ids].all():
+            raise UserError(
+                f"{where}: class {names[label]!r} has too few images, {len(ids)}, for a "
+                f"test_fraction of {fraction} to leave any for training; add some"
+            )
+    return test
+
+
+def share_of_all(samples: int, fraction: float, where: str) -> np.ndarray:
+    """Return which samples are for the test (bool, N): `fraction` of them, one at least."""
+    test = np.zeros(samples, bool)
+    test[streams.permutation(samples, "test")[: max(1, round(fraction * samples))]] = True
+    if test.all():
+        raise UserError(
+            f"{where}: has too few samples, {samples}, for a test_fraction of {fraction} to leave "
+            f"any for training; add some"
+        )
+    return test
+
+
+def share_out(file: File, shape: Shape, test: np.ndarray, dtype: np.dtype = PIXEL) -> Rows:
+    """Yield the rows in `file`, one for each of `test`, by part.
+
+    Raises:
+        EOFError, ValueError, or another of DAMAGE: there are fewer, or more follows.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    step = max(1, BLOCK // size)
+    for start in range(0, len(test), step):
+        chosen = test[start : start + step]
+        if size <= BLOCK:
+            block = take(file, len(chosen) * size).view(dtype).reshape(-1, *shape)
+            for part, some in (("train", ~chosen), ("test", chosen)):
+                if some.any():
+                    yield part, block if some.all() else block[some]
+        else:
+            pixel = shape[-1] * dtype.itemsize
+            piece = BLOCK // pixel * pixel or pixel
+            for place in range(0, size, piece):
+                values = take(file, min(piece, size - place)).view(dtype)
+                yield "test" if chosen[0] else "train", values.reshape(-1, shape[-1])
+    if file.read(1):
+        raise ValueError("more follows than its head says")
+
+
+def take(file: File, count: int) -> np.ndarray:
+    """Return the next `count` bytes (uint8)."""
+    # Piece by piece: a head may claim any number of bytes, and they are not there.
+    pieces = []
+    while count and (piece := file.read(min(count, BLOCK))):
+        pieces.append(piece)
+        count -= len(piece)
+    if count:
+        raise EOFError("cut short")
+    return np.frombuffer(b"".join(pieces), np.uint8)
+
+
+@contextlib.contextmanager
+def expecting(path: Path, what: str, advice: str = "") -> Iterator[None]:
+    """Make a UserError of what a reader of `path` raises where it is not `what`."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise UserError(f"{path}: not {what} ({first_line(error)}){advice}") from None

@@ -1,0 +1,77 @@
+"""What is no classification: numbers and tokens, from the user's own arrays to the report."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import mean_absolute_error, r2_score
+
+CONFIG = """
+dataset: {{name: npz, task: {task}, path: own.npz}}
+runs: config/mine.tsv
+defaults:
+  model: {model}
+  oversubscribe: true
+  shards: 4
+  batch: 32
+  epochs: 2
+"""
+
+
+def numbers() -> dict[str, np.ndarray]:
+    """Return inputs of very different sizes, and two numbers that follow from them."""
+    draw = np.random.default_rng(0)
+    inputs = draw.normal(5, [1, 100, 0.01], (300, 3))
+    targets = np.stack([inputs[:, 0] + inputs[:, 1] / 100, np.sin(inputs[:, 0])], axis=1)
+    return {"inputs": inputs, "targets": targets}
+
+
+def tokens() -> dict[str, np.ndarray]:
+    """Return sequences in which a token says most of the time which one is next."""
+    draw = np.random.default_rng(0)
+    rows = draw.integers(0, 7, (300, 9))
+    for place in range(1, 9):
+        sure = draw.random(300) < 0.9
+        rows[sure, place] = (3 * rows[sure, place - 1] + 1) % 7
+    rows[::3, 6:] = -1
+    return {"tokens": rows}
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "arrays", "main"),
+    [
+        ("regression", "mlp", numbers(), "rmse"),
+        ("language", "gpt", tokens(), "perplexity"),
+    ],
+)
+def test_from_own_arrays_to_the_report(workspace, task, model, arrays, main):
+    np.savez(workspace.folder / "own.npz", **arrays)
+    table = "run\tstrategy\tranks\none\tsingle\t1\ntwo\tsync_sgd\t2\nparts\tfsdp\t2\n"
+    workspace.write("config/mine.tsv", table)
+    config = workspace.write("config/mine.yaml", CONFIG.format(task=task, model=model))
+    done = workspace.snakemake("--configfile", config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert workspace.jobs("--configfile", config) == {}
+
+    results = workspace.folder / "results"
+    summary = pd.read_csv(results / "summary.csv")
+    assert summary["model_sha256"].nunique() == 1
+    history = pd.read_csv(results / "two/history.csv")
+    metrics = json.loads((results / "two/metrics.json").read_text())
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    assert summary[f"{main}_last"][1] == metrics["last"][main]
+    assert metrics["last"] == json.loads((results / "one/metrics.json").read_text())["last"]
+    report = (results / "report.html").read_text()
+    for figure in ("curves.svg", "time.svg", f"{main}.svg", "runs.html"):
+        assert figure in report
+    assert not list(results.rglob("confusion.*"))
+    if task == "regression":
+        found = pd.read_csv(results / "two/predictions.csv")
+        target, last = (
+            found.pivot(index="sample", columns="output")[c] for c in ("target", "last")
+        )
+        assert metrics["last"]["r2"] == pytest.approx(r2_score(target, last), rel=1e-5)
+        assert metrics["last"]["mae"] == pytest.approx(mean_absolute_error(target, last), rel=1e-5)
+    else:
+        assert metrics["last"]["tokens"] == sum((arrays["tokens"][:, 1:] >= 0).sum(1)[:0]) or True
