@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, TypeVar
 
 from torch import nn
 
 from lockstep.distributed import ending
 from lockstep.distributed.world import TIMEOUT
-from lockstep.errors import UserError
+from lockstep.errors import UserError, say
 from lockstep.reduce.layout import settle
 from lockstep.reduce.tree import block
 from lockstep.run import Run, script
@@ -22,7 +23,8 @@ class OwnSession(Session):
 
     def __init__(self, shards: int, seed: int, **options: Any) -> None:
         self.shards, self.seed, self.threads = shards, seed, options["threads"]
-        self._built = 0
+        self._built: list[nn.Module] = []
+        self._runs: list[Run] = []
         super().__init__(same={"flags": {"shards": shards, "seed": seed, **options}}, **options)
         source = script()
         alone = self.world.size == 1
@@ -57,16 +59,42 @@ class OwnSession(Session):
         Raises:
             UserError: two of its parameters share memory without being one.
         """
-        place = (self._built,) if self._built else ()  # a second model has weights of its own
-        self._built += 1
+        place = (len(self._built),) if self._built else ()  # a second one has its own weights
         with seeded("weights", self.seed, *place):
             model = make(*words, **options)
         settle(model)
+        self._built.append(model)
         return model.to(self.device)
+
+    def check_built(self, model: nn.Module) -> None:
+        """Say if a model has weights to train that no `build` has drawn."""
+        built = {p for one in self._built for p in one.parameters()}
+        others = [n for n, p in model.named_parameters() if p.requires_grad and p not in built]
+        if others and self.rank == 0:
+            say(
+                f"model: {others[0]} is not of session.build, so its first weights are those that "
+                f"the script has; without a seed, they are others at each launch"
+            )
 
     def run(self, *words: Any, **options: Any) -> Run:
         """Return a training under way: see `lockstep.run.Run`."""
-        return Run(self, *words, **options)
+        self._runs.append(Run(self, *words, **options))
+        return self._runs[-1]
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None and any(run.is_under_way for run in self._runs):
+            error = UserError(
+                "run: its steps were left before their end, which writes no model; call run.stop() "
+                "on all ranks in the step that is to be the last, without break"
+            )
+            super().__exit__(UserError, error, None)
+            raise error
+        super().__exit__(kind, error, trace)
 
 
 def init(

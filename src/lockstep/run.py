@@ -1,6 +1,7 @@
 """A training under way in a loop of one's own: what it is of, where it is, what is kept of it."""
 
 import datetime
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,7 +15,7 @@ from lockstep.checkpoint.checkpointer import Checkpointer, new_segment, resume
 from lockstep.checkpoint.plain import from_plain, to_plain
 from lockstep.checkpoint.state import Progress
 from lockstep.checkpoint.store import Store
-from lockstep.errors import UserError
+from lockstep.errors import UserError, say
 from lockstep.files import sha256, write_json
 from lockstep.gradients import Gradients
 from lockstep.reduce.layout import settle
@@ -51,6 +52,11 @@ class Run:
         configuration: what else decides the bits, such as the script's flags, as JSON: with
             another one, it is another run.
 
+    Attributes:
+        state: what the loop itself keeps from step to step, as JSON (the best accuracy so far):
+            it is in checkpoints, rank 0's.
+        history: the means over each epoch that is over, by name.
+
     Raises:
         UserError: the model, or an optimizer, cannot be trained so; or ranks differ.
     """
@@ -71,7 +77,10 @@ class Run:
         self.model = model if isinstance(model, nn.Module) else nn.ModuleDict(model)
         self.schedulers = [*scheduler] if isinstance(scheduler, Sequence) else [scheduler]
         self.every, self.keep = checkpoint_every, checkpoint_keep
+        self.given = configuration is not None
+        self.state: dict[str, Any] = {}
         settle(self.model)
+        session.check_built(self.model)
         optimizers = [*optimizer] if isinstance(optimizer, Sequence) else [optimizer]
         self.strategy = OwnLoop(self.model, optimizers, session.shards, session.deal())
         initial = tensors.digest(self.model.state_dict() | dict(self.model.named_buffers()))
@@ -82,13 +91,14 @@ class Run:
             "configuration": {
                 **{"shards": session.shards, "seed": session.seed, "threads": session.threads},
                 **(configuration or {}),
-                **self.kept(),
+                **self._settings(),
             },
             **inputs,
             "device": session.device.type,
             "initial weights": initial,
         }
         self.progress = Progress()
+        self.is_under_way = self._stopped = False
         self._step: Step | None = None
         self._sha256 = ""
         self.trace = trace.of(self)
@@ -123,25 +133,33 @@ class Run:
         store = None
         if self.session.rank == 0:
             store = Store(self.folder / "checkpoints", self.about, self.keep)
+        self.is_under_way = True
         try:
             checkpointer = self._resume(store)
             self.meter = checkpointer.meter
             last = epochs * self.sampler.batches
-            while self.progress.step < last:
+            if store and (self._stopped or self.progress.step == last):
+                say("all steps are done already: nothing is trained")
+            while self.progress.step < last and not self._stopped:
                 faults.point("step", self.progress.step)
                 self._step = Step(self, self.progress.step)
                 yield self._step
                 self._commit(self._step)
-                if self.progress.step < last:
+                if self.progress.step < last and not self._stopped:
                     checkpointer.after_step(self.progress)
             checkpointer.save(self.progress, wait=True)
             self._write(checkpointer)
+            self.is_under_way = False
         finally:
             self.gradients.let_go()
             for hook in hooks:
                 hook.remove()
             if store:
                 store.close()
+
+    def stop(self) -> None:
+        """End the run after this step, as if it were the last; all ranks call it alike."""
+        self._stopped = True
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -152,7 +170,10 @@ class Run:
     def sha256(self) -> str:
         """The SHA-256 of model.safetensors, when all steps are done."""
         if not self._sha256:
-            raise UserError("run: not at its end: there is no model yet; do all of its steps")
+            raise UserError(
+                "run: not at its end: there is no model yet; do all of its steps, or call "
+                "run.stop() where it is to end"
+            )
         return self._sha256
 
     def check_reduced(self, what: str) -> None:
@@ -181,6 +202,13 @@ class Run:
             states = from_plain(kept["schedulers"])
             for scheduler, state in zip(self.schedulers, states, strict=True):
                 scheduler.load_state_dict(state)
+            self.state, self._stopped = from_plain(kept["state"]), kept["stopped"]
+            if store and kept["arguments"] != sys.argv[1:] and not self.given:
+                then, now = (" ".join(a) or "none" for a in (kept["arguments"], sys.argv[1:]))
+                say(
+                    f"going on with other arguments: they were {then}, and are {now}; give those "
+                    f"that decide the bits as session.run(configuration=...)"
+                )
         new_segment(self.progress, started, session)
         return Checkpointer(
             session.world,
@@ -200,7 +228,23 @@ class Run:
             "optimizers": to_plain(self.strategy.settings(), "optimizer"),
             "numbers": to_plain(self.strategy.numbers(), "optimizer"),
             "schedulers": to_plain([one.state_dict() for one in self.schedulers], "scheduler"),
+            "state": to_plain(self.state, "run.state"),
+            "stopped": self._stopped,
+            "arguments": sys.argv[1:],
         }
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what optimizers and schedulers are set to in the beginning."""
+        found: dict[str, Any] = {}
+        for number, groups in enumerate(self.strategy.settings(), start=1):
+            name = type(self.strategy.optimizers[number - 1]).__name__
+            for place, group in enumerate(groups, start=1):
+                where = f"{name} {number}, group {place}"
+                found[where] = {k: to_plain(v, "optimizer") for k, v in group.items()}
+        for number, one in enumerate(self.schedulers, start=1):
+            state = {k: to_plain(v, "scheduler") for k, v in one.state_dict().items()}
+            found[f"{type(one).__name__} {number}"] = state
+        return found
 
     def _commit(self, step: Step) -> None:
         """Take a step as done."""

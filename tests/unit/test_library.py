@@ -608,6 +608,74 @@ def test_a_run_goes_on_to_the_same_bits(kind, tmp_path, monkeypatch):
     assert [part["first_step"] for part in record["segments"]] == [0, 5]
 
 
+def test_what_the_loop_keeps_and_where_it_stops_survive_a_kill(tmp_path, monkeypatch, capfd):
+    def after(loop, step):
+        loop.optimizer.step()
+        if step.ends_epoch:
+            kept = loop.run.state
+            kept["epochs"] = [*kept.get("epochs", []), (step.epoch, step.metrics["loss"])]
+            if len(kept["epochs"]) == 3:
+                loop.run.stop()
+
+    options = {"after": after, "epochs": 9, "checkpoint_every": "2 steps"}
+    whole = Loop(tmp_path / "whole", **options)
+    with contextlib.suppress(RuntimeError), monkeypatch.context() as patch:
+        fail_at(patch, 7)
+        Loop(tmp_path / "cut", **options)
+    rest = Loop(tmp_path / "cut", **options)
+    assert rest.run.state == whole.run.state
+    assert [epoch for epoch, _ in whole.run.state["epochs"]] == [0, 1, 2]
+    assert rest.run.sha256 == whole.run.sha256
+    assert len(rest.run.history) == 3
+    capfd.readouterr()
+    again = Loop(tmp_path / "cut", **options)
+    assert (again.metrics, again.run.sha256) == ([], whole.run.sha256)
+    assert "all steps are done already: nothing is trained" in capfd.readouterr().err
+
+
+def test_steps_that_are_left_before_their_end_write_nothing_and_say_so(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"left before their end.*call run.stop\(\) on all ranks"),
+        lockstep.init(shards=SHARDS) as session,
+    ):
+        model = session.build(net)
+        optimizer = sgd(model)
+        for step in session.run(model, optimizer, tmp_path).steps(SAMPLES, BATCH, 2):
+            for shard in step:
+                plain(model, shard)
+            optimizer.step()
+            break
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_other_arguments_are_said_where_no_configuration_is_given(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("sys.argv", ["train.py", "--shift=1"])
+    Loop(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py", "--shift=2"])
+    Loop(tmp_path)
+    assert "other arguments: they were --shift=1, and are --shift=2; give" in capfd.readouterr().err
+    Loop(tmp_path / "given", configuration={"shift": 2})
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    Loop(tmp_path / "given", configuration={"shift": 2})
+    assert "with other arguments" not in capfd.readouterr().err
+
+
+def test_a_model_that_no_build_has_made_is_named(tmp_path, capfd):
+    with lockstep.init(shards=SHARDS) as session:
+        model = net()
+        session.run(model, sgd(model), tmp_path)
+    assert "model: 0.weight is not of session.build" in capfd.readouterr().err
+
+
+def test_another_learning_rate_is_said_in_few_words(tmp_path, capfd):
+    Loop(tmp_path, checkpoint_every="1 steps")
+    Loop(tmp_path, optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.2))
+    said = capfd.readouterr().err
+    assert (
+        "checkpoints of another run, not used: lr was 0.1, is 0.2, momentum was 0.9, is 0" in said
+    )
+
+
 def test_another_configuration_is_another_run(tmp_path, monkeypatch):
     with contextlib.suppress(RuntimeError), monkeypatch.context() as patch:
         fail_at(patch, 2)

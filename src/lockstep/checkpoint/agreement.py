@@ -29,7 +29,8 @@ CURES = {
     "caps": "export the same variables to all ranks",
     "code": "let all hosts run the same files",
     "metrics": "give the same ones for each shard, whichever rank has it",
-    "initial weights": "the model must depend neither on the rank nor on what one host alone has",
+    "initial weights": "the model must depend neither on the rank nor on what one host alone has; "
+    "in a script of your own, make it by session.build",
 }
 
 # How many ranks a message names.
@@ -108,7 +109,8 @@ def check_alike(tensors: dict[str, torch.Tensor], step: int) -> None:
             raise UserError(
                 f"weights: {name} on {_ranks(odd, hosts)} is not what it is on the other ranks "
                 f"after step {step}; the last checkpoint is from before; look at that host's "
-                f"memory and network, and whether the model depends on the rank"
+                f"memory and network, and whether the model depends on the rank, or was called in "
+                f"training mode on one rank alone"
             )
 
 

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 from lockstep.errors import Interrupted, UserError, in_one_line, say
@@ -79,11 +80,15 @@ def report_by_line(who: str, rank: str | None) -> None:
 
 
 def _line_of(error: BaseException) -> str:
-    """Return where in the user's own code an error came up: the last file outside this package."""
-    package = __name__.partition(".")[0]
-    frames = [
-        frame
-        for frame in traceback.walk_tb(error.__traceback__)
-        if frame[0].f_globals.get("__name__", "").partition(".")[0] != package
-    ]
-    return f", line {frames[-1][1]}" if frames and not isinstance(error, Interrupted) else ""
+    """Return where in the user's own code an error came up: the last line that is not of a library.
+
+    An optimizer's hook is called by torch, and that by the user.
+    """
+    libraries = (str(Path(__file__).parents[1]), "site-packages", "dist-packages", "<frozen")
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if not any(library in file for library in libraries):
+            is_script = frame.f_globals.get("__name__") == "__main__"
+            found = f", line {line}" if is_script else f", {Path(file).name}, line {line}"
+    return "" if isinstance(error, Interrupted) else found
