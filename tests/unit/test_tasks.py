@@ -1,0 +1,269 @@
+"""regression and language: their arrays, losses, metrics and models, against numpy by hand."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lockstep.errors import UserError
+from lockstep.pipeline import kinds
+from lockstep.pipeline.config import Config, Dataset, Run
+from lockstep.pipeline.data.arrays import open_part
+from lockstep.pipeline.data.manifest import read_manifest
+from lockstep.pipeline.data.shards import read_members
+from lockstep.pipeline.models import build
+from lockstep.pipeline.stages.partition import partition
+from lockstep.pipeline.stages.prepare import prepare
+from lockstep.pipeline.tasks import language, regression
+from lockstep.pipeline.tasks.make import LEARNED, make
+from lockstep.strategies.task import MicroBatch
+from tests.arrays import numbers, tokens
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """A function that prepares arrays for a task, and returns the folder."""
+
+    def of(task, fraction=0.2, **arrays):
+        path = tmp_path / "own.npz"
+        np.savez(path, **arrays)
+        prepare(Dataset(name="npz", task=task, path=str(path), test_fraction=fraction), tmp_path)
+        return tmp_path
+
+    return of
+
+
+def micro_batch(inputs, targets):
+    return MicroBatch(np.arange(len(inputs)), np.array(inputs), np.array(targets), 0, 0)
+
+
+def test_each_task_that_is_declared_can_be_made_and_no_two_tables_look_alike():
+    assert LEARNED.keys() == kinds.TASKS.keys()
+    for kind in kinds.TASKS.values():
+        assert kinds.of_columns(["run", *kind.figured, kind.rate]) is kind
+    with pytest.raises(ValueError, match="no task has a table of loss, run"):
+        kinds.of_columns(["run", "loss"])
+
+
+def test_numbers_come_back_with_the_moments_of_each_column(npz):
+    arrays = numbers()
+    folder = npz("regression", **arrays)
+    train, test = (open_part(folder / p, kinds.REGRESSION) for p in ("train", "test"))
+    assert (len(train), len(test)) == (240, 60)
+    assert train.inputs.dtype == train.targets.dtype == np.float32
+    whole = np.concatenate([train.inputs, test.inputs])
+    by_first = np.argsort(arrays["inputs"].astype(np.float32)[:, 0])
+    assert np.array_equal(
+        whole[np.argsort(whole[:, 0])], arrays["inputs"].astype(np.float32)[by_first]
+    )
+    manifest = read_manifest(folder)
+    assert (manifest.task, manifest.shape, manifest.outputs) == ("regression", (3,), 2)
+    assert manifest.mean == pytest.approx(train.inputs.mean(0, np.float64), rel=1e-9)
+    assert manifest.std == pytest.approx(train.inputs.astype(np.float64).std(0), rel=1e-9)
+    found = make(Run(model="mlp"), manifest, CPU).normalize(np.array(train.inputs)).numpy()
+    assert found.mean(0) == pytest.approx(0, abs=1e-4)
+    assert found.std(0) == pytest.approx(1, abs=1e-4)
+
+
+def test_uint8_inputs_are_brought_to_mean_0_as_well_channels_first(npz):
+    draw = np.random.default_rng(0)
+    inputs = draw.integers(0, 256, (40, 5, 4, 2), np.uint8)
+    folder = npz("regression", inputs=inputs, targets=np.arange(40))
+    part, manifest = open_part(folder / "train", kinds.REGRESSION), read_manifest(folder)
+    assert (manifest.shape, manifest.outputs, part.inputs.dtype) == ((2, 5, 4), 1, np.uint8)
+    assert part.targets.shape == (32, 1)
+    found = make(Run(), manifest, CPU).normalize(np.array(part.inputs)).numpy()
+    mean, std = part.inputs.mean((0, 1, 2)), part.inputs.std((0, 1, 2))
+    assert np.allclose(found, ((part.inputs - mean) / std).transpose(0, 3, 1, 2), atol=1e-5)
+
+
+def test_tokens_come_back_each_beside_the_one_that_is_next(npz):
+    rows = tokens()["tokens"]
+    folder = npz("language", tokens=rows, test_tokens=rows[:7])
+    part, manifest = open_part(folder / "train", kinds.LANGUAGE), read_manifest(folder)
+    assert np.array_equal(part.inputs, rows[:, :-1])
+    assert np.array_equal(part.targets, rows[:, 1:])
+    assert len(open_part(folder / "test", kinds.LANGUAGE)) == 7
+    assert (manifest.shape, manifest.outputs) == ((8,), 7)
+
+
+def test_samples_without_labels_are_shared_evenly(npz):
+    folder = npz("regression", **numbers())
+    for scheme in ("stratified", "iid", "contiguous"):
+        partition(folder, scheme, 7, 0, 0.5, folder / scheme)
+        members = read_members(folder / scheme / "shards.csv", 240, 7)
+        assert {len(ids) for ids in members} == {34, 35}
+        assert list(pd.read_csv(folder / scheme / "summary.csv")) == ["shard", "samples"]
+    with pytest.raises(UserError, match="'dirichlet' skews classes, and regression has none"):
+        partition(folder, "dirichlet", 7, 0, 0.5, folder / "no")
+
+
+GOOD = np.ones((10, 3))
+ROWS = np.tile(np.arange(5), (10, 1))
+
+
+def replaced(array, place, value):
+    changed = array.copy()
+    changed[place] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("task", "arrays", "words"),
+    [
+        ("regression", {"inputs": GOOD}, ["has no array 'targets'; it has inputs"]),
+        ("regression", {"inputs": GOOD[:, 0], "targets": GOOD}, ["inputs is", "N x ... x C"]),
+        ("regression", {"inputs": GOOD.astype(int), "targets": GOOD}, ["int64", "expected floats"]),
+        ("regression", {"inputs": GOOD, "targets": GOOD[1:]}, ["targets is", "expected numbers"]),
+        (
+            "regression",
+            {"inputs": replaced(GOOD, (3, 1), np.nan), "targets": GOOD},
+            ["inputs: sample", "has nan, expected numbers that float32 holds"],
+        ),
+        (
+            "regression",
+            {"inputs": GOOD, "targets": replaced(GOOD, (3, 1), 1e60)},
+            ["targets: sample 3 has inf, expected numbers that float32 holds"],
+        ),
+        (
+            "regression",
+            {"inputs": GOOD, "targets": GOOD, "test_inputs": GOOD[:, :2], "test_targets": GOOD},
+            ["expected both alike"],
+        ),
+        ("regression", {"inputs": GOOD[:1], "targets": GOOD[:1]}, ["too few samples, 1,"]),
+        ("language", {"tokens": ROWS * 0.5}, ["tokens is float64", "expected integers"]),
+        ("language", {"tokens": ROWS[:, :1]}, ["with two or more in a row"]),
+        ("language", {"tokens": replaced(ROWS, (4, 2), -2)}, ["begins with", "0, 1, -2, 3, 4"]),
+        ("language", {"tokens": replaced(ROWS, (4, 2), -1)}, ["-1 in the places after the last"]),
+        ("language", {"tokens": replaced(ROWS, (4, 2), 2**31)}, ["expected less than 2**31"]),
+        ("language", {"tokens": ROWS, "test_tokens": ROWS[:, 1:]}, ["bring them to one length"]),
+    ],
+)
+def test_arrays_that_a_task_does_not_take_are_refused(npz, task, arrays, words):
+    with pytest.raises(UserError) as caught:
+        npz(task, **arrays)
+    assert "\n" not in str(caught.value)
+    for word in ("own.npz", *words):
+        assert word in str(caught.value)
+
+
+def test_the_loss_of_numbers_is_the_mean_squared_error_over_samples_and_targets(npz):
+    folder = npz("regression", **numbers())
+    part, manifest = open_part(folder / "train", kinds.REGRESSION), read_manifest(folder)
+    task, model = make(Run(model="linear"), manifest, CPU), build("linear", (3,), 2)
+    batches = [micro_batch(part.inputs[i : i + 5], part.targets[i : i + 5]) for i in (0, 5)]
+    found = task(model, batches)
+    weight, bias = (p.detach().double().numpy() for p in model.parameters())
+    inputs = (part.inputs[:10] - np.array(manifest.mean)) / np.array(manifest.std)
+    errors = inputs @ weight.T + bias - part.targets[:10]
+    assert found.items == 20
+    assert found.value.item() == pytest.approx((errors**2).sum(), rel=1e-5)
+    assert found.metrics["absolute"].item() == pytest.approx(np.abs(errors).sum(), rel=1e-5)
+    means = task.means({"loss": 8.0, "items": 2, "absolute": 3.0})
+    assert means == {"loss": 4.0, "rmse": 2.0, "mae": 1.5}
+
+
+def test_metrics_of_numbers_are_those_of_numpy():
+    draw = np.random.default_rng(0)
+    targets = draw.normal(size=(50, 2)).astype(np.float32)
+    predicted = targets + draw.normal(size=(50, 2)).astype(np.float32) / 10
+    found = regression.measure(targets, predicted)
+    errors = predicted.astype(float) - targets
+    assert found["rmse"] == pytest.approx(np.sqrt((errors**2).mean()))
+    assert found["mae"] == pytest.approx(np.abs(errors).mean())
+    r2 = 1 - (errors**2).mean(0) / targets.astype(float).var(0)
+    assert found["r2"] == pytest.approx(r2.mean())
+
+
+def test_a_target_that_never_changes_is_right_or_wrong():
+    ones = np.ones((4, 1), np.float32)
+    assert regression.measure(ones, ones)["r2"] == 1
+    assert regression.measure(ones, ones + 1)["r2"] == 0
+
+
+def test_the_loss_of_tokens_is_the_cross_entropy_of_those_that_are_there(npz):
+    folder = npz("language", **tokens())
+    part, manifest = open_part(folder / "train", kinds.LANGUAGE), read_manifest(folder)
+    task = make(Run(model="gpt"), manifest, CPU)
+    model = build("gpt", (8,), 7, kind=kinds.LANGUAGE)
+    found = task(model, [micro_batch(part.inputs[:6], part.targets[:6])])
+    targets = part.targets[:6]
+    with torch.no_grad():
+        scores = model(torch.from_numpy(np.maximum(part.inputs[:6], 0)).long()).double().numpy()
+    surprise = np.log(np.exp(scores).sum(2)) - np.take_along_axis(
+        scores, np.maximum(targets, 0)[..., None].astype(int), 2
+    ).squeeze(2)
+    there = targets >= 0
+    assert 0 < there.sum() < there.size
+    assert found.items == there.sum()
+    assert found.value.item() == pytest.approx(surprise[there].sum(), rel=1e-5)
+    right = (scores.argmax(2) == targets).sum()
+    assert found.metrics["correct"].item() == right
+    means = task.means({"loss": float(surprise[there].sum()), "items": 8, "correct": 2.0})
+    assert means["perplexity"] == pytest.approx(np.exp(surprise[there].sum() / 8))
+    assert means["accuracy"] == 0.25
+
+    outputs = torch.from_numpy(scores).float()
+    each = task.predict(outputs, task.to_targets(np.array(targets)))
+    metrics = language.measure(**each)
+    assert each["loss"] == pytest.approx((surprise * there).sum(1), rel=1e-5)
+    assert metrics["loss"] == pytest.approx(surprise[there].mean(), rel=1e-5)
+    assert metrics["perplexity"] == pytest.approx(np.exp(metrics["loss"]))
+    assert (metrics["tokens"], metrics["correct"]) == (there.sum(), right)
+
+
+def test_what_a_gpt_foretells_does_not_look_ahead():
+    model = build("gpt", (6,), 5, kind=kinds.LANGUAGE).eval()
+    some = torch.tensor([[0, 1, 2, 3, 4, 0], [0, 1, 2, 4, 4, 4]])
+    with torch.no_grad():
+        one, other = model(some)
+    assert torch.equal(one[:3], other[:3])
+    assert not torch.allclose(one[3], other[3])
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "words"),
+    [
+        ("regression", {"flip": True}, "flip: True is for images with classes"),
+        ("language", {"model": "gpt", "label_smoothing": 0.1}, "label_smoothing: 0.1"),
+        ("language", {"model": "mlp"}, "model: 'mlp' does not take the sequences of language"),
+        ("regression", {"scheme": "dirichlet"}, "scheme: 'dirichlet' skews classes"),
+    ],
+)
+def test_a_run_that_a_task_cannot_follow_is_refused(task, values, words):
+    with pytest.raises(UserError, match=words):
+        kinds.TASKS[task].check(Run(**values))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind", "words"),
+    [
+        ("cnn", (3,), kinds.REGRESSION, "cnn takes images, not inputs of"),
+        ("resnet18", (8,), kinds.LANGUAGE, "take gpt"),
+        ("gpt", (3, 9, 9), kinds.CLASSIFICATION, "no 'gpt'; take cnn"),
+    ],
+)
+def test_a_model_of_another_task_is_refused(name, shape, kind, words):
+    with pytest.raises(UserError, match=words):
+        build(name, shape, 4, kind=kind)
+
+
+def test_images_can_be_learned_by_name_alone():
+    values = {"name": "digits", "task": "regression"}
+    with pytest.raises(ValueError, match="'digits' is of classification; regression takes an npz"):
+        Config(dataset=Dataset(**values))
+
+
+def test_a_prepared_dataset_from_before_there_were_tasks_is_of_classification(digits, tmp_path):
+    from lockstep.files import unsealed
+    from lockstep.pipeline.data.manifest import write_manifest
+
+    record = json.loads((digits / "manifest.json").read_text())
+    record = unsealed(record, "manifest_sha256")
+    assert record.pop("task") == "classification"
+    write_manifest(tmp_path, record)
+    assert read_manifest(tmp_path) == read_manifest(digits)
