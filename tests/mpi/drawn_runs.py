@@ -37,7 +37,7 @@ LAUNCHES: dict[int, dict[str, int | None]] = {
 
 # What may be refused, by which strategy: by all of them, what the model must not do.
 REFUSALS = {
-    "": r"two passes over the same images|share memory|no checkpoint (could|would) keep it",
+    "": r"two passes over the same samples|share memory|no checkpoint (could|would) keep it",
     "fsdp": r"fsdp cannot shard \S+, (a single number|which lies in memory transposed)",
     "pipeline": r"cannot be cut into stages|too few for \d+ stages",
 }

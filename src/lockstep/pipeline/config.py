@@ -174,7 +174,7 @@ class Defaults(Strict):
     B/S - 1 samples of each shard, others each time, are left out of it."""
 
     batch: int = Field(default=128, ge=1, le=MOST_OF_ANYTHING)
-    """B, the global batch in images. `shards` divides it: each gives B/S images to every step."""
+    """B, the global batch in samples. `shards` divides it: each gives B/S samples to every step."""
 
     shift: int = Field(default=0, ge=0, le=1024)
     """Augmentation: shift each image at random by up to so many pixels, both ways, over zeros (a

@@ -1,7 +1,7 @@
 """A rehearsal: two passes over one micro-batch, from the same state, must give the same bits.
 
 A shard is computed by whichever rank has it, after whatever that rank did before, and again after
-an interruption. So its gradient may depend on the weights, the buffers, the images and torch's
+an interruption. So its gradient may depend on the weights, the buffers, the samples and torch's
 random numbers, which are the shard's own, and on nothing else. What shows only after many passes
 (a counter that matters from the thousandth on) cannot be seen here.
 """
@@ -19,7 +19,7 @@ from lockstep.strategies.task import MicroBatch, Task
 from lockstep.torch_private import tree_leaves
 
 CURE = (
-    "a pass may depend on weights, buffers, images and torch's random numbers alone: not on "
+    "a pass may depend on weights, buffers, samples and torch's random numbers alone: not on "
     "NumPy's or Python's random numbers, a counter, the clock or what an attribute keeps from the "
     "pass before; draw by torch, and keep state in buffers"
 )
@@ -59,7 +59,7 @@ def rehearse(model: nn.Module, task: Task, batch: MicroBatch, same: bool = True)
     odd = next((one for (one, was), (_, is_now) in pairs if was != is_now), None)
     odd = odd or next(name for name in {**first, **second} if first.get(name) != second.get(name))
     raise UserError(
-        f"model: two passes over the same images from the same state differ in {odd}; {CURE}"
+        f"model: two passes over the same samples from the same state differ in {odd}; {CURE}"
     )
 
 
