@@ -105,6 +105,7 @@ def write_records():
             version=VERSION,
             configuration=run,
             dataset="digits",
+            task="classification",
             data_sha256={},
             classes=[],
             data="data",

@@ -1,7 +1,5 @@
 """regression and language: their arrays, losses, metrics and models, against numpy by hand."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -256,14 +254,3 @@ def test_images_can_be_learned_by_name_alone():
     values = {"name": "digits", "task": "regression"}
     with pytest.raises(ValueError, match="'digits' is of classification; regression takes an npz"):
         Config(dataset=Dataset(**values))
-
-
-def test_a_prepared_dataset_from_before_there_were_tasks_is_of_classification(digits, tmp_path):
-    from lockstep.files import unsealed
-    from lockstep.pipeline.data.manifest import write_manifest
-
-    record = json.loads((digits / "manifest.json").read_text())
-    record = unsealed(record, "manifest_sha256")
-    assert record.pop("task") == "classification"
-    write_manifest(tmp_path, record)
-    assert read_manifest(tmp_path) == read_manifest(digits)

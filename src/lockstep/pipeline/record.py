@@ -73,7 +73,7 @@ class Origin(Record):
     version: Literal[1]
     configuration: Run
     dataset: str
-    task: Annotated[str, Field(pattern=f"^({'|'.join(TASKS)})$")] = "classification"
+    task: Annotated[str, Field(pattern=f"^({'|'.join(TASKS)})$")]
     data_sha256: dict[str, Sha256]
     classes: list[str]
     data: str

@@ -51,7 +51,7 @@ def read_manifest(data: Path) -> Manifest:
         names = record.get("classes", [])
         return Manifest(
             name=record["name"],
-            task=TASKS[record.get("task", "classification")].name,
+            task=TASKS[record["task"]].name,
             shape=tuple(map(int, record["shape"])),
             outputs=int(record.get("outputs", len(names))),
             class_names=names,
