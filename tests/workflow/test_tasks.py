@@ -32,8 +32,7 @@ defaults:
 )
 def test_from_own_arrays_to_the_report(workspace, task, model, arrays, main):
     np.savez(workspace.folder / "own.npz", **arrays)
-    table = "run\tstrategy\tranks\none\tsingle\t1\ntwo\tsync_sgd\t2\n"
-    workspace.write("config/mine.tsv", table)
+    workspace.write("config/mine.tsv", "run\tranks\ntwo\t2\n")
     config = workspace.write("config/mine.yaml", CONFIG.format(task=task, model=model))
     done = workspace.snakemake("--configfile", config)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -41,12 +40,10 @@ def test_from_own_arrays_to_the_report(workspace, task, model, arrays, main):
 
     results = workspace.folder / "results"
     summary = pd.read_csv(results / "summary.csv")
-    assert summary["model_sha256"].nunique() == 1
     history = pd.read_csv(results / "two/history.csv")
     metrics = json.loads((results / "two/metrics.json").read_text())
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
-    assert summary[f"{main}_last"][1] == metrics["last"][main]
-    assert metrics["last"] == json.loads((results / "one/metrics.json").read_text())["last"]
+    assert summary[f"{main}_last"][0] == metrics["last"][main]
     report = (results / "report.html").read_text()
     for figure in ("curves.svg", "time.svg", f"{main}.svg", "runs.html"):
         assert figure in report
