@@ -688,7 +688,7 @@ def test_another_configuration_is_another_run(tmp_path, monkeypatch):
 
 
 def test_a_script_may_come_from_a_pipe(tmp_path, monkeypatch):
-    monkeypatch.setattr(__main__, "__file__", "<stdin>")
+    monkeypatch.setattr(__main__, "__file__", "<stdin>", raising=False)
     assert Loop(tmp_path).run.sha256
 
 
