@@ -76,11 +76,12 @@ class Trace:
         """Note the state that a step has left; end the script if that was the last to be traced."""
         run = self.run
         entries = self._gradients()
-        for kind, value in run.kept().items():
-            entries.append(("setting", kind, _digest(json.dumps(value))))
+        kept = run.kept()  # what else is in it, rank 0 may have alone
+        for kind in ("optimizers", "numbers", "schedulers"):
+            entries.append(("setting", kind, _digest(json.dumps(kept[kind]))))
         state = run.strategy.optimizer_state()
-        for name, kept in state.items():
-            entries += [("optimizer", f"{key} of {name}", _digest(v)) for key, v in kept.items()]
+        for name, its in state.items():
+            entries += [("optimizer", f"{key} of {name}", _digest(v)) for key, v in its.items()]
         self._write("step", run.progress.step, entries + self._weights())
         if run.progress.step == self.steps:
             if run.session.rank == 0:
