@@ -24,7 +24,7 @@ from lockstep.checkpoint.agreement import check_same, gather
 from lockstep.distributed import devices, ending, rendezvous
 from lockstep.distributed.signals import Interrupt, name_of
 from lockstep.distributed.world import TIMEOUT, discover
-from lockstep.errors import say
+from lockstep.errors import Interrupted, UserError, say
 
 
 class Session:
@@ -120,6 +120,8 @@ class Session:
                 self._stop_watching()
             elif self.world.comm is None or self.world.size == 1:
                 rendezvous.leave()  # else MPI ends a job that does not get to `stop`
+                if not isinstance(error, UserError | Interrupted):  # these are said by the hook
+                    self._stop_watching()
 
     def _stop_watching(self) -> None:
         """End the watchdog: ranks that go on alone have nobody to wait for."""
