@@ -49,7 +49,9 @@ def line_of(done, stage="lockstep train"):
     return line
 
 
-@pytest.mark.parametrize("flags", [(), ("--strategy", "ddp"), ("--strategy", "pipeline")])
+@pytest.mark.parametrize(
+    "flags", [(), thorough(("--strategy", "ddp")), thorough(("--strategy", "pipeline"))]
+)
 def test_a_loss_that_is_no_number_names_step_shard_and_sample(digits, tmp_path, flags):
     images = np.load(digits / "train" / "images.npy")
     known = [signature(image) for image in images]

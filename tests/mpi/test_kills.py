@@ -100,6 +100,7 @@ def results(digits, tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [*ANYWHERE, *ON_AS_MANY, *ON_ONE])
 def test_every_strategy_goes_on_to_the_bits_that_it_would_have_had(name, results):
     there, whole = (

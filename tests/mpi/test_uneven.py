@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lockstep.checkpoint import tensors
+from lockstep import tensors
 from tests.conftest import REPOSITORY, mpirun, run
 
 PROGRAM = REPOSITORY / "tests" / "mpi" / "programs" / "uneven.py"

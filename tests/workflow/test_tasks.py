@@ -26,7 +26,7 @@ defaults:
 @pytest.mark.parametrize(
     ("task", "model", "arrays", "main"),
     [
-        ("regression", "mlp", numbers(), "rmse"),
+        thorough("regression", "mlp", numbers(), "rmse"),
         thorough("language", "gpt", tokens(), "perplexity"),
     ],
 )
