@@ -4,9 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lockstep.distributed import rendezvous
 from lockstep.distributed.world import discover
-from lockstep.errors import Interrupted
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.stages.train import train
 from lockstep.testing import faults
@@ -23,16 +21,13 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def main(data: Path, folder: Path, stop: int, *cases: str) -> None:
-    """Train cases; stop those that keep bits before the step `stop`, if that is not 0."""
+    """Train cases; kill rank 0 before the step `stop`, if that is not 0."""
     ranks = discover().size
     for case in cases:
-        whole = {"ranks": 1, "shards": 8, "batch": 64, "snapshots": 1, "oversubscribe": True}
-        run = Run(**whole | CASES[case]).model_copy(update={"ranks": ranks})
-        faults.WANTED = f"step:{stop}:0:usr1" if stop else ""
-        try:
-            train(run, data, data / "8" / "shards.csv", folder / case)
-        except Interrupted:
-            rendezvous.leave()
+        common = {"shards": 8, "batch": 64, "snapshots": 1, "checkpoint_every": "5 steps"}
+        run = Run(ranks=ranks, oversubscribe=True, **common, **CASES[case])
+        faults.WANTED = f"step:{stop}:0:kill" if stop else ""
+        train(run, data, data / "8" / "shards.csv", folder / case)
 
 
 if __name__ == "__main__":
