@@ -1,14 +1,17 @@
 """What of the machine changes the bits of a result: set it, and write it down."""
 
+import contextlib
 import platform
+import random as python_random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
+from lockstep import provenance
 from lockstep import random as streams
-from lockstep.provenance import caps
 from lockstep.testing import faults
 
 
@@ -58,18 +61,41 @@ def draw_for(device: torch.device, purpose: str, *place: int) -> None:
         torch.cuda.manual_seed(seed)
 
 
+@contextlib.contextmanager
+def seeded(purpose: str, *place: int) -> Iterator[None]:
+    """Have torch, Python and NumPy draw from a purpose and a place, and then as before."""
+    drawn = streams.torch_seed(purpose, *place)
+    before = python_random.getstate(), np.random.get_state(), torch.get_rng_state()
+    torch.manual_seed(drawn)
+    python_random.seed(drawn)
+    np.random.seed(drawn % 2**32)
+    try:
+        yield
+    finally:
+        python_random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
 def arithmetic() -> dict[str, Any]:
     """Describe what decides which kernels run, and how they add up: call it after `pin`."""
     return {
         "machine": platform.machine(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "caps": caps(),
+        "caps": provenance.caps(),
         "threads": torch.get_num_threads(),
         "flush_denormal": not torch.tensor(1e-40).mul(0.5).item(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "float32": torch.get_float32_matmul_precision(),
         "libraries": libraries(),
     }
+
+
+def software() -> dict[str, Any]:
+    """Describe what of the software all ranks must have alike, for the same bits."""
+    versions = provenance.versions()
+    named = {name: versions.get(name) for name in provenance.LIBRARIES}
+    return {"libraries": {**named, **libraries()}, "caps": provenance.caps()}
 
 
 def libraries() -> dict[str, str]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from lockstep.checkpoint.agreement import check_same, gather
 from lockstep.errors import UserError
-from lockstep.metrics import Metrics
+from lockstep.metrics import ITEMS, Metrics
 from lockstep.reduce.accumulator import Accumulator
 from lockstep.reduce.flat import Flat
 from lockstep.reduce.tree import TreeReduce
@@ -112,14 +112,14 @@ class Gradients:
         _check_done(shard)
         self.accumulator.add(shard.index, self.term)
 
-    def reduce(self, step: "Step", sums: Metrics, items: Metrics) -> dict[str, float]:
+    def reduce(self, step: "Step", sums: Metrics) -> dict[str, float]:
         """Sum over all shards and ranks, and leave the mean gradients in the parameters.
 
         A parameter that no shard used has no gradient, as in plain PyTorch.
 
         Args:
             step: whose pass it is.
-            sums, items: those of this rank's shards.
+            sums: those of this rank's shards, with the items of each loss.
 
         Returns:
             The sums of the global batch, by name.
@@ -127,20 +127,21 @@ class Gradients:
         names = sums.names or ()
         self._check_metrics(step, names)
         # One message tells every rank what was summed, over what, and which parameters were used.
-        message = torch.cat([sums.rows.flatten(), items.rows.flatten(), self.used.double()])
+        message = torch.cat([sums.rows.flatten(), self.used.double()])
         if self.session.size > 1:
             dist.all_reduce(message)
-        lengths = [sums.rows.numel(), items.rows.numel(), len(self.used)]
-        everyones, counts, used = message.split(lengths)
-        total = counts.sum().item()
-        if not total:
+        everyones, used = message.split([sums.rows.numel(), len(self.used)])
+        totals = everyones.view(sums.rows.shape).sum(dim=0).tolist()
+        found = dict(zip(names, totals, strict=True))
+        items = sum(value for name, value in found.items() if name.startswith(ITEMS))
+        if not items:
             raise UserError(f"{self.where}: no shard has any items; expected some in each step")
-        mean = self.accumulator.reduce(total)
+        mean = self.accumulator.reduce(items)
         for parameter, uses in zip(self.parameters, used.tolist(), strict=True):
             if not uses:
                 parameter.grad = None
         self.tree.free(mean)  # its values stay until the next pass takes a buffer
-        return dict(zip(names, everyones.view(-1, len(names)).sum(dim=0).tolist(), strict=True))
+        return found
 
     def _check_metrics(self, step: "Step", names: tuple[str, ...]) -> None:
         """Refuse metrics that are not the same on all ranks and in all steps."""

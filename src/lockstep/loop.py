@@ -7,13 +7,14 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from lockstep.determinism import seeded
 from lockstep.distributed import ending
 from lockstep.distributed.world import TIMEOUT
 from lockstep.errors import UserError, say
 from lockstep.reduce.layout import settle
 from lockstep.reduce.tree import block
 from lockstep.run import Run, script
-from lockstep.session import Session, seeded
+from lockstep.session import Session
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -12,6 +12,9 @@ import torch.distributed as dist
 
 from lockstep.errors import UserError
 
+# What the items of a loss are called among the sums of a loop of one's own, before its name.
+ITEMS = "items of "
+
 
 class Metrics:
     """Running sums of each shard (float64, S x names); a rank has those of its shards.

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from lockstep import determinism, provenance, tensors
+from lockstep.checkpoint import period
 from lockstep.checkpoint.checkpointer import Checkpointer, new_segment, resume
 from lockstep.checkpoint.plain import from_plain, to_plain
 from lockstep.checkpoint.state import Progress
@@ -76,7 +77,11 @@ class Run:
         self.session, self.folder = session, Path(folder)
         self.model = model if isinstance(model, nn.Module) else nn.ModuleDict(model)
         self.schedulers = [*scheduler] if isinstance(scheduler, Sequence) else [scheduler]
-        self.every, self.keep = checkpoint_every, checkpoint_keep
+        try:
+            self.every = period(checkpoint_every)
+        except ValueError as error:
+            raise UserError(f"checkpoint_every: {error}") from None
+        self.keep = checkpoint_keep
         self.given = configuration is not None
         self.state: dict[str, Any] = {}
         settle(self.model)
@@ -290,13 +295,9 @@ class Run:
 
 def _inputs() -> dict[str, Any]:
     """Return what the bits follow from, apart from the configuration and the weights."""
-    versions, source = provenance.versions(), script()
+    source = script()
     return {
-        "libraries": {
-            **{name: versions.get(name) for name in provenance.LIBRARIES},
-            **determinism.libraries(),
-        },
-        "caps": provenance.caps(),
+        **determinism.software(),
         "code": provenance.code_of_script(source) if source else {},
     }
 

@@ -9,17 +9,12 @@ variables of the environment.
 import contextlib
 import os
 import platform
-import random as python_random
 import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import torch
-
 from lockstep import determinism
-from lockstep import random as streams
 from lockstep.checkpoint.agreement import check_same, gather
 from lockstep.distributed import devices, ending, rendezvous
 from lockstep.distributed.signals import Interrupt, name_of
@@ -40,6 +35,8 @@ class Session:
         oversubscribe: whether there may be more ranks x threads than cores.
         reproducible: whether kernels that give other bits from call to call are refused.
         same: what else all ranks must have alike, by the names in `agreement.CURES`.
+        saves: whether SIGUSR1 and SIGTERM are noted, for the ranks to save and stop; where there
+            is nothing to save, they end a rank at once.
 
     Raises:
         UserError: the launch cannot be used so; the line says why.
@@ -56,6 +53,7 @@ class Session:
         oversubscribe: bool = True,
         reproducible: bool = True,
         same: Mapping[str, Any] | None = None,
+        saves: bool = True,
     ) -> None:
         self._stack = contextlib.ExitStack()
         self._told: dict[str, str] | None = None
@@ -64,7 +62,9 @@ class Session:
             self._stack.callback(self._restore_environment, dict(os.environ))
             self._stack.callback(ending.set_death_signal, ending.death_signal())
             self.world = discover(ranks, timeout)
-            self.interrupt = self._stack.enter_context(Interrupt(name_of(self.world)))
+            self.interrupt = Interrupt(name_of(self.world))
+            if saves:
+                self._stack.enter_context(self.interrupt)
             # Where a host has its data is its own affair, and so is what does not compute.
             self.same = {"versions": {"python": platform.python_version()}, **(same or {})}
             if self.world.comm is not None:  # at once: with other flags, they may not even meet
@@ -131,19 +131,3 @@ class Session:
             from lockstep.mpi import watchdog
 
             watchdog.stop()
-
-
-@contextlib.contextmanager
-def seeded(purpose: str, *place: int) -> Any:
-    """Have torch, Python and NumPy draw from a purpose and a place, and then as before."""
-    drawn = streams.torch_seed(purpose, *place)
-    before = python_random.getstate(), np.random.get_state(), torch.get_rng_state()
-    torch.manual_seed(drawn)
-    python_random.seed(drawn)
-    np.random.seed(drawn % 2**32)
-    try:
-        yield
-    finally:
-        python_random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])

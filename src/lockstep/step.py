@@ -21,7 +21,7 @@ from torch import nn
 
 from lockstep.determinism import draw_for
 from lockstep.errors import UserError
-from lockstep.metrics import Metrics
+from lockstep.metrics import ITEMS, Metrics
 from lockstep.testing import faults
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ class Shard:
     def __init__(self, step: "Step", index: int, ids: np.ndarray) -> None:
         self.index, self.ids = index, ids
         self.where: str = f"{step.where}, shard {index}"
-        self.items = 0
         self.sums: dict[str, float] = {}
         self._gradients = step.gradients
 
@@ -77,8 +76,7 @@ class Shard:
         _check_loss(loss, items, self.where)
         self._gradients.backward(self, loss)
         count = operator.index(items)
-        self.items += count
-        for key, value in {name: loss.detach(), f"items of {name}": count, **metrics}.items():
+        for key, value in {name: loss.detach(), f"{ITEMS}{name}": count, **metrics}.items():
             self.sums[key] = self.sums.get(key, 0.0) + float(value)
 
 
@@ -113,7 +111,6 @@ class Step:
     def __iter__(self) -> Iterator[Shard]:
         gradients, mine, trace = self.gradients, self.session.deal(), self._run.trace
         sums = Metrics(self.session.shards, mine)
-        items = Metrics(self.session.shards, mine, ["items"])
         self.is_reduced = False
         gradients.begin()
         yield from gradients.rehearse(self, mine[0])
@@ -125,10 +122,9 @@ class Step:
                 trace.after_shard(self, shard)
             gradients.add(shard)
             sums.add(index, shard.sums)
-            items.add(index, {"items": shard.items})
             self.sums[index] = _added(self.sums.get(index, {}), shard.sums)
         with self._run.meter:
-            self.metrics |= means(gradients.reduce(self, sums, items))
+            self.metrics |= means(gradients.reduce(self, sums))
         if trace:
             trace.after_reduce(self)
         self.is_reduced = True
@@ -170,8 +166,8 @@ def means(totals: dict[str, float]) -> dict[str, float]:
     found: dict[str, float] = {}
     items = 0.0
     for name, value in totals.items():
-        if not name.startswith("items of "):
-            items = totals.get(f"items of {name}", items)
+        if not name.startswith(ITEMS):
+            items = totals.get(f"{ITEMS}{name}", items)
             found[name] = value / items if items else math.nan
     return found
 

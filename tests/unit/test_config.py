@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lockstep.pipeline.config
+from lockstep.checkpoint import period
 from lockstep.pipeline.config import (
     RESERVED,
     Config,
@@ -495,7 +496,7 @@ def test_a_run_survives_json():
 
 
 @pytest.mark.parametrize(
-    ("every", "period"),
+    ("every", "expected"),
     [
         ("30 s", (30, "seconds")),
         ("30s", (30, "seconds")),
@@ -508,8 +509,8 @@ def test_a_run_survives_json():
         ("12 epochs", (12, "epochs")),
     ],
 )
-def test_checkpoints_are_due_by_the_clock_or_by_steps_or_epochs(every, period):
-    assert Run(checkpoint_every=every).checkpoint_period == period
+def test_checkpoints_are_due_by_the_clock_or_by_steps_or_epochs(every, expected):
+    assert period(Run(checkpoint_every=every).checkpoint_every) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
 """When a run is saved, and what it goes on from."""
 
-import re
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,42 +18,20 @@ from lockstep.checkpoint.state import (
     gather_model,
     gather_state,
 )
+from lockstep.checkpoint.store import Store
 from lockstep.distributed.signals import Agreement, Interrupt
 from lockstep.distributed.world import World
 from lockstep.errors import Interrupted, UserError, say
 from lockstep.measure.meter import Meter
-from lockstep.strategies import Strategy
+from lockstep.strategies import Kept
 from lockstep.tensors import digest
 
-if TYPE_CHECKING:
-    from lockstep.checkpoint.store import Store
-
-# How often, in words: the seconds, steps or epochs from one checkpoint to the next.
-PERIOD = re.compile(
-    r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(s|min|h)|([1-9][0-9]{0,8}) (step|steps|epoch|epochs)"
-)
-
-
-def period(text: str) -> tuple[float, str]:
-    """Return a period in words as a number of "seconds", "steps" or "epochs".
-
-    Raises:
-        UserError: it is none.
-    """
-    found = PERIOD.fullmatch(text)
-    if not found or not re.search("[1-9]", text):
-        raise UserError(
-            f"checkpoint_every: expected `30 s`, `10 min`, `1 h`, `500 steps` or `1 epoch`, "
-            f"not {text!r}"
-        )
-    if found[4]:
-        return float(found[3]), found[4].rstrip("s") + "s"
-    return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]], "seconds"
+T = TypeVar("T", bound=Kept)
 
 
 def resume(
-    store: "Store | None", model: nn.Module, make: Callable[[], Strategy], batches: int
-) -> tuple[Strategy, Progress]:
+    store: Store | None, model: nn.Module, make: Callable[[], T], batches: int
+) -> tuple[T, Progress]:
     """Return the strategy and where the run is: at its beginning, or where it was cut off.
 
     Args:
@@ -90,7 +67,7 @@ class Checkpointer:
         strategy: what is saved.
         store: where to, on rank 0; None on the others.
         model: as `strategy` was made with it.
-        every: how often: see `period`.
+        every: how often: what `period` returns.
         batches: the steps of an epoch.
         saved: the step after which the run is saved already.
         kept: gives what else is to be kept (JSON), when the run is saved.
@@ -100,10 +77,10 @@ class Checkpointer:
         self,
         world: World,
         interrupt: Interrupt,
-        strategy: Strategy,
-        store: "Store | None",
+        strategy: Kept,
+        store: Store | None,
         model: nn.Module,
-        every: str,
+        every: tuple[float, str],
         batches: int,
         saved: int = 0,
         kept: Callable[[], dict[str, Any]] = dict,
@@ -111,7 +88,7 @@ class Checkpointer:
         self.world, self.strategy, self.store, self.model = world, strategy, store, model
         self.kept = kept
         self.trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        amount, unit = period(every)
+        amount, unit = every
         self.seconds = amount if unit == "seconds" else float("inf")
         self.steps = {"steps": int(amount), "epochs": int(amount) * batches}.get(unit, 0)
         self.agreement = Agreement(world, interrupt, self._is_late)
@@ -193,7 +170,18 @@ class Checkpointer:
 
 
 def new_segment(progress: Progress, started: str, session: Any) -> None:
-    """Begin a part of a run: who goes on with it, when and where."""
+    """Begin a part of a run: who goes on with it, when and where.
+
+    Other processors than those of the part before, which may have other bits, are said.
+    """
+    processors = sorted({place["processor"] for place in session.places})
+    if progress.segments and session.world.rank == 0:
+        before = progress.segments[-1]["processors"]
+        if processors != before:
+            say(
+                f"it ran on {', '.join(before)}, and now on {', '.join(processors)}: bits may "
+                f"differ"
+            )
     progress.segments.append(
         {
             "first_step": progress.step,
@@ -202,7 +190,7 @@ def new_segment(progress: Progress, started: str, session: Any) -> None:
             "launcher": session.world.launcher,
             "backend": session.backend,
             "hosts": [place["host"] for place in session.places],
-            "processors": sorted({place["processor"] for place in session.places}),
+            "processors": processors,
             "bytes_sent": [0] * session.world.size,
         }
     )

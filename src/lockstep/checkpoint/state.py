@@ -11,7 +11,7 @@ from torch import nn
 
 from lockstep.distributed.world import World
 from lockstep.optimizer import LazyState
-from lockstep.strategies import Strategy
+from lockstep.strategies import Kept
 from lockstep.tensors import as_bytes
 
 
@@ -44,7 +44,7 @@ class Checkpoint:
 
 
 def gather_state(
-    strategy: Strategy, progress: Progress, sent: float, world: World
+    strategy: Kept, progress: Progress, sent: float, world: World
 ) -> Checkpoint | None:
     """Return a run's state on rank 0, copied, so that training may go on; all ranks call it."""
     model = gather_model(strategy, world)
@@ -62,7 +62,7 @@ def gather_state(
     return Checkpoint(copy.deepcopy(progress), model, optimizer, own)
 
 
-def gather_model(strategy: Strategy, world: World) -> dict[str, torch.Tensor]:
+def gather_model(strategy: Kept, world: World) -> dict[str, torch.Tensor]:
     """Return the model's state_dict on rank 0, copied; all ranks call it."""
     return _moved(strategy.model_state(), world)
 

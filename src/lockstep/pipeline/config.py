@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from lockstep.checkpoint import PATTERN, period
 from lockstep.errors import UserError, first_line
 from lockstep.pipeline.kinds import TASKS
 from lockstep.strategies import catalogue
@@ -229,8 +230,7 @@ class Defaults(Strict):
 
     checkpoint_every: str = Field(
         default="1 min",
-        pattern=r"^([0-9]{1,9}(\.[0-9]{1,9})? ?(s|min|h)"
-        r"|[1-9][0-9]{0,8} (step|steps|epoch|epochs))$",
+        pattern=PATTERN,
     )
     """How often the run is saved, to go on after an interruption: `30 s`, `10 min`, `1 h`,
     `500 steps`, `1 epoch`."""
@@ -244,8 +244,7 @@ class Defaults(Strict):
     @field_validator("checkpoint_every")
     @classmethod
     def _some_time_passes(cls, value: str) -> str:
-        if not re.search("[1-9]", value):
-            raise ValueError(f"expected more than {value!r}; `1 steps` is after every step")
+        period(value)
         return value
 
 
@@ -286,16 +285,6 @@ class Run(Defaults):
         if self.schedule != "onecycle" and self.warmup > self.epochs:
             raise ValueError(f"warmup: {self.warmup} is more than the {self.epochs} epochs")
         return self
-
-    @property
-    def checkpoint_period(self) -> tuple[float, str]:
-        """`checkpoint_every` as a number of "seconds", "steps" or "epochs"."""
-        found = re.fullmatch(r"([0-9.]+) ?([a-z]+)", self.checkpoint_every)
-        assert found is not None  # the field's pattern has seen to it
-        amount, unit = float(found[1]), found[2].rstrip("s")
-        if unit in ("step", "epoch"):
-            return amount, unit + "s"
-        return amount * {"": 1, "min": 60, "h": 3600}[unit], "seconds"
 
     @property
     def one_shot(self) -> bool:

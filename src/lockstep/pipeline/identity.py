@@ -13,7 +13,6 @@ from lockstep.pipeline.data.manifest import Manifest
 
 def inputs(run: Run, manifest: Manifest, partition: Path) -> dict[str, Any]:
     """Return what a rank trains with, apart from its flags and the machine."""
-    versions = provenance.versions()
     return {
         "data": {
             "task": manifest.task,
@@ -24,11 +23,7 @@ def inputs(run: Run, manifest: Manifest, partition: Path) -> dict[str, Any]:
             **manifest.sha256,
         },
         "partition": sha256(partition),
-        "libraries": {
-            **{name: versions.get(name) for name in provenance.LIBRARIES},
-            **determinism.libraries(),
-        },
-        "caps": provenance.caps(),
+        **determinism.software(),
         "code": provenance.code_of_training(run.strategy, run.model),
     }
 

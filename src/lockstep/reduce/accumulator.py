@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lockstep.reduce.flat import Flat
+from lockstep.reduce.flat import Flat, Statistics
 from lockstep.reduce.tree import GatherReduce, Node, TreeReduce
 
 
@@ -27,12 +27,11 @@ class Accumulator:
         self.model, self.flat, self.tree = model, flat, tree
         self.communication = 0.0
         """Seconds that sums have taken so far."""
-        self.begin()
 
     def begin(self) -> None:
         """Begin a step: what was added and not summed is dropped."""
         self.stack: list[Node] = []
-        self.before = self.flat.read()
+        self.before: Statistics = self.flat.read()
 
     def begin_shard(self) -> torch.Tensor:
         """Have the next backward pass leave its gradients in a term, which is returned."""

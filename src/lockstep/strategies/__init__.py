@@ -8,6 +8,7 @@ from __future__ import annotations  # the types below are imported for mypy alon
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from lockstep.strategies import catalogue
@@ -23,21 +24,11 @@ if TYPE_CHECKING:
     from lockstep.strategies.task import MicroBatch, Task
 
 
-class Strategy(Protocol):
-    """What `train` asks of a strategy."""
-
-    shards: Sequence[int]
-    """The shards whose micro-batches this rank wants, in ascending order."""
-
-    communication: float
-    """Seconds that this rank has spent in communication so far."""
+class Kept(Protocol):
+    """What is saved of a training, and taken on from: what a checkpointer asks for."""
 
     metrics: Metrics
-    """The running sums of what was trained on, to which `step` adds."""
-
-    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
-        """Do a step's forward and backward passes over this rank's shards, and the update."""
-        ...
+    """The running sums of what was trained on."""
 
     def model_state(self) -> dict[str, torch.Tensor]:
         """Return the whole model's state_dict on rank 0; all ranks call it together.
@@ -51,14 +42,14 @@ class Strategy(Protocol):
         ...
 
     def own_state(self) -> dict[str, torch.Tensor]:
-        """Return what else the strategy keeps between steps, whole, on rank 0; all call it."""
+        """Return what else is kept between steps, whole, on rank 0; all call it."""
         ...
 
-    def load(self, optimizer: LazyState, own: Mapping[str, torch.Tensor]) -> None:
+    def load(self, state: LazyState, own: Mapping[str, torch.Tensor]) -> None:
         """Go on from what `optimizer_state` and `own_state` returned, on any number of ranks.
 
         The tensors come one at a time: all ranks go through them in their order, and keep a part.
-        The strategy has been made with a model that has the state of `model_state`.
+        The model has the state of `model_state` already.
         """
         ...
 
@@ -67,7 +58,35 @@ class Strategy(Protocol):
         ...
 
 
+class Strategy(Kept, Protocol):
+    """What `train` asks of a strategy."""
+
+    shards: Sequence[int]
+    """The shards whose micro-batches this rank wants, in ascending order."""
+
+    communication: float
+    """Seconds that this rank has spent in communication so far."""
+
+    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
+        """Do a step's forward and backward passes over this rank's shards, and the update.
+
+        What was trained on is added to `metrics`.
+        """
+        ...
+
+
 MakeOptimizer = Callable[["nn.Module"], "torch.optim.Optimizer"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a strategy is made of."""
+
+    run: Options
+    model: nn.Module
+    task: Task
+    make_optimizer: MakeOptimizer
+    world: World
 
 
 def keeps_bits(run: Options) -> bool:
@@ -81,4 +100,4 @@ def make(
     """Return the run's strategy, which makes the optimizer as well."""
     module, _, maker = catalogue.of(run).place.partition(":")
     strategy = getattr(importlib.import_module(f"{__name__}.{module}"), maker)
-    return strategy(run, model, task, make_optimizer, world)
+    return strategy(Setup(run, model, task, make_optimizer, world))

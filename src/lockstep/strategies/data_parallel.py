@@ -10,11 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from lockstep.distributed.world import World
 from lockstep.optimizer import update
-from lockstep.strategies import MakeOptimizer, Options
+from lockstep.strategies import Setup
 from lockstep.strategies.replicated import Replicated
-from lockstep.strategies.task import MicroBatch, Task
+from lockstep.strategies.task import MicroBatch
 
 
 class DataParallel(Replicated):
@@ -23,17 +22,10 @@ class DataParallel(Replicated):
     Copies between GPUs cannot be told from computing: there is no communication to time.
     """
 
-    def __init__(
-        self,
-        run: Options,
-        model: nn.Module,
-        task: Task,
-        make_optimizer: MakeOptimizer,
-        world: World,
-    ) -> None:
-        super().__init__(run, model, task, make_optimizer, range(run.shards))
-        on_gpu = next(model.parameters()).is_cuda
-        self.shared = nn.DataParallel(model) if on_gpu else model
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        on_gpu = next(self.model.parameters()).is_cuda
+        self.shared = nn.DataParallel(self.model) if on_gpu else self.model
         where = (
             f"{torch.cuda.device_count()} GPUs" if on_gpu else "a CPU, which is no more than one"
         )

@@ -8,34 +8,22 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
 from lockstep import optimizer
-from lockstep.distributed.world import World
 from lockstep.reduce.accumulator import total_items
-from lockstep.reduce.tree import block
-from lockstep.strategies import MakeOptimizer, Options
+from lockstep.strategies import Setup
 from lockstep.strategies.replicated import Replicated
-from lockstep.strategies.task import MicroBatch, Task
+from lockstep.strategies.task import MicroBatch
 
 
 class DataParallelByTorch(Replicated):
     """DistributedDataParallel, with a hook that takes the time of its all-reduces."""
 
-    def __init__(
-        self,
-        run: Options,
-        model: nn.Module,
-        task: Task,
-        make_optimizer: MakeOptimizer,
-        world: World,
-    ) -> None:
-        super().__init__(
-            run, model, task, make_optimizer, block(world.rank, world.size, run.shards)
-        )
-        self.shared = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.shared = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
         self.shared.register_comm_hook(None, self._all_reduce)
 
     def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:

@@ -18,17 +18,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lockstep import optimizer
-from lockstep.distributed.world import World
 from lockstep.errors import UserError, first_line
-from lockstep.metrics import Metrics
 from lockstep.reduce.accumulator import Accumulator
 from lockstep.reduce.flat import Flat
 from lockstep.reduce.tree import GatherReduce, Node, fold, push
-from lockstep.strategies import MakeOptimizer, Options
+from lockstep.strategies import Setup
 from lockstep.strategies.parts import Part, whole
 from lockstep.strategies.replicated import accumulate
 from lockstep.strategies.split import blocks_apart, evaluating
-from lockstep.strategies.task import Loss, MicroBatch, Task
+from lockstep.strategies.task import Loss, MicroBatch, sums_of
 from lockstep.tensors import digest
 from lockstep.torch_private.fsdp import ReduceScatter
 
@@ -43,15 +41,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 class FullySharded:
     """FSDP2, with each shard's gradients by themselves until they are added along the tree."""
 
-    def __init__(
-        self,
-        run: Options,
-        model: nn.Module,
-        task: Task,
-        make_optimizer: MakeOptimizer,
-        world: World,
-    ) -> None:
-        self.run, self.model, self.task = run, model, task
+    def __init__(self, setup: Setup) -> None:
+        self.run, self.model, self.task = setup.run, setup.model, setup.task
+        run, model, world = setup.run, setup.model, setup.world
         if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's
             mallopt(M_MMAP_THRESHOLD, LARGE)
             mallopt(M_TRIM_THRESHOLD, TOP)
@@ -60,13 +52,13 @@ class FullySharded:
         flat = Flat(model, gradients=False)
         tree = GatherReduce(flat.length, run.shards, world.size, flat.dtype, flat.device)
         self.accumulator = Accumulator(model, flat, tree)
-        self.metrics = Metrics(run.shards, self.shards, ("items", "loss", *task.metrics))
-        self.optimizer = make_optimizer(model)
+        self.metrics = sums_of(setup.task, run.shards, self.shards)
+        self.optimizer = setup.make_optimizer(model)
         names = {id(p): name for name, p in model.named_parameters()}
         strides = {name: p.stride() for name, p in model.named_parameters()}
         order = [names[id(p)] for p in optimizer.parameters(self.optimizer)]
         self.passes = 0  # the forward passes that this step has begun
-        self.sums = _shard(model, flat.device, run.shards, task.example())
+        self.sums = _shard(model, flat.device, run.shards, setup.task.example())
         # The optimizer works on the parts. It has kept nothing yet, but for which ones decay.
         sharded = dict(model.named_parameters())
         self.parts = {name: Part(sharded[name], strides[name]) for name in order}

@@ -4,21 +4,16 @@ Each pipeline takes a block of the shards; a stage's gradients are added over th
 tree over all shards. Neither the number of pipelines nor that of stages shows in the bits.
 """
 
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from lockstep.distributed.world import World
-from lockstep.strategies import MakeOptimizer, Options
+from lockstep.strategies import Setup
 from lockstep.strategies.pipeline import Pipeline
-from lockstep.strategies.task import Task
 
 
-def hybrid(
-    run: Options, model: nn.Module, task: Task, make_optimizer: MakeOptimizer, world: World
-) -> Pipeline:
+def hybrid(setup: Setup) -> Pipeline:
     """Return this rank's stage: number rank mod `stages` of pipeline rank div `stages`."""
-    device = next(model.parameters()).device.type
-    size = (world.size // run.stages, run.stages)
+    device = next(setup.model.parameters()).device.type
+    size = (setup.world.size // setup.run.stages, setup.run.stages)
     mesh = init_device_mesh(device, size, mesh_dim_names=("replica", "stage"))
     groups = mesh.get_group("stage"), mesh.get_group("replica")
-    return Pipeline(run, model, task, make_optimizer, *groups)
+    return Pipeline(setup, *groups)

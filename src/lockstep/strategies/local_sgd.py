@@ -19,13 +19,11 @@ import torch.distributed as dist
 from torch import nn
 
 from lockstep import optimizer
-from lockstep.distributed.world import World
-from lockstep.metrics import Metrics
 from lockstep.reduce.flat import Flat
 from lockstep.reduce.layout import copy_of
 from lockstep.reduce.tree import Node, TreeReduce, block
-from lockstep.strategies import MakeOptimizer, Options
-from lockstep.strategies.task import MicroBatch, Task
+from lockstep.strategies import MakeOptimizer, Setup
+from lockstep.strategies.task import MicroBatch, sums_of
 from lockstep.tensors import as_bytes
 
 
@@ -42,28 +40,24 @@ class Replica:
 class LocalSGD:
     """The replicas of this rank's shards."""
 
-    def __init__(
-        self,
-        run: Options,
-        model: nn.Module,
-        task: Task,
-        make_optimizer: MakeOptimizer,
-        world: World,
-    ) -> None:
-        self.run, self.task, self.world = run, task, world
+    def __init__(self, setup: Setup) -> None:
+        self.run, self.task, self.world = setup.run, setup.task, setup.world
+        world, run, model = setup.world, setup.run, setup.model
         self.shards: Sequence[int] = block(world.rank, world.size, run.shards)
         layout = Flat(model)
         self.tree = TreeReduce(
             layout.length, run.shards, world.rank, world.size, layout.dtype, layout.device
         )
         models = [model, *(copy_of(model) for _ in self.shards[1:])]
-        self.replicas = [Replica(one, make_optimizer, self.tree.take().zero_()) for one in models]
+        self.replicas = [
+            Replica(one, setup.make_optimizer, self.tree.take().zero_()) for one in models
+        ]
         self.gradients = torch.zeros(layout.length, dtype=layout.dtype, device=layout.device)
         for replica in self.replicas:
             replica.layout.attach(self.gradients)
         self.common = layout.read()  # what they were when last averaged
         self.equal = True
-        self.metrics = Metrics(run.shards, self.shards, ("items", "loss", *task.metrics))
+        self.metrics = sums_of(setup.task, run.shards, self.shards)
         self.communication = 0.0
 
     def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:

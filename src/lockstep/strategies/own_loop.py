@@ -1,4 +1,4 @@
-"""A training loop of one's own, as a checkpointer sees it: a strategy whose steps others take.
+"""A training loop of one's own, as a checkpointer sees it: what is kept, by steps that others take.
 
 Every rank has the whole model and its optimizers; the gradients are those of the tree.
 """
@@ -12,7 +12,6 @@ from torch import nn
 from lockstep import optimizer
 from lockstep.errors import UserError
 from lockstep.metrics import Metrics
-from lockstep.strategies.task import MicroBatch
 
 
 class OwnLoop:
@@ -35,9 +34,8 @@ class OwnLoop:
         shards: int,
         mine: Sequence[int],
     ) -> None:
-        self.model, self.optimizers, self.shards = model, optimizers, mine
+        self.model, self.optimizers = model, optimizers
         self.metrics = Metrics(shards, mine)
-        self.communication = 0.0
         known = {id(p) for p in model.parameters()}
         for one in optimizers:
             for parameter in optimizer.parameters(one):
@@ -47,10 +45,6 @@ class OwnLoop:
                         f"{tuple(parameter.shape)} that is none of the model's; give the run all "
                         f"modules that are trained: session.run({{'a': ..., 'b': ...}}, ...)"
                     )
-
-    def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
-        """Refuse: a step is taken in the user's loop."""
-        raise NotImplementedError
 
     def model_state(self) -> dict[str, torch.Tensor]:
         return self.model.state_dict()

@@ -19,25 +19,21 @@ from torch import nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
 from lockstep import optimizer
-from lockstep.distributed.world import World
-from lockstep.metrics import Metrics
 from lockstep.reduce.accumulator import total_items
 from lockstep.reduce.buffers import Buffers
 from lockstep.reduce.flat import Flat
 from lockstep.reduce.tree import Node, TreeReduce, block
-from lockstep.strategies import MakeOptimizer, Options
+from lockstep.strategies import Setup
 from lockstep.strategies.split import cut, tensors_of
-from lockstep.strategies.task import Loss, MicroBatch, Task
+from lockstep.strategies.task import Loss, MicroBatch, Task, sums_of
 from lockstep.tensors import as_bytes
 
 
-def pipeline(
-    run: Options, model: nn.Module, task: Task, make_optimizer: MakeOptimizer, world: World
-) -> "Pipeline":
+def pipeline(setup: Setup) -> "Pipeline":
     """Return this rank's stage of the one pipeline that all ranks are."""
     everyone = dist.group.WORLD
     assert everyone is not None  # `train` has started it
-    return Pipeline(run, model, task, make_optimizer, everyone, None)
+    return Pipeline(setup, everyone, None)
 
 
 class Pipeline:
@@ -49,16 +45,11 @@ class Pipeline:
     """
 
     def __init__(
-        self,
-        run: Options,
-        model: nn.Module,
-        task: Task,
-        make_optimizer: MakeOptimizer,
-        stages: dist.ProcessGroup,
-        replicas: dist.ProcessGroup | None,
+        self, setup: Setup, stages: dist.ProcessGroup, replicas: dist.ProcessGroup | None
     ) -> None:
-        self.run, self.model, self.task, self.stages = run, model, task, stages
-        self.replicas = replicas
+        self.run, self.model, self.task = setup.run, setup.model, setup.task
+        run, model, task, make_optimizer = setup.run, setup.model, setup.task, setup.make_optimizer
+        self.stages, self.replicas = stages, replicas
         self.chain = cut(model, task.example(), stages.size())[stages.rank()]
         self.optimizer = make_optimizer(self.chain)
         together = optimizer.parameters(make_optimizer(model))
@@ -74,8 +65,7 @@ class Pipeline:
         self.schedule = kind(self.stage, len(mine), loss_fn=self._loss, scale_grads=False)
         # The stages in between take activations, and have no use for data.
         self.shards: Sequence[int] = mine if self.stage.is_first or self.stage.is_last else ()
-        names = ("items", "loss", *task.metrics)
-        self.metrics = Metrics(run.shards, mine if self.stage.is_last else (), names)
+        self.metrics = sums_of(task, run.shards, mine if self.stage.is_last else ())
         self.communication = 0.0
 
     def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:

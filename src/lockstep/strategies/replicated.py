@@ -8,28 +8,20 @@ from torch import nn
 from lockstep import optimizer
 from lockstep.metrics import Metrics
 from lockstep.reduce.accumulator import Accumulator, total_items
-from lockstep.strategies import MakeOptimizer, Options
-from lockstep.strategies.task import Loss, MicroBatch, Task
+from lockstep.reduce.tree import block
+from lockstep.strategies import Setup
+from lockstep.strategies.task import Loss, MicroBatch, sums_of
 
 
 class Replicated:
-    """A model and its optimizer, on this rank as on every other; a step is the strategy's own.
+    """A model and its optimizer, on this rank as on every other; a step is the strategy's own."""
 
-    Args:
-        shards: those whose micro-batches this rank wants.
-    """
-
-    def __init__(
-        self,
-        run: Options,
-        model: nn.Module,
-        task: Task,
-        make_optimizer: MakeOptimizer,
-        shards: Sequence[int],
-    ) -> None:
-        self.run, self.model, self.task, self.shards = run, model, task, shards
-        self.optimizer = make_optimizer(model)
-        self.metrics = Metrics(run.shards, self.shards, ("items", "loss", *task.metrics))
+    def __init__(self, setup: Setup) -> None:
+        self.run, self.model, self.task = setup.run, setup.model, setup.task
+        world, shards = setup.world, setup.run.shards
+        self.shards: Sequence[int] = block(world.rank, world.size, shards)
+        self.optimizer = setup.make_optimizer(setup.model)
+        self.metrics = sums_of(setup.task, shards, self.shards)
         self.communication = 0.0
 
     def model_state(self) -> dict[str, torch.Tensor]:

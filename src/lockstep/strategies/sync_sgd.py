@@ -12,37 +12,26 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
-from lockstep.distributed.world import World
 from lockstep.optimizer import update
 from lockstep.reduce.accumulator import Accumulator, total_items
 from lockstep.reduce.flat import Flat
-from lockstep.reduce.tree import TreeReduce, block
-from lockstep.strategies import MakeOptimizer, Options
+from lockstep.reduce.tree import TreeReduce
+from lockstep.strategies import Setup
 from lockstep.strategies.replicated import Replicated, accumulate
-from lockstep.strategies.task import MicroBatch, Task
+from lockstep.strategies.task import MicroBatch
 
 
 class TreeReduction(Replicated):
     """Gradients by shard, summed along the fixed tree; with one rank, the strategy `single`."""
 
-    def __init__(
-        self,
-        run: Options,
-        model: nn.Module,
-        task: Task,
-        make_optimizer: MakeOptimizer,
-        world: World,
-    ) -> None:
-        super().__init__(
-            run, model, task, make_optimizer, block(world.rank, world.size, run.shards)
-        )
-        flat = Flat(model)
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        world, flat = setup.world, Flat(self.model)
         self.tree = TreeReduce(
-            flat.length, run.shards, world.rank, world.size, flat.dtype, flat.device
+            flat.length, self.run.shards, world.rank, world.size, flat.dtype, flat.device
         )
-        self.accumulator = Accumulator(model, flat, self.tree)
+        self.accumulator = Accumulator(self.model, flat, self.tree)
 
     def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
         mean, _ = accumulate(self.task, micro_batches, self.accumulator, self.metrics)
@@ -54,19 +43,10 @@ class TreeReduction(Replicated):
 class FastReduction(Replicated):
     """A rank's shards as one batch, ranks summed by one all_reduce of the backend's choice."""
 
-    def __init__(
-        self,
-        run: Options,
-        model: nn.Module,
-        task: Task,
-        make_optimizer: MakeOptimizer,
-        world: World,
-    ) -> None:
-        super().__init__(
-            run, model, task, make_optimizer, block(world.rank, world.size, run.shards)
-        )
-        self.ranks = world.size
-        self.flat = Flat(model)
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.ranks = setup.world.size
+        self.flat = Flat(self.model)
         self.total = torch.zeros(self.flat.length, dtype=self.flat.dtype, device=self.flat.device)
         self.flat.attach(self.total)
 

@@ -1,12 +1,14 @@
 """What a strategy is told of a task: how inputs, outputs and losses come of micro-batches."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import nn
+
+from lockstep.metrics import Metrics
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,16 @@ class Loss:
         """Return all sums by name."""
         sums = {"items": float(self.items), "loss": float(self.value.detach())}
         return sums | {name: float(value) for name, value in self.metrics.items()}
+
+
+def sums_of(task: "Task", shards: int, mine: Iterable[int]) -> Metrics:
+    """Return running sums of what `Loss.sums` has by name.
+
+    Args:
+        shards: S.
+        mine: the shards whose losses come up on this rank.
+    """
+    return Metrics(shards, mine, ("items", "loss", *task.metrics))
 
 
 class Task(Protocol):

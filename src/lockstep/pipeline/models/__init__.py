@@ -3,17 +3,15 @@
 import importlib
 import inspect
 import math
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from lockstep import random as streams
+from lockstep.determinism import seeded
 from lockstep.errors import UserError, first_line
 from lockstep.pipeline.kinds import CLASSIFICATION, Kind
 from lockstep.pipeline.models.gpt import GPT
@@ -38,10 +36,11 @@ def build(
         UserError: there is no such model, or it does not turn a batch of such inputs into what the
             task wants.
     """
-    drawn = streams.torch_seed("weights", seed)
-    torch.manual_seed(drawn)
-    random.seed(drawn)  # a model of the user's may draw its weights by these
-    np.random.seed(drawn % 2**32)
+    with seeded("weights", seed):  # a model of the user's may draw by Python or NumPy, too
+        return _built(name, shape, outputs, kind)
+
+
+def _built(name: str, shape: Shape, outputs: int, kind: Kind) -> nn.Module:
     make = _find(name, kind)
     expected = (2, *kind.outputs(shape, outputs))
     try:

@@ -15,13 +15,14 @@ import torch
 import torch.distributed as dist
 
 from lockstep import determinism, provenance
-from lockstep.distributed import devices, rendezvous
-from lockstep.distributed.world import World, discover
+from lockstep.distributed import devices
+from lockstep.distributed.world import World
 from lockstep.errors import UserError
 from lockstep.files import atomic, write_json
 from lockstep.measure import probe
 from lockstep.pipeline.kinds import TASKS
 from lockstep.pipeline.models import build, rehearse
+from lockstep.session import Session
 
 
 def check(
@@ -58,43 +59,41 @@ def check(
     """
     if output.suffix == ".csv":
         raise UserError(f"{output}: the table gets this name; call the JSON file another")
-    world = discover(ranks)
-    if not oversubscribe:
-        devices.check_cores(world, threads)
-    where = devices.choose_device(world, device)
-    determinism.pin(threads, where, reproducible=True)
-    sizes = {}
-    for name in models:
-        model = build(name, shape, classes, kind=TASKS[task])
-        rehearse(name, model, shape, images, TASKS[task])
-        sizes[name] = sum(p.numel() for p in model.parameters())
-    rendezvous.start(world, where)
-    places: list[Any] = [None] * world.size
-    place = {**devices.describe(world, where), "address": _address(), "threads": threads}
-    place["load"] = os.getloadavg()[0]  # before we add to it: what else goes on here
-    dist.all_gather_object(places, place)
-    links = _links(world, where)
-    backends = {link.backend: _first(link) for link in links}
-    gradients = [4 * parameters for parameters in sizes.values()]
-    rows = probe.probe(links, [*probe.SIZES, *gradients], seconds)
-    rendezvous.stop()
-    if world.rank:
-        return None
-    record = {
-        "ranks": places,
-        "launcher": world.launcher,
-        "mpi": _mpi_version(world),
-        "system": platform.platform(),
-        "backends": backends,
-        "models": sizes,
-        "arithmetic": determinism.arithmetic(),
-        "versions": provenance.versions(),
-    }
-    with atomic(output.with_suffix(".csv")) as draft:
-        table = pd.DataFrame(rows, columns=list(probe.COLUMNS))
-        table.to_csv(draft, index=False, float_format="%.6g")
-    write_json(output, record)
-    return record
+    with Session(
+        ranks=ranks, threads=threads, device=device, oversubscribe=oversubscribe, saves=False
+    ) as session:
+        world, where = session.world, session.device
+        sizes = {}
+        for name in models:
+            model = build(name, shape, classes, kind=TASKS[task])
+            rehearse(name, model, shape, images, TASKS[task])
+            sizes[name] = sum(p.numel() for p in model.parameters())
+        places: list[Any] = [None] * world.size
+        place = {**devices.describe(world, where), "address": _address(), "threads": threads}
+        place["load"] = os.getloadavg()[0]  # before we add to it: what else goes on here
+        dist.all_gather_object(places, place)
+        links = _links(world, where)
+        backends = {link.backend: _first(link) for link in links}
+        gradients = [4 * parameters for parameters in sizes.values()]
+        rows = probe.probe(links, [*probe.SIZES, *gradients], seconds)
+        session.close()
+        if world.rank:
+            return None
+        record = {
+            "ranks": places,
+            "launcher": world.launcher,
+            "mpi": _mpi_version(world),
+            "system": platform.platform(),
+            "backends": backends,
+            "models": sizes,
+            "arithmetic": determinism.arithmetic(),
+            "versions": provenance.versions(),
+        }
+        with atomic(output.with_suffix(".csv")) as draft:
+            table = pd.DataFrame(rows, columns=list(probe.COLUMNS))
+            table.to_csv(draft, index=False, float_format="%.6g")
+        write_json(output, record)
+        return record
 
 
 def _links(world: World, device: torch.device) -> list[probe.Link]:

@@ -14,19 +14,23 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lockstep import determinism
 from lockstep import tensors as state
-from lockstep.distributed import devices, rendezvous
-from lockstep.distributed.world import discover
 from lockstep.errors import UserError
 from lockstep.files import atomic, check_sha256, sha256, sweep, write_json
 from lockstep.pipeline.data.arrays import Part, open_part
-from lockstep.pipeline.data.manifest import check_files, read_manifest
+from lockstep.pipeline.data.manifest import Manifest, check_files, read_manifest
 from lockstep.pipeline.models import build
-from lockstep.pipeline.record import check_trained_on, read_averaged, read_training
+from lockstep.pipeline.record import (
+    Averaged,
+    Training,
+    check_trained_on,
+    read_averaged,
+    read_training,
+)
 from lockstep.pipeline.tasks.make import make
 from lockstep.pipeline.tasks.supervised import Supervised
 from lockstep.reduce.layout import move
+from lockstep.session import Session
 
 MODELS = {"last": "model.safetensors", "averaged": "averaged.safetensors"}
 
@@ -47,10 +51,22 @@ def evaluate(results: Path, data: Path, ranks: int, threads: int) -> dict[str, A
         UserError: a model or the test set is not what its record says, or a model gives what is no
             number.
     """
-    world = discover(ranks)
     training, manifest = read_training(results), read_manifest(data)
     averaged = read_averaged(results, training)
-    run = training.configuration
+    device = training.configuration.device
+    with Session(ranks=ranks, threads=threads, device=device, saves=False) as session:
+        return _evaluate_in(session, results, data, training, averaged, manifest)
+
+
+def _evaluate_in(
+    session: Session,
+    results: Path,
+    data: Path,
+    training: Training,
+    averaged: Averaged,
+    manifest: Manifest,
+) -> dict[str, Any] | None:
+    world, device, run = session.world, session.device, training.configuration
     if world.local_rank == 0:  # a host's ranks read the same files
         check_trained_on(training, results, manifest, data)
         for file, record, expected, do in (
@@ -62,13 +78,10 @@ def evaluate(results: Path, data: Path, ranks: int, threads: int) -> dict[str, A
     if world.rank == 0:
         for file in (*(f"{table}.csv" for table in manifest.kind.tables), "metrics.json"):
             sweep(results / file)
-    device = devices.choose_device(world, run.device)
-    determinism.pin(threads, device, reproducible=True)
     part = open_part(data / "test", manifest.kind)
     task = make(run, manifest, device)
     model = build(run.model, manifest.shape, manifest.outputs, kind=manifest.kind)
     move(model, device)
-    rendezvous.start(world, device)
     chunks = -(-len(part) // task.chunk)
     mine = range(chunks * world.rank // world.size, chunks * (world.rank + 1) // world.size)
     found = {}
@@ -77,7 +90,7 @@ def evaluate(results: Path, data: Path, ranks: int, threads: int) -> dict[str, A
         found[name] = _predict(model.eval(), part, mine, task)
     everyone: list[Any] | None = [None] * world.size if world.rank == 0 else None
     dist.gather_object(found, everyone)
-    rendezvous.stop()
+    session.close()
     if everyone is None:
         return None
 

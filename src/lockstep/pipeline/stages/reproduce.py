@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lockstep import determinism, provenance
-from lockstep import strategies as parallel
 from lockstep.distributed import devices
 from lockstep.distributed.world import World, discover
 from lockstep.errors import Interrupted, UserError, in_words, say
 from lockstep.files import check_sha256
+from lockstep.pipeline import identity
 from lockstep.pipeline.config import Run, parse
 from lockstep.pipeline.data.manifest import read_manifest
 from lockstep.pipeline.record import (
@@ -21,7 +21,7 @@ from lockstep.pipeline.record import (
     check_trained_on,
     read_training,
 )
-from lockstep.pipeline.stages.train import train
+from lockstep.pipeline.stages.train import session_of, train_in
 from lockstep.strategies import catalogue
 
 # What is compared: its name for a person, and in the record.
@@ -65,26 +65,30 @@ def reproduce(
     data, partition = data or Path(record.data), partition or Path(record.partition)
     if world.rank == 0:
         check_inputs(record, results, data, partition)
-    device = devices.choose_device(world, run.device)
-    determinism.pin(run.threads, device, parallel.keeps_bits(run))
-    now = record.model_copy(
-        update={
-            "versions": provenance.versions(),
-            "code": provenance.code_of_training(run.strategy, run.model),
-            "arithmetic": Arithmetic(**determinism.arithmetic()),
-            "ranks": [Place(**devices.describe(world, device))],
-        }
-    )
-    if world.rank == 0:
-        for line in differences(record, now):
-            say(f"note: {line}")
-    with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
-        try:
-            again = train(run, data, partition, output or Path(folder))
-        except Interrupted:
-            raise UserError(
-                "told to stop before the end; a comparison is begun anew, and in a new folder"
-            ) from None
+    manifest = read_manifest(data)
+    inputs = identity.inputs(run, manifest, partition)
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="lockstep-") as folder,
+            session_of(run, inputs) as session,
+        ):
+            now = record.model_copy(
+                update={
+                    "versions": provenance.versions(),
+                    "code": inputs["code"],
+                    "arithmetic": Arithmetic(**determinism.arithmetic()),
+                    "ranks": [Place(**devices.describe(session.world, session.device))],
+                }
+            )
+            if world.rank == 0:
+                for line in differences(record, now):
+                    say(f"note: {line}")
+            output = output or Path(folder)
+            again = train_in(session, run, manifest, inputs, data, partition, output)
+    except Interrupted:
+        raise UserError(
+            "told to stop before the end; a comparison is begun anew, and in a new folder"
+        ) from None
     return again is None or _verdict(record, again)
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lockstep import determinism, provenance, tensors
 from lockstep import strategies as parallel
+from lockstep.checkpoint import period
 from lockstep.checkpoint.checkpointer import Checkpointer, new_segment, resume
 from lockstep.checkpoint.state import Progress
 from lockstep.checkpoint.store import Store
@@ -135,14 +136,13 @@ def train_in(
             clear_results(output)
         make = partial(parallel.make, run, model, task, partial(make_optimizer, run), world)
         strategy, progress = resume(store, model, make, batches.steps_per_epoch)
-        _say_other_processors(progress, session)
         checkpointer = Checkpointer(
             world,
             session.interrupt,
             strategy,
             store,
             model,
-            run.checkpoint_every,
+            period(run.checkpoint_every),
             batches.steps_per_epoch,
             saved=progress.step,
         )
@@ -269,15 +269,6 @@ def _problem_of_files(data: Path, manifest: Manifest, part: Part, session: Sessi
     if world.comm is not None:
         world.comm.longer(size // SLOWEST_DISK).Barrier()
     return problem
-
-
-def _say_other_processors(progress: Progress, session: Session) -> None:
-    """Say if the run has been on other processors, which may have other bits."""
-    if progress.segments and session.world.rank == 0:
-        before = progress.segments[-1]["processors"]
-        now = sorted({place["processor"] for place in session.places})
-        if now != before:
-            say(f"it ran on {', '.join(before)}, and now on {', '.join(now)}: bits may differ")
 
 
 def _bar(epoch: int, run: Run, done: int, steps: int, first: bool, unit: str) -> tqdm:
