@@ -32,10 +32,10 @@ PYTEST := OMP_NUM_THREADS=1 pytest --numprocesses 2
 test-quick: setup  ## run most unit tests: half a minute
 	$(PYTEST) -m "not slow and not thorough" tests/unit
 
-test: setup  ## run what tells whether a change is good, with mpirun and Snakemake: five minutes
+test: setup  ## run what tells whether a change is good, with mpirun and Snakemake: eight minutes on two cores
 	$(PYTEST) -m "not thorough"
 
-test-all: setup  ## run all tests but those that want root: a quarter of an hour
+test-all: setup  ## run all tests but those that want root: longer
 	$(PYTEST)
 
 hosts-test: setup  ## run on three hosts, in network namespaces: as root, with Debian's packages
