@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -99,11 +100,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFolder(config, log)
 
 
+# What mpirun keeps while it runs, in a folder named by its process id. One that was killed leaves
+# it, and the next one with that id would not start.
+MPIRUNS = tempfile.TemporaryDirectory(prefix="mpiruns-", ignore_cleanup_errors=True)
+os.environ["PRTE_MCA_prte_tmpdir_base"] = MPIRUNS.name  # noqa: SIM112 - as PRRTE reads it
+
+
 def pytest_sessionfinish() -> None:
     """End what has stayed for several tests: a worker of pytest-xdist may not get to `atexit`."""
     from tests.crew import close_all
 
     close_all()
+    MPIRUNS.cleanup()
 
 
 @pytest.fixture(scope="session")
