@@ -9,19 +9,17 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from lockstep import determinism
 from lockstep import tensors as state
-from lockstep.distributed import devices
-from lockstep.distributed.world import discover
 from lockstep.errors import UserError
 from lockstep.files import check_sha256, sha256, sweep, write_json
 from lockstep.pipeline.data.arrays import open_part
-from lockstep.pipeline.data.manifest import check_files, read_manifest
+from lockstep.pipeline.data.manifest import Manifest, check_files, read_manifest
 from lockstep.pipeline.models import build
 from lockstep.pipeline.record import Training, check_trained_on, read_training
 from lockstep.pipeline.tasks.make import make
 from lockstep.reduce.layout import move
 from lockstep.reduce.tree import Node, fold, push
+from lockstep.session import Session
 from lockstep.strategies import catalogue
 
 
@@ -48,9 +46,15 @@ def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
         sweep(results / name)
     training, manifest = read_training(results), read_manifest(data)
     check_trained_on(training, results, manifest, data)
-    run = training.configuration
-    device = devices.choose_device(discover(1), run.device)
-    determinism.pin(threads, device, reproducible=True)
+    device = training.configuration.device
+    with Session(ranks=1, threads=threads, device=device, saves=False) as session:
+        return _average_in(session, results, data, training, manifest)
+
+
+def _average_in(
+    session: Session, results: Path, data: Path, training: Training, manifest: Manifest
+) -> dict[str, Any]:
+    run, device = training.configuration, session.device
     paths = find_snapshots(results, training)
     mean = mean_replica(paths) if catalogue.of(run).one_shot else mean_state(paths)
     model = build(run.model, manifest.shape, manifest.outputs, kind=manifest.kind)
