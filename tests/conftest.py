@@ -90,14 +90,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Have one worker do all of a folder whose tests share ranks, or a run; units fill the gaps."""
+    """Have one worker do all of a file whose tests share ranks, or a run; units fill the gaps."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByFolder(LoadScopeScheduling):
+    class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return nodeid if nodeid.startswith("tests/unit/") else nodeid.split("/")[1]
+            return nodeid if nodeid.startswith("tests/unit/") else nodeid.split("::")[0]
 
-    return ByFolder(config, log)
+    return ByFile(config, log)
 
 
 # What mpirun keeps while it runs, in a folder named by its process id. One that was killed leaves

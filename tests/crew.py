@@ -32,7 +32,7 @@ MODULES = {
 }
 
 # Processes that stay at most, of some 400 MB each; those that were used last.
-MOST = 12
+MOST = 9
 
 # Seconds in which ranks end when one of them has failed: else they wait for it in vain.
 SOON = 10.0

@@ -83,6 +83,7 @@ def test_a_rank_that_leaves_ends_the_job(tmp_path):
     assert re.search(r"Errorcode: 3", fail("sys.exit", tmp_path, mpirun(3)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_rank_that_hangs_is_found_by_the_timeout(launcher, tmp_path):
     errors = fail("hangs", tmp_path, launcher)

@@ -66,6 +66,7 @@ def test_a_loss_that_is_no_number_names_step_shard_and_sample(digits, tmp_path, 
     assert not (tmp_path / "train.json").exists()
 
 
+@pytest.mark.thorough
 def test_a_run_that_diverges_stops_and_keeps_what_was_good(digits, tmp_path):
     flags = ("--optimizer", "sgd", "--schedule", "constant", "--lr", 1e9)
     line = line_of(train_shared(digits, tmp_path, 2, *flags))
@@ -74,14 +75,14 @@ def test_a_run_that_diverges_stops_and_keeps_what_was_good(digits, tmp_path):
 
 
 def test_ranks_that_drift_apart_are_named(digits, tmp_path):
-    done = train_shared(digits, tmp_path, 4, "--model", "tests.mpi.models:Drifting")
+    done = train_shared(digits, tmp_path, 2, "--model", "tests.mpi.models:Drifting")
     line = line_of(done)
     assert "body.0.weight on rank 1" in line
     assert os.uname().nodename in line
-    assert max(steps(tmp_path)) < 10
+    assert all(saved < 10 for saved in steps(tmp_path))
 
 
-@pytest.mark.parametrize("action", ["raise", "exit", "kill", "hang"])
+@pytest.mark.parametrize("action", [thorough("raise"), thorough("exit"), "kill", "hang"])
 def test_a_rank_that_fails_is_named_and_the_next_run_goes_on(digits, tmp_path, action):
     done = train(digits, tmp_path, 2, "--timeout", 3, LOCKSTEP_FAULT=f"step:7:1:{action}")
     assert done.returncode != 0

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.conftest import REPOSITORY, mpirun, thorough
+from tests.conftest import REPOSITORY, mpirun
 from tests.crew import run_shared
 from tests.mpi.kills import POINTS, Kill, finish, survive, walk
 from tests.mpi.matrix import PARTS
@@ -33,7 +33,8 @@ def never_killed(digits, tmp_path_factory):
     return finish(digits, tmp_path_factory.mktemp("never") / "run", 1)
 
 
-@pytest.mark.parametrize("ranks", [2, thorough(4)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_a_run_that_is_killed_everywhere_has_the_bits_of_one_never_killed(
     ranks, digits, never_killed, tmp_path
 ):

@@ -78,6 +78,7 @@ def refused(done):
     return next(line for line in done.stderr.splitlines() if line.startswith("lockstep reproduce"))
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_tried_is_refused(digits, trained, tmp_path):
     assert "5 ranks cannot have a shard each of 4" in refused(reproduce(mpirun(5), trained))
     shutil.copy(trained / "train.json", tmp_path)

@@ -241,6 +241,7 @@ def test_a_script_counts_with_what_it_imports_from_its_folder(package, tmp_path)
     assert {"train.py", "zoo/__init__.py", "zoo/own.py"} <= found.keys()
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_after_an_edit_that_changes_no_bit(package, digits, tmp_path):
     partition(digits, "iid", 2, 0, 0.5, tmp_path / "shards")
     words = ["train", "--data", digits, "--partition", tmp_path / "shards" / "shards.csv"]

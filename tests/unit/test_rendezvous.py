@@ -40,7 +40,7 @@ def no_interface(monkeypatch):
         monkeypatch.delenv(variable)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_many_ranks_meet_though_the_system_lets_few_wait(monkeypatch, no_interface):
     listen = socket.socket.listen
     monkeypatch.setattr(socket.socket, "listen", lambda self, _: listen(self, 64))
