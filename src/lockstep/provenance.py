@@ -64,6 +64,11 @@ def code_digest(module: str) -> str:
     return json_sha256(code_of_stage(module))[:16]
 
 
+def preparing_digest(own: str = "") -> str:
+    """Return one hash of the code of `prepare` and of a `package.module:function` of the user's."""
+    return json_sha256(code_of_stage("lockstep.pipeline.stages.prepare") | _code_of_model(own))[:16]
+
+
 def training_digest(strategy: str, own_model: str = "") -> str:
     """Return one hash of all that `code_of_training` returns."""
     return json_sha256(code_of_training(strategy, own_model))[:16]

@@ -1,6 +1,7 @@
 """config: what may be set, how it is read, and the one line that says what is wrong."""
 
 import json
+import re
 
 import jsonschema
 import pytest
@@ -407,8 +408,18 @@ def test_partitions_that_differ_have_folders_that_differ():
 
 def test_a_datasets_folder_is_named_after_it():
     assert Dataset(name="mnist").id == "mnist"
-    assert Dataset(name="npz", path="/far/away/my set.v2.npz").id == "npz-my_set.v2.npz"
-    assert Dataset(name="imagefolder", path="birds/").id == "imagefolder-birds"
+    own = Dataset(name="npz", path="/far/away/my set.v2.npz")
+    assert own.title == "npz-my_set.v2.npz"
+    assert re.fullmatch(r"npz-my_set\.v2\.npz-[0-9a-f]{6}", own.id)
+    others = [
+        Dataset(name="imagefolder", path=path, size=size)
+        for path in ("birds/", "other/birds")
+        for size in (None, 32, "32", [32, 32], [32, 48])
+    ]
+    assert {one.title for one in others} == {"imagefolder-birds"}
+    assert len({one.id for one in others}) == 6
+    assert others[1].id == others[2].id == others[3].id
+    assert [one.height_width for one in others[:5]] == [None, *[(32, 32)] * 3, (32, 48)]
 
 
 # the schemas and the ready experiments

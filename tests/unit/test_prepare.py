@@ -60,7 +60,9 @@ def test_digits_are_drawn_inside_a_border(digits):
 def test_the_manifest_holds_the_sums_of_the_files(digits):
     manifest = read_manifest(digits)
     assert sorted(manifest.sha256) == [
-        f"{part}/{name}.npy" for part in ("test", "train") for name in ("images", "labels")
+        f"{part}/{name}.npy"
+        for part in ("test", "train", "validation")
+        for name in ("images", "labels")
     ]
     for file, known in manifest.sha256.items():
         assert sha256(digits / file) == known
@@ -333,7 +335,7 @@ def test_a_label_out_of_range_is_named_by_its_sample(tmp_path, random, refused):
         tmp_path / "raw" / "cifar-10-binary.tar.gz",
         {"data_batch_1.bin": train, "test_batch.bin": test},
     )
-    with refused("cifar10, train", "sample 7", "label 10", "0 to 9"):
+    with refused("cifar10: sample 7", "label 10", "0 to 9"):
         prepare(Dataset(name="cifar10"), tmp_path)
 
 
@@ -449,7 +451,7 @@ IMAGES, LABELS = some(12)
                 "test_images": IMAGES[:, 1:],
                 "test_labels": LABELS,
             },
-            ["training images are [3, 4, 5]", "test images [3, 3, 5]"],
+            ["training images are [3, 4, 5]", "those of test [3, 3, 5]"],
         ),
     ],
 )
@@ -526,14 +528,17 @@ def test_colours_stay_in_their_order(folder, tmp_path):
     assert open_part(tmp_path / "o" / "train").inputs[0, 0, 1].tolist() == [200, 100, 50]
 
 
-@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "1", "CMYK"])
-def test_images_of_other_modes_become_colour(folder, tmp_path, mode):
-    suffix = "tif" if mode == "CMYK" else "png"
+@pytest.mark.parametrize(
+    ("mode", "channels"),
+    [("P", 3), ("RGBA", 3), ("CMYK", 3), ("YCbCr", 3), ("LA", 1), ("1", 1)],
+)
+def test_images_of_other_modes_become_colour_or_grey(folder, tmp_path, mode, channels):
+    suffix = "png" if mode in ("P", "RGBA", "LA", "1") else "tif"
     for i in range(2):
         path = tmp_path / "own" / "a" / f"{i}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (5, 6), (255, 255, 255)).convert(mode).save(path)
-    assert folder({})["shape"] == [3, 6, 5]
+    assert folder({})["shape"] == [channels, 6, 5]
     assert np.unique(open_part(tmp_path / "o" / "train").inputs) == [255]
 
 
@@ -557,7 +562,7 @@ def test_a_bad_image_is_named(folder, tmp_path, refused, litter):
     flipped = whole[:45] + b"????" + whole[49:]
     for content in (b"", b"not an image", whole[:20], whole[: len(whole) - 25], flipped):
         path.write_bytes(content)
-        with refused(path, "not a whole image"):
+        with refused(tmp_path / "own", "dog/4.png: not a whole image", "dataset.bad"):
             prepare(Dataset(name="imagefolder", path=str(tmp_path / "own")), tmp_path / "o")
     # Old arrays may stay, but nothing says any more that they are the dataset.
     assert litter(tmp_path / "o") == [name for name in before if name != "manifest.json"]
@@ -565,10 +570,10 @@ def test_a_bad_image_is_named(folder, tmp_path, refused, litter):
 
 def test_an_image_of_another_size_or_colour_is_named(folder, tmp_path, refused):
     for other, words in (
-        ((6, 4), ["4 x 6 pixels, grey", "5 x 6 pixels, grey"]),
-        ((6, 5, 3), ["5 x 6 pixels, colour", "5 x 6 pixels, grey"]),
+        ((6, 4), ["1 of 4 x 6 grey (dog/4.png)", "9 of 5 x 6 grey", "set dataset.size"]),
+        ((6, 5, 3), ["1 of 5 x 6 colour (dog/4.png)", "9 of 5 x 6 grey", "set dataset.colour"]),
     ):
-        with refused(tmp_path / "own" / "dog" / "4.png", *words):
+        with refused(tmp_path / "own", *words):
             folder(pictures() | {"dog/4.png": np.zeros(other, np.uint8)})
 
 
@@ -591,12 +596,12 @@ def test_a_class_of_one_image_is_refused(folder, refused):
         folder(pictures(classes=("bird",), count=1))
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_images_of_more_than_eight_bits_are_refused(folder, tmp_path, refused, mode):
+@pytest.mark.parametrize(("mode", "value"), [("I", 70_000), ("F", 300)])
+def test_images_whose_range_nobody_knows_are_refused(folder, tmp_path, refused, mode, value):
     path = tmp_path / "own" / "dog" / "2.tif"
     path.parent.mkdir(parents=True)
-    Image.new(mode, (5, 6), 300).save(path)
-    with refused(path, f"has {mode} pixels", "8 bits"):
+    Image.new(mode, (5, 6), value).save(path)
+    with refused(tmp_path / "own", "dog/2.tif", "whose range nobody knows", "8"):
         folder(pictures())
 
 
@@ -606,9 +611,10 @@ def test_bad_images_are_named_in_one_pass(folder, tmp_path, refused):
     for path in bad:
         path.write_bytes(b"not an image")
     Image.new("L", (7, 7)).save(bad[1])
-    with refused("12 of 26 images", "7 x 7 pixels", "; and 2 more") as caught:
+    with refused("11 of 26 images", "1 of 7 x 7 grey", "; and 1 more") as caught:
         prepare(Dataset(name="imagefolder", path=str(tmp_path / "own")), tmp_path / "o")
-    assert sum(f"{path}: " in str(caught.value) for path in bad) == 10
+    names = [str(path.relative_to(tmp_path / "own")) for path in bad]
+    assert sum(f"{name}: not a whole" in str(caught.value) for name in names) == 10
 
 
 def test_images_come_in_the_order_of_torchvision(tmp_path):

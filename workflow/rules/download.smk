@@ -2,7 +2,9 @@ rule download:
     """Fetch the dataset's files and check their SHA-256; describe them, or the user's own files."""
     input:
         # From a function: whatever characters it is made of, none is a wildcard.
-        lambda wildcards: [DATASET.path] if DATASET.path else [],
+        lambda wildcards: (
+            [DATASET.path] if DATASET.path and DATASET.name != "function" else []
+        ),
     output:
         # The files themselves are not declared: Snakemake would remove them before it runs this
         # again, and what is there and whole need not be fetched twice.

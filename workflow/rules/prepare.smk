@@ -14,8 +14,8 @@ rule prepare:
         "../../envs/environment.yaml"
     threads: 16  # or all that there are; more would wait for the one that writes
     params:
-        flags=launch.flags(DATASET, "name", "task", "path", "test_fraction"),
-        code=code_digest("lockstep.pipeline.stages.prepare"),
+        flags=launch.flags_of_data(DATASET),
+        code=preparing_digest(DATASET.path if DATASET.name == "function" else ""),
         folder=subpath(output.manifest, parent=True),
     shell:
         "python -m lockstep prepare {params.flags} --threads {threads}"

@@ -4,6 +4,7 @@ The models below are the only list of keys. The flags of `lockstep train` are ma
 (`lockstep.pipeline.cli`), and so are the JSON schemas in workflow/schemas (`make schemas`).
 """
 
+import hashlib
 import io
 import json
 import os
@@ -61,17 +62,28 @@ class Dataset(Strict):
     """What to train on."""
 
     name: Literal[
-        "digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "imagefolder", "npz"
+        "digits",
+        "mnist",
+        "fashion_mnist",
+        "kmnist",
+        "cifar10",
+        "cifar100",
+        "imagefolder",
+        "table",
+        "npz",
+        "function",
     ] = "digits"
     """A dataset that Lockstep knows, or the form of your own: `imagefolder` (a folder of images
-    for each class) or `npz` (a file with arrays, which `task` names)."""
+    for each class), `table` (a CSV or Parquet of images with labels), `npz` (a file with arrays,
+    which `task` names) or `function` (of yours, which yields images with labels)."""
 
     task: Literal["classification", "regression", "language"] = "classification"
     """What is learned from an `npz`: a class of each image; numbers (arrays `inputs` and
     `targets`); or the next token (an array `tokens`)."""
 
     path: str | None = None
-    """Where your own dataset lies: the folder of an `imagefolder`, the file of an `npz`."""
+    """Where your own dataset lies: the folder of an `imagefolder`, the file of a `table` (or a
+    folder of Parquet files) or of an `npz`, the `package.module:function`."""
 
     mirror: str | None = Field(default=None, pattern=r"^https?://")
     """An address that holds the dataset's files under their original names. Only it is asked then:
@@ -81,9 +93,53 @@ class Dataset(Strict):
     """The share of each class that is kept for testing, where the dataset has no test part of its
     own."""
 
+    validation_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """The share of each class that is kept for validation, where the dataset has no such part of
+    its own: to stop, and to choose among runs, by other samples than those of the test."""
+
+    group: str | None = None
+    """A column of a `table`, such as the patient: samples that have the same in it are kept in one
+    part. Classes have about the same share in each."""
+
+    size: str | None = Field(default=None, pattern=r"^[1-9][0-9]{0,3}(x[1-9][0-9]{0,3})?$")
+    """The size that images of an `imagefolder` or `table` are brought to: `224`, or rows and
+    columns, `[192, 256]`. Without it all must have one."""
+
+    resize: Literal["crop", "pad", "stretch"] = "crop"
+    """How: by the middle of the image (`crop`), with black beside the whole of it (`pad`), or out
+    of proportion (`stretch`)."""
+
+    colour: Literal["auto", "rgb", "grey"] = "auto"
+    """What becomes of colours: three channels (`rgb`), or one (`grey`). `auto` leaves images as
+    they are, and all must be alike."""
+
+    bad: Literal["refuse", "skip"] = "refuse"
+    """What becomes of files that are no images: `prepare` stops and names them, or leaves them out
+    and lists them in the manifest."""
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _of_sides(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if isinstance(value, list | tuple) and len(value) == 2:
+            value = "x".join(map(str, value))
+        if not isinstance(value, str):
+            return value
+        height, _, width = value.replace(" ", "").partition("x")
+        return height if height == width else value.replace(" ", "")
+
+    @property
+    def height_width(self) -> tuple[int, int] | None:
+        """The rows and columns that images are brought to, in pixels."""
+        if self.size is None:
+            return None
+        height, _, width = self.size.partition("x")
+        return int(height), int(width or height)
+
     @model_validator(mode="after")
     def _path_belongs_to_own_datasets(self) -> "Dataset":
-        own = self.name in ("imagefolder", "npz")
+        own = self.name in ("imagefolder", "table", "npz", "function")
         if own != (self.path is not None):
             verb = "needs" if own else "takes no"
             raise ValueError(f"the dataset {self.name!r} {verb} key 'path'")
@@ -91,11 +147,30 @@ class Dataset(Strict):
             raise ValueError(f"task: {self.name!r} is of classification; {self.task} takes an npz")
         if self.path is not None and re.search("[{}]", self.path):
             raise ValueError(f"path: Snakemake takes braces for wildcards, not {self.path!r}")
+        if self.name == "function" and not re.fullmatch(r"[\w.]+:\w+", self.path or ""):
+            raise ValueError(f"path: expected package.module:function, not {self.path!r}")
+        if self.test_fraction + self.validation_fraction >= 1:
+            raise ValueError("test_fraction: with validation_fraction it leaves nothing to train")
+        if self.group is not None and self.name != "table":
+            raise ValueError(f"group: is a column of a table, and {self.name!r} has none")
+        if self.name not in ("imagefolder", "table"):
+            for key in ("size", "resize", "colour", "bad"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: is for image files; {self.name!r} takes no such key")
         return self
 
     @property
     def id(self) -> str:
-        """The name of the dataset's folder under data/."""
+        """The name of the dataset's folder under data/: others of the same name have another."""
+        if self.path is None:
+            return self.name
+        values = self.model_dump(exclude={"mirror"})
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        return f"{self.title}-{digest[:6]}"
+
+    @property
+    def title(self) -> str:
+        """What a person calls the dataset."""
         if self.path is None:
             return self.name
         return f"{self.name}-{re.sub(r'[^A-Za-z0-9_.-]', '_', Path(self.path).name)}"

@@ -129,6 +129,11 @@ def flags(section: Strict, *names: str) -> str:
     return shlex.join(words)
 
 
+def flags_of_data(dataset: Dataset) -> str:
+    """Return the flags of `prepare`."""
+    return flags(dataset, *(name for name in type(dataset).model_fields if name != "mirror"))
+
+
 def train_flags(run: Run) -> str:
     """Return the flags of `train`, without those that change nothing of a result."""
     return flags(run, *(name for name in type(run).model_fields if name not in UPKEEP))

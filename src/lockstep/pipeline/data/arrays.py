@@ -1,8 +1,8 @@
 """Inputs and targets on disk: arrays that are memory-mapped and never read whole.
 
-A part of a dataset ("train" or "test") is a folder of files that the task names: images and labels,
-inputs and targets, or tokens. Channels come last, the layout that a CPU's convolutions are fastest
-with. All ranks of a host share one copy of them in the page cache.
+A part of a dataset ("train", "validation" or "test") is a folder of files that the task names:
+images and labels, inputs and targets, or tokens. Channels come last, the layout that a CPU's
+convolutions are fastest with. All ranks of a host share one copy of them in the page cache.
 """
 
 import math
@@ -67,7 +67,13 @@ def open_part(folder: Path, kind: Kind = CLASSIFICATION) -> Part:
         try:
             with path.open("rb") as file:
                 dtype, shape = read_head(file, path.stat().st_size)
-                arrays.append(np.memmap(path, dtype, "r", file.tell(), shape))
+                # No memory can be mapped where there are no bytes: a part may be empty.
+                mapped = math.prod(shape) > 0
+                arrays.append(
+                    np.memmap(path, dtype, "r", file.tell(), shape)
+                    if mapped
+                    else np.empty(shape, dtype)
+                )
         except DAMAGE as error:
             why = first_line(error)
             raise UserError(f"{path}: not a whole array ({why}); run `prepare` again") from None

@@ -1,26 +1,20 @@
 """How each dataset is decoded: from its files to labels, and to pixels as a stream."""
 
-import collections
 import contextlib
 import gzip
-import hashlib
-import io
-import math
 import struct
 import tarfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from lockstep.errors import UserError, first_line
+from lockstep.errors import UserError
 from lockstep.pipeline.config import Dataset
-from lockstep.pipeline.data import npz
-from lockstep.pipeline.data.folder import images_by_class
+from lockstep.pipeline.data import function, npz, photos
 from lockstep.pipeline.data.sources import SOURCES
+from lockstep.pipeline.data.split import TEST, VALIDATION, split
 from lockstep.pipeline.data.stream import (
     BLOCK,
     DOWNLOAD_AGAIN,
@@ -28,9 +22,10 @@ from lockstep.pipeline.data.stream import (
     File,
     Rows,
     Shape,
+    by_part,
+    check_labels,
     expecting,
     of_images,
-    share_of_classes,
     share_out,
     take,
 )
@@ -39,17 +34,24 @@ from lockstep.pipeline.data.stream import (
 MOST_IMAGES = 60_000
 
 
-def _of_arrays(
-    names: list[str], images: dict[str, np.ndarray], labels: dict[str, np.ndarray]
+def _of_array(
+    names: list[str], images: np.ndarray, labels: np.ndarray, which: np.ndarray
 ) -> Decoded:
     def rows() -> Rows:
-        for part, array in images.items():
-            step = max(1, BLOCK // max(1, array[:1].size))
-            for start in range(0, len(array), step):
-                yield part, array[start : start + step]
+        step = max(1, BLOCK // max(1, images[:1].size))
+        for start in range(0, len(images), step):
+            yield from by_part(images[start : start + step], which[start : start + step])
 
-    shapes = {part: array.shape[1:] for part, array in images.items()}
-    return of_images(names, labels, shapes, rows())
+    shapes = dict.fromkeys(("train", "test"), images.shape[1:])
+    return of_images(names, labels, which, shapes, rows())
+
+
+def _with_its_test(
+    dataset: Dataset, names: list[str], train: np.ndarray, test: np.ndarray
+) -> np.ndarray:
+    """Return the parts of a dataset's samples, given the labels of its own two, one after other."""
+    chosen = split(train, dataset, names, dataset.id, parts=(VALIDATION,))
+    return np.concatenate([chosen, np.full(len(test), TEST, np.uint8)])
 
 
 def _digits(dataset: Dataset, raw: Path, threads: int) -> Decoded:
@@ -62,12 +64,8 @@ def _digits(dataset: Dataset, raw: Path, threads: int) -> Decoded:
     drawn = [Image.fromarray(s).resize((20, 20), Image.Resampling.BILINEAR) for s in small]
     images = np.pad(np.stack([np.asarray(d) for d in drawn]), ((0, 0), (4, 4), (4, 4)))[..., None]
     names = list(SOURCES["digits"].classes)
-    test = share_of_classes(scans.target, dataset.test_fraction, names, dataset.id)
-    return _of_arrays(
-        names,
-        {"train": images[~test], "test": images[test]},
-        {"train": scans.target[~test], "test": scans.target[test]},
-    )
+    which = split(scans.target, dataset, names, dataset.id)
+    return _of_array(names, images, scans.target, which)
 
 
 def _idx(dataset: Dataset, raw: Path, threads: int) -> Decoded:
@@ -84,11 +82,11 @@ def _idx(dataset: Dataset, raw: Path, threads: int) -> Decoded:
             raise ValueError(f"claims {words[1]} images or labels, and there are {MOST_IMAGES}")
         return words[1:]
 
-    def pixels(path: Path, test: np.ndarray) -> Rows:
+    def pixels(path: Path, which: np.ndarray) -> Rows:
         with expected(path), gzip.open(path) as file:
-            yield from share_out(file, (*head(file, 3)[1:], 1), test)
+            yield from share_out(file, (*head(file, 3)[1:], 1), which)
 
-    labels, shapes, parts = {}, {}, []
+    labels, shapes = {}, {}
     for part, prefix in (("train", "train"), ("test", "t10k")):
         path = raw / f"{prefix}-images-idx3-ubyte.gz"
         with expected(path), gzip.open(path) as file:
@@ -105,10 +103,23 @@ def _idx(dataset: Dataset, raw: Path, threads: int) -> Decoded:
                 f"{DOWNLOAD_AGAIN}"
             )
         shapes[part] = (*size, 1)
-        test = np.full(count, part == "test")
-        parts.append(pixels(raw / f"{prefix}-images-idx3-ubyte.gz", test))
     names = list(SOURCES[dataset.name].classes)
-    return of_images(names, labels, shapes, (pair for some in parts for pair in some))
+    for part, some in labels.items():
+        check_labels(some, names, f"{dataset.id}, {part}", whole=False)
+    which = _with_its_test(dataset, names, labels["train"], labels["test"])
+    parts = [
+        pixels(raw / f"{prefix}-images-idx3-ubyte.gz", some)
+        for prefix, some in zip(
+            ("train", "t10k"), np.split(which, [len(labels["train"])]), strict=True
+        )
+    ]
+    return of_images(
+        names,
+        np.concatenate(list(labels.values())),
+        which,
+        shapes,
+        (pair for some in parts for pair in some),
+    )
 
 
 def _cifar(dataset: Dataset, raw: Path, threads: int) -> Decoded:
@@ -135,154 +146,13 @@ def _cifar(dataset: Dataset, raw: Path, threads: int) -> Decoded:
             part: np.concatenate([files[name] for name in sorted(files)]).reshape(-1, size)
             for part, files in found.items()
         }
-    images = {
-        part: rows[:, labels_before:].reshape(-1, 3, 32, 32) for part, rows in records.items()
-    }
-    return _of_arrays(
-        list(SOURCES[dataset.name].classes),
-        {part: planes.transpose(0, 2, 3, 1) for part, planes in images.items()},
-        {part: rows[:, labels_before - 1] for part, rows in records.items()},
-    )
-
-
-def _imagefolder(dataset: Dataset, raw: Path, threads: int) -> Decoded:
-    """The user's own images: a folder for each class, below train/ and test/ or to be split."""
-    root = Path(str(dataset.path))
-    parted = (root / "train").is_dir() and (root / "test").is_dir()
-    found = {part: images_by_class(root / part if parted else root) for part in ("train", "test")}
-    names, test_names = (list(classes) for classes in found.values())
-    if names != test_names:
-        odd = sorted(set(names) ^ set(test_names))
-        raise UserError(f"{root}: class {odd[0]!r} is not in both train/ and test/")
-    files = {part: [f for some in found[part].values() for f in some] for part in found}
-    labels = {
-        part: np.repeat(np.arange(len(names)), [len(some) for some in found[part].values()])
-        for part in found
-    }
-    if not parted:
-        test = share_of_classes(labels["train"], dataset.test_fraction, names, str(root))
-        for part, chosen in (("train", ~test), ("test", test)):
-            labels[part] = labels[part][chosen]
-            files[part] = [files[part][i] for i in np.flatnonzero(chosen)]
-    sums: dict[Path, str] = {}
-    model, shape = _first_shape([*files["train"], *files["test"]])
-    rows = _of_files(root, files, model, shape, threads, sums)
-    return of_images(names, labels, dict.fromkeys(files, shape), rows, sums)
-
-
-def _of_files(
-    root: Path,
-    files: dict[str, list[Path]],
-    model: Path,
-    shape: Shape,
-    threads: int,
-    sums: dict[Path, str],
-) -> Rows:
-    """Yield the pixels of image files, decoded by threads a few blocks ahead, and fill `sums`.
-
-    Raises:
-        UserError: files cannot be decoded, or are of another shape than `model`. It comes at the
-            end and names all of them, or the first ten.
-    """
-    problems: list[str] = []
-
-    def decode(paths: list[Path]) -> tuple[np.ndarray, list[str], list[str]]:
-        images = np.zeros((len(paths), *shape), np.uint8)
-        digests, wrong = [], []
-        for path, image in zip(paths, images, strict=True):
-            try:
-                digests.append(_decode(path, model, image))
-            except UserError as error:
-                wrong.append(str(error))
-                digests.append("")
-        return images, digests, wrong
-
-    step = max(1, BLOCK // math.prod(shape))
-    waiting: collections.deque[tuple[str, list[Path], Future]] = collections.deque()
-
-    def next_done() -> tuple[str, np.ndarray]:
-        part, paths, future = waiting.popleft()
-        images, digests, wrong = future.result()
-        sums.update(zip(paths, digests, strict=True))
-        problems.extend(wrong)
-        return part, images
-
-    with ThreadPoolExecutor(threads) as pool:
-        for part, paths in files.items():
-            for start in range(0, len(paths), step):
-                some = paths[start : start + step]
-                waiting.append((part, some, pool.submit(decode, some)))
-                if len(waiting) > threads + 1:
-                    yield next_done()
-        while waiting:
-            yield next_done()
-    if len(problems) == 1:
-        raise UserError(problems[0])
-    if problems:
-        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise UserError(
-            f"{root}: {len(problems)} of {sum(map(len, files.values()))} images are of no use: "
-            f"{'; '.join(problems[:10])}{more}"
-        )
-
-
-def _first_shape(paths: list[Path]) -> tuple[Path, Shape]:
-    """Return the first of the files that is an image, as far as its head says, and its shape."""
-    for path in paths:
-        with contextlib.suppress(UserError), _opened(path, path) as image:
-            return path, _shape_of(image)
-    return paths[0], (1, 1, 1)
-
-
-def _decode(path: Path, model: Path, target: np.ndarray) -> str:
-    """Decode a file into `target` (uint8, H x W x C, the shape of `model`); return its SHA-256.
-
-    Raises:
-        UserError: it is no whole image, or of another shape.
-    """
-    with expecting(path, "a whole image"):
-        content = path.read_bytes()
-    with _opened(path, io.BytesIO(content)) as image:
-        shape = _shape_of(image)
-        if shape != target.shape:
-            raise UserError(
-                f"{path}: is {_size(shape)}, and {model} is {_size(target.shape)}; bring all "
-                f"images to one size and colour mode"
-            )
-        pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
-        target[...] = pixels.reshape(shape)
-    return hashlib.sha256(content).hexdigest()
-
-
-@contextlib.contextmanager
-def _opened(path: Path, source: Path | IO[bytes]) -> Iterator[Image.Image]:
-    """Open an image of 8 bits a channel.
-
-    Raises:
-        UserError: it is none, or what is done with it shows that it is not whole.
-    """
-    with expecting(path, "a whole image"):
-        try:
-            with Image.open(source) as image:
-                if image.mode.startswith("I") or image.mode == "F":
-                    raise UserError(
-                        f"{path}: has {image.mode} pixels, more than 8 bits each; save it with 8 "
-                        f"bits, scaled as you see fit"
-                    )
-                yield image
-        except UnidentifiedImageError:  # which names an object in memory
-            raise ValueError("of no known form") from None
-        except Image.DecompressionBombError as error:
-            raise ValueError(first_line(error)) from None
-
-
-def _shape_of(image: Image.Image) -> Shape:
-    return (image.height, image.width, 1 if image.mode == "L" else 3)
-
-
-def _size(shape: Shape) -> str:
-    height, width, channels = shape
-    return f"{width} x {height} pixels, {'grey' if channels == 1 else 'colour'}"
+    rows = np.concatenate([records["train"], records["test"]])
+    images = rows[:, labels_before:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    labels = rows[:, labels_before - 1].astype(np.int64)
+    names, first = list(SOURCES[dataset.name].classes), len(records["train"])
+    check_labels(labels, names, dataset.id, whole=False)
+    which = _with_its_test(dataset, names, labels[:first], labels[first:])
+    return _of_array(names, images, labels, which)
 
 
 READERS: dict[tuple[str, str], Callable[[Dataset, Path, int], Decoded]] = {
@@ -292,7 +162,9 @@ READERS: dict[tuple[str, str], Callable[[Dataset, Path, int], Decoded]] = {
     ("classification", "kmnist"): _idx,
     ("classification", "cifar10"): _cifar,
     ("classification", "cifar100"): _cifar,
-    ("classification", "imagefolder"): _imagefolder,
+    ("classification", "imagefolder"): photos.folder,
+    ("classification", "table"): photos.listed,
+    ("classification", "function"): function.yielded,
     ("classification", "npz"): npz.images,
     ("regression", "npz"): npz.numbers,
     ("language", "npz"): npz.tokens,

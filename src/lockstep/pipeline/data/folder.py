@@ -12,8 +12,12 @@ from typing import Any
 from lockstep.errors import UserError
 from lockstep.files import sha256
 
-# Those that torchvision's ImageFolder reads.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# Those that torchvision's ImageFolder reads, and others that cameras and the web have. What Pillow
+# cannot read of them is named, and not passed over.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
+    *(".jfif", ".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".tga"),
+)
 
 
 def files_below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lockstep.errors import UserError, first_line
 from lockstep.files import DAMAGE, read_json, sealed, sha256, unsealed, write_json
+from lockstep.pipeline.data.split import PARTS
 from lockstep.pipeline.kinds import TASKS, Kind
 
 
@@ -15,7 +16,8 @@ class Manifest:
 
     `shape` is that of what a model gets of a sample, and `outputs` how many classes, targets or
     tokens there are. Channels of inputs have `mean` and `std`, tokens have none. `sha256` is of the
-    arrays, by file.
+    arrays, by file. `samples` has the number of each part. `image` is how images of any size were
+    brought to one, where that was done.
     """
 
     name: str
@@ -26,6 +28,8 @@ class Manifest:
     mean: list[float]
     std: list[float]
     sha256: dict[str, str]
+    samples: dict[str, int]
+    image: dict[str, Any] | None = None
 
     @property
     def kind(self) -> Kind:
@@ -58,16 +62,18 @@ def read_manifest(data: Path) -> Manifest:
             mean=record["mean"],
             std=record["std"],
             sha256=record["sha256"],
+            samples={part: int(record.get(part, {}).get("samples", 0)) for part in PARTS},
+            image=record.get("image"),
         )
     except DAMAGE as error:
         raise UserError(f"{path}: not {what} ({first_line(error)}); {do}") from None
 
 
 def check_files(data: Path, manifest: Manifest, part: str) -> None:
-    """Read the arrays of a part ("train" or "test") once, and compare them with the manifest.
+    """Read the arrays of a part once, and compare them with the manifest.
 
     Args:
-        part: a part, or one of its files alone ("train/labels.npy").
+        part: "train", "validation" or "test", or one of its files alone ("train/labels.npy").
 
     Raises:
         UserError: one is not what `prepare` wrote.

@@ -1,6 +1,7 @@
 """The user's own arrays, in an .npz: one reader a task.
 
-A part for testing has the same names with `test_` before them; without one, a share is taken.
+A part for validation or for testing has the same names with `validation_` or `test_` before them;
+without one, its share is taken.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from lockstep.errors import UserError, first_line
 from lockstep.files import DAMAGE
 from lockstep.pipeline.config import Dataset
 from lockstep.pipeline.data.arrays import read_head
+from lockstep.pipeline.data.split import PARTS, split
 from lockstep.pipeline.data.stream import (
     PIXEL,
     Decoded,
@@ -26,11 +28,12 @@ from lockstep.pipeline.data.stream import (
     check_labels,
     expecting,
     of_images,
-    share_of_all,
-    share_of_classes,
     share_out,
     take,
 )
+
+# The prefix of the names of a part's arrays, by the part.
+PREFIXES = ("", "validation_", "test_")
 
 # More than any camera has; of each, the mean and deviation are in the manifest.
 MOST_CHANNELS = 1024
@@ -51,7 +54,9 @@ class Npz:
             )
         with self.expecting(), zipfile.ZipFile(self.path) as archive:
             self.members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        self.parted = any(name.startswith("test_") for name in self.members)
+        names = [*self.members]
+        self.own = [0, *(i for i in (1, 2) if any(n.startswith(PREFIXES[i]) for n in names))]
+        """The parts that have arrays of their own."""
 
     def expecting(self) -> contextlib.AbstractContextManager[None]:
         """Make a UserError of what the reader of a damaged file raises."""
@@ -85,23 +90,29 @@ class Npz:
             file.read(1)  # at its end the member's checksum is compared
             return values.view(dtype).reshape(shape)
 
-    def rows(self, name: str, shape: Shape, test: np.ndarray, dtype: np.dtype) -> Rows:
-        """Yield the rows of an array, of this shape each, by part, as `dtype`."""
-        with self.expecting(), self.opened(name) as (file, kind, _):
-            for part, some in share_out(file, shape, test, kind):
-                with np.errstate(over="ignore"):  # what is too large is refused as infinite
-                    yield part, some.astype(dtype, copy=False)
+    def prefixes(self) -> list[str]:
+        """Return the prefixes of the names of what there is, training first."""
+        return [PREFIXES[part] for part in self.own]
 
-    def all_rows(
-        self, name: str, shape: Shape, counts: dict[str, int], test: np.ndarray, dtype: np.dtype
-    ) -> Rows:
-        """Yield the rows of both parts: of an array each, or shared out by `test`."""
-        if not self.parted:
-            yield from self.rows(name, shape, test, dtype)
-            return
-        for part, prefix in (("train", ""), ("test", "test_")):
-            chosen = np.full(counts[part], part == "test")
-            yield from self.rows(prefix + name, shape, chosen, dtype)
+    def split(self, labels: list[np.ndarray], dataset: Dataset, names: list[str]) -> np.ndarray:
+        """Return the part of each sample, given the labels of each part that has its own arrays."""
+        wanted = tuple(part for part in (1, 2) if part not in self.own)
+        found = [split(labels[0], dataset, names, str(self.path), parts=wanted)]
+        rest = zip(self.own[1:], labels[1:], strict=True)
+        return np.concatenate(
+            [*found, *(np.full(len(some), part, np.uint8) for part, some in rest)]
+        )
+
+    def rows(self, name: str, shape: Shape, which: np.ndarray, dtype: np.dtype) -> Rows:
+        """Yield the rows of the arrays `name`, one part's after another, as `dtype`, by part."""
+        start = 0
+        for prefix in self.prefixes():
+            with self.expecting(), self.opened(prefix + name) as (file, kind, full):
+                some = which[start : start + full[0]]
+                for part, values in share_out(file, shape, some, kind):
+                    with np.errstate(over="ignore"):  # what is too large is refused as infinite
+                        yield part, values.astype(dtype, copy=False)
+            start += full[0]
 
 
 def images(dataset: Dataset, raw: Path, threads: int) -> Decoded:
@@ -113,6 +124,11 @@ def images(dataset: Dataset, raw: Path, threads: int) -> Decoded:
         """Return the shape of an image of a part, (H, W, C), and the part's labels."""
         npz.check_names(f"{prefix}images", f"{prefix}labels")
         dtype, shape = npz.head(f"{prefix}images")
+        if dtype.kind == "f":
+            raise UserError(
+                f"{path}: {prefix}images is {dtype}, expected uint8, 0 to 255; of numbers from 0 "
+                f"to 1 save (255 * images).round().astype(np.uint8)"
+            )
         plausible = len(shape) in (3, 4) and 0 not in shape[1:] and shape[3:] <= (MOST_CHANNELS,)
         if dtype != np.uint8 or not plausible:
             raise UserError(
@@ -132,32 +148,30 @@ def images(dataset: Dataset, raw: Path, threads: int) -> Decoded:
             f"image"
         )
 
-    shape, labels = check("")
-    if not len(labels):
+    shapes, labels = zip(*map(check, npz.prefixes()), strict=True)
+    first = labels[0]
+    if not len(first):
         raise UserError(f"{path}: images is empty")
-    if labels.max() >= len(labels):
+    if first.max() > len(first):
         raise UserError(
-            f"{path}: labels has {labels.max()} for {len(labels)} images, so that some class has "
+            f"{path}: labels has {first.max()} for {len(first)} images, so that some class has "
             f"no image; number the classes from 0"
         )
-    names = [str(label) for label in range(max(0, int(labels.max())) + 1)]
-    if npz.parted:
-        test_shape, test_labels = check("test_")
-        train = npz.rows("images", shape, np.zeros(len(labels), bool), PIXEL)
-        test = npz.rows("test_images", test_shape, np.ones(len(test_labels), bool), PIXEL)
-        return of_images(
-            names,
-            {"train": labels, "test": test_labels},
-            {"train": shape, "test": test_shape},
-            (pair for some in (train, test) for pair in some),
+    names = [str(label) for label in range(max(0, int(first.max())) + 1)]
+    if first.min() > 0:
+        raise UserError(
+            f"{path}: labels are {first.min()} to {first.max()}; they begin at 0: subtract "
+            f"{first.min()}"
         )
-    check_labels(labels, names, str(path))
-    chosen = share_of_classes(labels, dataset.test_fraction, names, str(path))
+    check_labels(first, names, str(path))
+    which = npz.split(list(labels), dataset, names)
     return of_images(
         names,
-        {"train": labels[~chosen], "test": labels[chosen]},
-        {"train": shape, "test": shape},
-        npz.rows("images", shape, chosen, PIXEL),
+        np.concatenate(labels),
+        which,
+        {PARTS[part]: shape for part, shape in zip(npz.own, shapes, strict=True)}
+        | ({} if 2 in npz.own else {"test": shapes[0]}),
+        npz.rows("images", shapes[0], which, PIXEL),
     )
 
 
@@ -186,31 +200,26 @@ def numbers(dataset: Dataset, raw: Path, threads: int) -> Decoded:
         check_finite(targets, targets.shape[1], f"{path}: {prefix}targets")
         return dtype, shape, targets
 
-    dtype, shape, targets = check("")
-    chosen = np.zeros(len(targets), bool)
-    if npz.parted:
-        test_dtype, test_shape, test_targets = check("test_")
-        if (test_dtype, test_shape[1:]) != (dtype, shape[1:]) or (
-            test_targets.shape[1] != targets.shape[1]
-        ):
+    (dtype, shape, targets), *others = map(check, npz.prefixes())
+    for part, (other, form, more) in zip(npz.own[1:], others, strict=True):
+        if (other, form[1:], more.shape[1]) != (dtype, shape[1:], targets.shape[1]):
+            prefix = PREFIXES[part]
             raise UserError(
-                f"{path}: inputs are {dtype} {shape} with {targets.shape[1]} targets, test_inputs "
-                f"{test_dtype} {test_shape} with {test_targets.shape[1]}; expected both alike"
+                f"{path}: inputs are {dtype} {shape} with {targets.shape[1]} targets, "
+                f"{prefix}inputs {other} {form} with {more.shape[1]}; expected both alike"
             )
-        parts = {"train": targets, "test": test_targets}
-    else:
-        chosen = share_of_all(len(targets), dataset.test_fraction, str(path))
-        parts = {"train": targets[~chosen], "test": targets[chosen]}
-    counts = {part: len(array) for part, array in parts.items()}
+    parts = [targets, *(more for _, _, more in others)]
+    which = npz.split([np.zeros(len(some), np.int64) for some in parts], dataset, [])
+    whole = np.concatenate(parts)
     kept = np.dtype(np.uint8 if dtype == np.uint8 else np.float32)
     *sides, channels = shape[1:]
     return Decoded(
-        parts,
-        dict.fromkeys(parts, shape[1:]),
-        npz.all_rows("inputs", shape[1:], counts, chosen, kept),
+        {part: whole[which == i] for i, part in enumerate(PARTS)},
+        dict.fromkeys(PARTS, shape[1:]),
+        npz.rows("inputs", shape[1:], which, kept),
         NumberStatistics(shape[1:], str(path)),
         about={"shape": [channels, *sides], "outputs": targets.shape[1]},
-        samples=counts,
+        samples=_counts(which),
         dtype=kept,
     )
 
@@ -230,32 +239,32 @@ def tokens(dataset: Dataset, raw: Path, threads: int) -> Decoded:
             )
         return shape
 
-    count, length = check("")
-    chosen = np.zeros(count, bool)
-    if npz.parted:
-        test_count, test_length = check("test_")
-        if test_length != length:
+    (count, length), *others = map(check, npz.prefixes())
+    for part, (_, other) in zip(npz.own[1:], others, strict=True):
+        if other != length:
             raise UserError(
-                f"{path}: tokens has rows of {length}, test_tokens of {test_length}; bring them to "
-                f"one length, with -1 in the places after the last token"
+                f"{path}: tokens has rows of {length}, {PREFIXES[part]}tokens of {other}; bring "
+                f"them to one length, with -1 in the places after the last token"
             )
-        counts = {"train": count, "test": test_count}
-    else:
-        chosen = share_of_all(count, dataset.test_fraction, str(path))
-        counts = {"train": int((~chosen).sum()), "test": int(chosen.sum())}
+    counts = [count, *(other for other, _ in others)]
+    which = npz.split([np.zeros(some, np.int64) for some in counts], dataset, [])
 
     def rows() -> Rows:
-        for part, some in npz.all_rows("tokens", (length,), counts, chosen, np.dtype(np.int64)):
+        for part, some in npz.rows("tokens", (length,), which, np.dtype(np.int64)):
             if (some >= 2**31).any():
                 raise UserError(f"{path}: tokens has {some.max()}, expected less than 2**31")
             yield part, some.astype(np.int32)
 
     return Decoded(
         {},
-        dict.fromkeys(counts, (length,)),
+        dict.fromkeys(PARTS, (length,)),
         rows(),
         TokenStatistics(str(path)),
         about={"shape": [length - 1]},
-        samples=counts,
+        samples=_counts(which),
         dtype=np.dtype(np.int32),
     )
+
+
+def _counts(which: np.ndarray) -> dict[str, int]:
+    return {part: int((which == i).sum()) for i, part in enumerate(PARTS)}

@@ -10,10 +10,10 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from lockstep import random as streams
 from lockstep.errors import UserError, first_line
 from lockstep.files import DAMAGE
 from lockstep.pipeline.data.arrays import FloatMoments, Moments
+from lockstep.pipeline.data.split import PARTS
 
 # Bytes of rows that are handled at once: they fit a processor's cache, and are many samples or a
 # piece of one.
@@ -70,7 +70,7 @@ class NumberStatistics:
     def __init__(self, shape: Shape, where: str) -> None:
         self.size, self.where = math.prod(shape), where
         self.moments = FloatMoments(shape[-1])
-        self.seen = {"train": 0, "test": 0}
+        self.seen = dict.fromkeys(PARTS, 0)
 
     def add(self, part: str, rows: np.ndarray) -> None:
         check_finite(rows.reshape(-1), self.size, f"{self.where}, {part}: inputs", self.seen[part])
@@ -92,7 +92,7 @@ class TokenStatistics:
 
     def __init__(self, where: str) -> None:
         self.where, self.largest = where, 0
-        self.seen = {"train": 0, "test": 0}
+        self.seen = dict.fromkeys(PARTS, 0)
 
     def add(self, part: str, rows: np.ndarray) -> None:
         there = rows >= 0
@@ -133,7 +133,7 @@ def check_finite(values: np.ndarray, size: int, where: str, before: int = 0) -> 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A dataset on its way to disk. Its parts are "train" and "test".
+    """A dataset on its way to disk, by part: "train", "validation" (which may be empty), "test".
 
     Args:
         targets: N x ..., by part: labels (int64, N) of a classification, K numbers a sample
@@ -148,6 +148,7 @@ class Decoded:
         samples: N, by part.
         dtype: of the rows.
         sums: the SHA-256 of files that were read for `rows`.
+        files: what each sample is, by part, where samples are files: columns of a table.
     """
 
     targets: dict[str, np.ndarray]
@@ -159,94 +160,84 @@ class Decoded:
     samples: dict[str, int] = field(default_factory=dict)
     dtype: np.dtype = PIXEL
     sums: dict[Path, str] = field(default_factory=dict)
+    files: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
 
 def of_images(
     names: list[str],
-    labels: dict[str, np.ndarray],
+    labels: np.ndarray,
+    which: np.ndarray,
     shapes: dict[str, Shape],
     rows: Rows,
-    sums: dict[Path, str] | None = None,
+    **more: Any,
 ) -> Decoded:
-    """Return images with labels, which have classes with names."""
+    """Return images with labels, which have classes with names.
+
+    Args:
+        names: of the classes.
+        labels: of all samples (N), in the order of the rows.
+        which: the part of each (N), an index of PARTS.
+        shapes: of an image, by part; without one for validation, it is that of training.
+        rows: as in `Decoded`.
+        more: what else `Decoded` takes.
+    """
     height, width, channels = shapes["train"]
+    targets = {part: labels[which == i].astype(np.int64) for i, part in enumerate(PARTS)}
     return Decoded(
-        {part: array.astype(np.int64) for part, array in labels.items()},
-        shapes,
+        targets,
+        {"validation": shapes["train"], **shapes},
         rows,
         PixelStatistics(channels),
         names=names,
-        about={"shape": [channels, height, width], "classes": names},
-        samples={part: len(array) for part, array in labels.items()},
-        sums={} if sums is None else sums,
+        about={"shape": [channels, height, width], "classes": names, **more.pop("about", {})},
+        samples={part: len(array) for part, array in targets.items()},
+        **more,
     )
 
 
-def check_labels(labels: np.ndarray, names: list[str], where: str) -> None:
-    """Raise a UserError that names a label out of range, or a class without an image."""
+def check_labels(labels: np.ndarray, names: list[str], where: str, whole: bool = True) -> None:
+    """Raise a UserError that names a label out of range or, of a whole part, an empty class."""
     wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if len(wrong):
         raise UserError(
             f"{where}: sample {wrong[0]} has label {labels[wrong[0]]}, expected 0 to "
             f"{len(names) - 1}"
         )
+    if not whole:
+        return
     empty = np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)
     if len(empty):
         raise UserError(f"{where}: class {names[empty[0]]!r} ({empty[0]}) has no image")
 
 
-def share_of_classes(
-    labels: np.ndarray, fraction: float, names: list[str], where: str
-) -> np.ndarray:
-    """Return which samples are for the test (bool, N): `fraction` of each class, one at least."""
-    test = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        ids = np.flatnonzero(labels == label)
-        order = streams.permutation(len(ids), "test", int(label))
-        test[ids[order[: max(1, round(fraction * len(ids)))]]] = True
-        if test[ids].all():
-            raise UserError(
-                f"{where}: class {names[label]!r} has too few images, {len(ids)}, for a "
-                f"test_fraction of {fraction} to leave any for training; add some"
-            )
-    return test
-
-
-def share_of_all(samples: int, fraction: float, where: str) -> np.ndarray:
-    """Return which samples are for the test (bool, N): `fraction` of them, one at least."""
-    test = np.zeros(samples, bool)
-    test[streams.permutation(samples, "test")[: max(1, round(fraction * samples))]] = True
-    if test.all():
-        raise UserError(
-            f"{where}: has too few samples, {samples}, for a test_fraction of {fraction} to leave "
-            f"any for training; add some"
-        )
-    return test
-
-
-def share_out(file: File, shape: Shape, test: np.ndarray, dtype: np.dtype = PIXEL) -> Rows:
-    """Yield the rows in `file`, one for each of `test`, by part.
+def share_out(file: File, shape: Shape, which: np.ndarray, dtype: np.dtype = PIXEL) -> Rows:
+    """Yield the rows in `file`, one for each of `which` (an index of PARTS), by part.
 
     Raises:
         EOFError, ValueError, or another of DAMAGE: there are fewer, or more follows.
     """
     size = math.prod(shape) * dtype.itemsize
     step = max(1, BLOCK // size)
-    for start in range(0, len(test), step):
-        chosen = test[start : start + step]
+    for start in range(0, len(which), step):
+        chosen = which[start : start + step]
         if size <= BLOCK:
             block = take(file, len(chosen) * size).view(dtype).reshape(-1, *shape)
-            for part, some in (("train", ~chosen), ("test", chosen)):
-                if some.any():
-                    yield part, block if some.all() else block[some]
+            yield from by_part(block, chosen)
         else:
             pixel = shape[-1] * dtype.itemsize
             piece = BLOCK // pixel * pixel or pixel
             for place in range(0, size, piece):
                 values = take(file, min(piece, size - place)).view(dtype)
-                yield "test" if chosen[0] else "train", values.reshape(-1, shape[-1])
+                yield PARTS[chosen[0]], values.reshape(-1, shape[-1])
     if file.read(1):
         raise ValueError("more follows than its head says")
+
+
+def by_part(block: np.ndarray, which: np.ndarray) -> Rows:
+    """Yield the rows of a block, of which each is for a part, by part."""
+    for index in np.unique(which):
+        some = which == index
+        yield PARTS[index], block if some.all() else block[some]
 
 
 def take(file: File, count: int) -> np.ndarray:

@@ -1,11 +1,7 @@
 """Models: the small ones of the tutorials, torchvision's classifiers, and the user's own."""
 
-import importlib
-import inspect
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,6 +11,7 @@ from lockstep.determinism import seeded
 from lockstep.errors import UserError, first_line
 from lockstep.pipeline.kinds import CLASSIFICATION, Kind
 from lockstep.pipeline.models.gpt import GPT
+from lockstep.pipeline.own import find
 from lockstep.reduce.layout import settle
 
 Shape = tuple[int, ...]
@@ -105,7 +102,8 @@ def _find(name: str, kind: Kind) -> Callable[[Shape, int], nn.Module]:
     if name in own:
         return own[name]
     if ":" in name:
-        return _import(name)
+        called = "with the shape of an input and the number of outputs"
+        return find(name, "model", called, ((1, 28, 28), 10))
     if kind.integers:
         raise UserError(
             f"model: no {name!r} for {kind.name}; take gpt, or package.module:function of your own"
@@ -122,29 +120,6 @@ def _find(name: str, kind: Kind) -> Callable[[Shape, int], nn.Module]:
         f"model: no {name!r}; take cnn, linear, mlp, one of torchvision's classifiers (such as "
         f"resnet50), or package.module:function of your own"
     )
-
-
-def _import(name: str) -> Callable[[Shape, int], nn.Module]:
-    module, _, function = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except Exception as error:  # it is the user's code that runs here
-        missing = isinstance(error, ModuleNotFoundError) or type(error) is AttributeError
-        raise UserError(
-            f"model: {name} cannot be imported ({type(error).__name__}: {error}); it is looked for "
-            f"in {here} and among the installed packages"
-        ) from (None if missing else error)
-    try:
-        inspect.signature(make).bind((1, 28, 28), 10)
-    except (TypeError, ValueError) as error:  # such as os:system: it is not called to see
-        raise UserError(
-            f"model: {name} cannot be called with the shape of an input and the number of "
-            f"outputs: {first_line(error)}"
-        ) from None
-    return make
 
 
 def linear(shape: Shape, outputs: int) -> nn.Module:

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,23 +18,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
-from lockstep.errors import UserError, first_line
-from lockstep.files import DAMAGE, atomic, naming, sha256, sweep
+from lockstep.errors import UserError, first_line, say
+from lockstep.files import DAMAGE, atomic, naming, sha256, sweep, write_text
 from lockstep.pipeline.config import Dataset
 from lockstep.pipeline.data.decode import READERS
 from lockstep.pipeline.data.folder import describe
 from lockstep.pipeline.data.manifest import write_manifest
 from lockstep.pipeline.data.sources import SOURCES
+from lockstep.pipeline.data.split import PARTS
 from lockstep.pipeline.data.stream import DOWNLOAD_AGAIN, Decoded, check_labels
+from lockstep.pipeline.data.table import files_of
 from lockstep.pipeline.kinds import TASKS
 
-PARTS = ("train", "test")
+# Bytes from which on it is said how many there will be.
+SAID_FROM = 1e9
+# How many classes are named at the end.
+MOST_CLASSES = 10
 
 
 def prepare(dataset: Dataset, output: Path, threads: int | None = None) -> dict[str, Any]:
-    """Decode a dataset to `output`: train/ and test/ with their arrays, and manifest.json, last.
+    """Decode a dataset to `output`: train/, validation/ and test/, and manifest.json, last.
 
     Args:
         dataset: which one; its files lie in `output`/raw, or where the user has them.
@@ -43,7 +50,7 @@ def prepare(dataset: Dataset, output: Path, threads: int | None = None) -> dict[
 
     Raises:
         UserError: a file cannot be decoded or is not the one that was downloaded, images differ in
-            shape, a label is out of range, or a class is empty.
+            shape, a label is out of range, a class is empty, or the disk has no room.
     """
     manifest = output / "manifest.json"
     manifest.unlink(missing_ok=True)  # it must not speak of other arrays
@@ -54,10 +61,11 @@ def prepare(dataset: Dataset, output: Path, threads: int | None = None) -> dict[
     if dataset.name != "imagefolder":  # which is read once only
         _check_sources(dataset, output)
     decoded = READERS[dataset.task, dataset.name](dataset, output / "raw", threads)
-    record: dict[str, Any] = {"name": dataset.id, "task": dataset.task, **decoded.about}
+    record: dict[str, Any] = {"name": dataset.title, "task": dataset.task, **decoded.about}
     record |= {part: {"samples": decoded.samples[part]} for part in PARTS}
     if decoded.names:
-        _describe_classes(decoded, dataset.id, record)
+        _describe_classes(decoded, dataset.title, record)
+    _check_room(decoded, output)
     digests = _write_inputs(decoded, output, first, threads)
     if dataset.name == "imagefolder":
         _check_sources(dataset, output, decoded.sums)
@@ -70,6 +78,9 @@ def prepare(dataset: Dataset, output: Path, threads: int | None = None) -> dict[
             with atomic(path) as draft, draft.open("wb") as file:
                 np.save(file, decoded.targets[part])
             record["sha256"][f"{part}/{name}.npy"] = sha256(path)
+        if decoded.files:
+            table = pd.DataFrame(decoded.files[part])
+            write_text(output / part / "files.csv", table.to_csv(index=False))
     write_manifest(output, record)
     return record
 
@@ -79,24 +90,49 @@ def for_terminal(record: dict[str, Any]) -> str:
     kind = TASKS[record["task"]]
     shape = " x ".join(map(str, record["shape"]))
     count = len(record["classes"]) if kind.classes else record["outputs"]
-    return (
-        f"{record['train']['samples']:,} + {record['test']['samples']:,} {kind.unit} of {shape}, "
-        f"{count} {kind.counted}"
-    )
+    counts = [record[part]["samples"] for part in PARTS]
+    samples = " + ".join(f"{n:,}" for n in counts if n)
+    parts = "train + validation + test" if counts[1] else "train + test"
+    line = f"{samples} {kind.unit} ({parts}) of {shape}, {count} {kind.counted}"
+    if not kind.classes:
+        return line
+    totals = {
+        name: sum(record[part]["per_class"][name] for part in PARTS) for name in record["classes"]
+    }
+    shown = ", ".join(f"{name} {total:,}" for name, total in [*totals.items()][:MOST_CLASSES])
+    return f"{line}: {shown}" + (", …" if count > MOST_CLASSES else "")
 
 
 def _describe_classes(decoded: Decoded, where: str, record: dict[str, Any]) -> None:
     """Check images and labels, and write down how many each class has."""
     for part in PARTS:
-        check_labels(decoded.targets[part], decoded.names, f"{where}, {part}")
+        targets = decoded.targets[part]
+        check_labels(targets, decoded.names, f"{where}, {part}", whole=part != "validation")
         height, width, channels = decoded.shapes[part]
         if record["shape"] != [channels, height, width]:
             raise UserError(
-                f"{where}: training images are {record['shape']}, test images "
+                f"{where}: training images are {record['shape']}, those of {part} "
                 f"{[channels, height, width]}"
             )
-        counts = np.bincount(decoded.targets[part], minlength=len(decoded.names))
+        counts = np.bincount(targets, minlength=len(decoded.names))
         record[part]["per_class"] = dict(zip(decoded.names, counts.tolist(), strict=True))
+
+
+def _check_room(decoded: Decoded, output: Path) -> None:
+    """Refuse what the disk has no room for, and say how large it will be."""
+    size = sum(
+        decoded.samples[part] * math.prod(decoded.shapes[part]) * decoded.dtype.itemsize
+        for part in PARTS
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(output).free
+    if size > free:
+        raise UserError(
+            f"{output}: the arrays take {size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free; "
+            f"take a smaller dataset.size, or make data/ a link to a larger disk"
+        )
+    if size > SAID_FROM:
+        say(f"writing {size / 1e9:,.1f} GB to {output}")
 
 
 def _check_sources(dataset: Dataset, output: Path, sums: Mapping[Path, str] | None = None) -> None:
@@ -112,8 +148,10 @@ def _check_sources(dataset: Dataset, output: Path, sums: Mapping[Path, str] | No
     record = output / "sources.json"
     if not record.exists():  # the user prepares what the user has brought
         return
+    if dataset.name == "function":
+        return
     if dataset.path is not None:
-        paths = [Path(dataset.path)]
+        paths = files_of(Path(dataset.path)) if dataset.name == "table" else [Path(dataset.path)]
     else:
         paths = [output / "raw" / name for name in SOURCES[dataset.name].files]
     try:
@@ -122,7 +160,7 @@ def _check_sources(dataset: Dataset, output: Path, sums: Mapping[Path, str] | No
     except DAMAGE as error:
         why = first_line(error)
         raise UserError(
-            f"{record}: does not describe the files of {dataset.id} ({why}){DOWNLOAD_AGAIN}"
+            f"{record}: does not describe the files of {dataset.title} ({why}){DOWNLOAD_AGAIN}"
         ) from None
     for path in paths:
         found = describe(path, sums)["sha256"] if path.is_dir() else sha256(path)

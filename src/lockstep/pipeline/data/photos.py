@@ -1,0 +1,265 @@
+"""The user's own images: a folder for each class, a table of files, or images inside of Parquet."""
+
+import collections
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import PIL
+
+from lockstep.errors import UserError, say
+from lockstep.pipeline.config import Dataset
+from lockstep.pipeline.data import table
+from lockstep.pipeline.data.folder import images_by_class
+from lockstep.pipeline.data.pixels import Look, decode, describe, unlike
+from lockstep.pipeline.data.split import PARTS, split
+from lockstep.pipeline.data.stream import (
+    BLOCK,
+    Decoded,
+    Rows,
+    Shape,
+    by_part,
+    of_images,
+)
+
+T = TypeVar("T")
+
+# How many of the images that are of no use are named.
+MOST_NAMED = 10
+
+Source = bytes | Path
+
+
+@dataclass
+class Problems:
+    """What is wrong with images: those of no use, by name, and the kinds of all others.
+
+    Of a kind, there is the number and the name of the first.
+    """
+
+    bad: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def add(self, kind: str, count: int, name: str) -> None:
+        """Count some images of a kind."""
+        before, first = self.kinds.get(kind, (0, name))
+        self.kinds[kind] = before + count, first
+
+
+def folder(dataset: Dataset, raw: Path, threads: int) -> Decoded:
+    """A folder for each class, below train/, validation/ and test/, or to be split."""
+    root = Path(str(dataset.path))
+    own = [[name] for name in ("train", "validation", "test")]
+    own[1] += ["valid", "val"]
+    below = [next((root / name for name in some if (root / name).is_dir()), None) for some in own]
+    if below[0] is None or (below[1] is None and below[2] is None):
+        below = [root, None, None]
+    found = {
+        index: images_by_class(place) for index, place in enumerate(below) if place is not None
+    }
+    names = list(found[0])
+    for index, classes in found.items():
+        if odd := sorted(set(names) ^ set(classes)):
+            raise UserError(f"{root}: class {odd[0]!r} is not in both train/ and {PARTS[index]}/")
+    files, labels, which = list[Path](), list[int](), list[int]()
+    for index, classes in found.items():
+        for label, some in enumerate(classes.values()):
+            files += some
+            labels += [label] * len(some)
+            which += [index] * len(some)
+    return _decoded(
+        dataset,
+        names,
+        np.array(labels),
+        np.array(which, np.uint8),
+        [part for part in (1, 2) if part not in found],
+        lambda: iter(files),
+        [str(file.relative_to(root)) for file in files],
+        threads,
+    )
+
+
+def listed(dataset: Dataset, raw: Path, threads: int) -> Decoded:
+    """A table of images: a CSV, or Parquet, with the images in it or their paths."""
+    rows = table.read(Path(str(dataset.path)), dataset.group)
+    which = np.zeros(len(rows.labels), np.uint8) if rows.which is None else rows.which
+    wanted = [part for part in (1, 2) if rows.which is None or not (which == part).any()]
+    return _decoded(
+        dataset,
+        rows.names,
+        rows.labels,
+        which,
+        wanted,
+        rows.sources,
+        rows.files,
+        threads,
+        rows.groups,
+    )
+
+
+def _decoded(
+    dataset: Dataset,
+    names: list[str],
+    labels: np.ndarray,
+    which: np.ndarray,
+    wanted: list[int],
+    sources: Callable[[], Iterator[Source]],
+    files: list[str],
+    threads: int,
+    groups: np.ndarray | None = None,
+) -> Decoded:
+    """Return images that are split, and decoded as they are asked for.
+
+    Args:
+        dataset: what is made of them.
+        names: of the classes.
+        labels: of all images (N).
+        which: the part of each (N), an index of PARTS.
+        wanted: the parts that are to get their share of those for training.
+        sources: gives the images in their order.
+        files: what to call them, and to write down of them.
+        threads: how many decode them.
+        groups: that of each (N).
+    """
+    where, look = str(dataset.path), Look(dataset.height_width, dataset.resize, dataset.colour)
+    kept, skipped = np.ones(len(files), bool), dict[str, str]()
+    if dataset.bad == "skip":
+        problems = Problems()
+        for _ in _blocks(sources(), files, look, None, threads, problems, {}):
+            pass
+        skipped = problems.bad
+        kept = np.array([name not in skipped for name in files])
+        for name, why in islice(skipped.items(), MOST_NAMED):
+            say(f"skipped: {name}: {why}")
+        if len(skipped) > MOST_NAMED:
+            say(f"skipped: {len(skipped) - MOST_NAMED} more; the manifest lists them")
+    labels, which, files = labels[kept], which[kept].copy(), _some(files, kept)
+    groups = None if groups is None else groups[kept]
+    free = which == 0
+    if wanted and free.any():
+        which[free] = split(
+            labels[free],
+            dataset,
+            names,
+            where,
+            parts=tuple(wanted),
+            groups=None if groups is None else groups[free],
+        )
+    sums: dict[Path, str] = {}
+    shape = _first_shape(_some(sources(), kept), files, look)
+
+    def rows() -> Rows:
+        problems, start = Problems(), 0
+        for block in _blocks(_some(sources(), kept), files, look, shape, threads, problems, sums):
+            yield from by_part(block, which[start : start + len(block)])
+            start += len(block)
+        if said := [*_of_no_use(problems.bad, len(files)), *filter(None, [unlike(problems.kinds)])]:
+            raise UserError(f"{where}: {'; '.join(said)}")
+
+    columns = {"file": np.array(files), "label": np.array(names)[labels]}
+    if groups is not None:
+        columns["group"] = groups
+    return of_images(
+        names,
+        labels,
+        which,
+        dict.fromkeys(PARTS, shape),
+        rows(),
+        about={"image": look.words(), "pillow": PIL.__version__, "skipped": skipped},
+        sums=sums,
+        files={
+            part: {name: column[which == i].tolist() for name, column in columns.items()}
+            for i, part in enumerate(PARTS)
+        },
+    )
+
+
+def _some(values: Iterable[T], kept: np.ndarray) -> Any:
+    some = (value for value, keep in zip(values, kept, strict=True) if keep)
+    return list(some) if isinstance(values, list) else some
+
+
+def _first_shape(sources: Iterator[Source], files: list[str], look: Look) -> Shape:
+    """Return the shape of the first image that is one."""
+    for source, name in zip(sources, files, strict=True):
+        try:
+            return decode(source, look, name).shape
+        except (UserError, OSError):
+            continue
+    return (*(look.size or (1, 1)), 1)
+
+
+def _blocks(
+    sources: Iterator[Source],
+    files: list[str],
+    look: Look,
+    shape: Shape | None,
+    threads: int,
+    problems: Problems,
+    sums: dict[Path, str],
+) -> Iterator[np.ndarray]:
+    """Yield images in their order, decoded by threads a few blocks ahead.
+
+    One that is of no use, or of another shape, leaves its place black, and is among the problems.
+
+    Args:
+        shape: of each image; None looks for problems alone.
+        problems: what is found wrong.
+        sums: gets the SHA-256 of the files.
+    """
+
+    def work(some: list[tuple[Source, str]]) -> tuple[np.ndarray, Problems, dict[Path, str]]:
+        images = np.zeros((len(some), *(shape or (0,))), np.uint8)
+        found, digests = Problems(), dict[Path, str]()
+        for place, (source, name) in enumerate(some):
+            try:
+                content = source.read_bytes() if isinstance(source, Path) else source
+                pixels = decode(content, look, name)
+            except (UserError, OSError) as error:
+                found.bad[name] = str(error).removeprefix(f"{name}: ")
+                continue
+            if isinstance(source, Path):
+                digests[source] = hashlib.sha256(content).hexdigest()
+            found.add(describe(pixels), 1, name)
+            if pixels.shape == shape:
+                images[place] = pixels
+        return images, found, digests
+
+    # In one piece of work, some of what a large photo takes, and no more than a block.
+    step = max(1, min(64, BLOCK // math.prod(shape or (1 << 16,))))
+    waiting: collections.deque[Future] = collections.deque()
+
+    def next_done() -> np.ndarray:
+        images, found, digests = waiting.popleft().result()
+        problems.bad.update(found.bad)
+        for kind, (count, name) in found.kinds.items():
+            problems.add(kind, count, name)
+        sums.update(digests)
+        return images
+
+    pairs = zip(sources, files, strict=True)
+    with ThreadPoolExecutor(threads) as pool:
+        while some := list(islice(pairs, step)):
+            waiting.append(pool.submit(work, some))
+            if len(waiting) > 2 * threads:
+                yield next_done()
+        while waiting:
+            yield next_done()
+
+
+def _of_no_use(bad: dict[str, str], count: int) -> list[str]:
+    """Return what to do about files that are no images, if there are any."""
+    if not bad:
+        return []
+    some = "; ".join(f"{name}: {why}" for name, why in islice(bad.items(), MOST_NAMED))
+    more = f"; and {len(bad) - MOST_NAMED} more" if len(bad) > MOST_NAMED else ""
+    return [
+        f"{len(bad)} of {count} images are of no use: {some}{more}; mend or remove them, or set "
+        f"dataset.bad to skip"
+    ]

@@ -1,0 +1,108 @@
+"""Which samples are for training, for validation and for testing."""
+
+import numpy as np
+
+from lockstep import random as streams
+from lockstep.errors import UserError, first_line
+from lockstep.pipeline.config import Dataset
+
+PARTS = ("train", "validation", "test")
+TRAIN, VALIDATION, TEST = range(3)
+
+
+def split(
+    labels: np.ndarray,
+    dataset: Dataset,
+    names: list[str],
+    where: str,
+    *,
+    parts: tuple[int, ...] = (VALIDATION, TEST),
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the part of each sample (uint8, N), an index of PARTS.
+
+    Args:
+        labels: of all samples (int64, N); zeros where there are no classes.
+        dataset: says the share of each part.
+        names: of the classes; without them, the samples are of one kind.
+        where: the dataset, for messages.
+        parts: those that get their share here: a dataset may bring one of its own.
+        groups: of each sample (N): those of one group stay together.
+
+    Raises:
+        UserError: too few are left for training.
+    """
+    shares = {
+        part: share
+        for part, share in (
+            (TEST, dataset.test_fraction),
+            (VALIDATION, dataset.validation_fraction),
+        )
+        if part in parts and share
+    }
+    found = np.zeros(len(labels), np.uint8)
+    if groups is not None:
+        return _of_groups(labels, groups, shares, found, where)
+    for label in np.unique(labels) if len(labels) else []:
+        ids = np.flatnonzero(labels == label)
+        order = streams.permutation(len(ids), "test", *([int(label)] if names else []))
+        start = 0
+        for part, share in shares.items():
+            count = max(1, round(share * len(ids)))
+            found[ids[order[start : start + count]]] = part
+            start += count
+        if shares and start >= len(ids):
+            what = f"class {names[label]!r}" if names else "it"
+            keys = " and ".join(f"a {PARTS[part]}_fraction of {s}" for part, s in shares.items())
+            raise UserError(
+                f"{where}: {what} has too few {'images' if names else 'samples'}, {len(ids)}, for "
+                f"{keys} to leave any for training; add some"
+            )
+    return found
+
+
+def _of_groups(
+    labels: np.ndarray,
+    groups: np.ndarray,
+    shares: dict[int, float],
+    found: np.ndarray,
+    where: str,
+) -> np.ndarray:
+    """Split by whole groups, so that classes have about the same share everywhere."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    taken = 0.0
+    for part, share in shares.items():
+        left = np.flatnonzero(found == TRAIN)
+        folds = max(2, round((1 - taken) / share))
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+        try:
+            _, chosen = next(splitter.split(left, labels[left], groups[left]))
+        except ValueError as error:
+            raise UserError(
+                f"{where}: cannot keep groups together in {PARTS[part]}: {first_line(error)}; set "
+                f"another {PARTS[part]}_fraction, or add groups"
+            ) from None
+        found[left[chosen]] = part
+        taken += share
+    return found
+
+
+def of_names(values: np.ndarray, where: str) -> np.ndarray:
+    """Return the part of each sample from the name of it that a table has.
+
+    Raises:
+        UserError: one is none.
+    """
+    known = {
+        **dict.fromkeys(("train", "training"), TRAIN),
+        **dict.fromkeys(("validation", "valid", "val", "dev"), VALIDATION),
+        **dict.fromkeys(("test", "testing"), TEST),
+    }
+    for row, value in enumerate(values):
+        if str(value).lower() not in known:
+            raise UserError(
+                f"{where}: row {row + 1}: split is {str(value)!r}, expected train, validation or "
+                f"test"
+            )
+    return np.array([known[str(value).lower()] for value in values], np.uint8)

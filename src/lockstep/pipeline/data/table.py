@@ -1,0 +1,204 @@
+"""A table of images: a CSV file, a Parquet file, or a folder of Parquet files.
+
+Its columns are `path` (of an image, relative to the table) and `label`, and, if there is one,
+`split` (train, validation or test). Parquet may have the images themselves, in a column `image`, as
+Hugging Face writes them.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lockstep.errors import UserError, first_line
+from lockstep.pipeline.data.split import of_names
+
+# Rows of images that are in memory at once.
+ROWS = 64
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table as it was read.
+
+    Args:
+        names: of the classes: in order of numbers, if all are, or of letters.
+        labels: int64, N.
+        which: the part of each row (uint8, N), if the table says.
+        groups: the group of each row (N), if one was asked for.
+        sources: gives each row's image in turn: its file, or what would be in it.
+        files: what to call each of them.
+    """
+
+    names: list[str]
+    labels: np.ndarray
+    which: np.ndarray | None
+    groups: np.ndarray | None
+    sources: Callable[[], Iterator[bytes | Path]]
+    files: list[str]
+
+
+def read(path: Path, group: str | None) -> Rows:
+    """Read a table, but for the images that are in it.
+
+    Args:
+        path: the file or, of Parquet files, their folder.
+        group: the column of groups.
+
+    Raises:
+        UserError: it is none, or a column is missing.
+    """
+    if path.suffix.lower() == ".csv" and not path.is_dir():
+        return _of_csv(path, group)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*.parquet") if not _hidden(p.relative_to(path)))
+        if not files:
+            raise UserError(f"{path}: has no .parquet file in it")
+        return _of_parquet(path, files, group)
+    return _of_parquet(path.parent, [path], group)
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files that a table consists of, but for those that it names."""
+    return sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _of_csv(path: Path, group: str | None) -> Rows:
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a table: {first_line(error)}") from None
+    columns = {str(name): frame[name].to_numpy() for name in frame}
+    _want(path, columns, "path", "label", *([group] if group else []))
+    return _rows(path, path.parent, columns, columns["label"], None, group)
+
+
+def _of_parquet(root: Path, files: list[Path], group: str | None) -> Rows:
+    parquet = _parquet()
+    columns: dict[str, list[Any]] = {}
+    splits: list[str] = []
+    named: list[str] | None = None
+    image, counts = "", list[int]()
+    for file in files:
+        try:
+            with parquet.ParquetFile(file) as opened:
+                schema = opened.schema_arrow
+                image = next((n for n in ("image", "bytes", "img") if n in schema.names), "")
+                wanted = ["path", "label", "split", *([group] if group else [])]
+                small = [name for name in wanted if name in schema.names]
+                part = opened.read(columns=small).to_pydict()
+                named = _class_labels(schema.metadata) or named
+                counts.append(opened.metadata.num_rows)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: not a Parquet file: {first_line(error)}") from None
+        for name in small:
+            columns.setdefault(name, []).extend(part[name])
+        splits += [_split_of(file.name)] * counts[-1]
+    found = {name: np.array([str(v) for v in values]) for name, values in columns.items()}
+    if "split" not in found and all(splits) and len(set(splits)) > 1:
+        found["split"] = np.array(splits)
+    _want(files[0], found, *([] if image else ["path"]), "label", *([group] if group else []))
+    if not image:
+        return _rows(files[0], root, found, found["label"], named, group)
+
+    def sources() -> Iterator[bytes | Path]:
+        for file in files:
+            with parquet.ParquetFile(file) as opened:
+                for batch in opened.iter_batches(ROWS, columns=[image]):
+                    for value in batch.column(0).to_pylist():
+                        yield _content(value, root)
+
+    counted = zip(files, counts, strict=True)
+    cells = [f"{file.name}:{row}" for file, count in counted for row in range(count)]
+    found["path"] = np.array(cells)
+    rows = _rows(files[0], root, found, found["label"], named, group)
+    return replace(rows, sources=sources)
+
+
+def _rows(
+    path: Path,
+    root: Path,
+    columns: dict[str, np.ndarray],
+    labels: np.ndarray,
+    named: list[str] | None,
+    group: str | None,
+) -> Rows:
+    if not len(labels):
+        raise UserError(f"{path}: has no rows")
+    if (empty := np.flatnonzero(labels == "")).size:
+        raise UserError(f"{path}: row {empty[0] + 1} has no label")
+    if named:  # numbers of classes that the table has names for
+        numbers = labels.astype(np.int64)
+        if numbers.min() < 0 or numbers.max() >= len(named):
+            wrong = int(np.flatnonzero((numbers < 0) | (numbers >= len(named)))[0])
+            raise UserError(
+                f"{path}: row {wrong + 1}: label {numbers[wrong]}, expected 0 to {len(named) - 1}"
+            )
+        names = named
+    else:
+        found = sorted(set(labels.tolist()))
+        names = sorted(found, key=int) if all(map(str.isdecimal, found)) else found
+        numbers = np.array([names.index(label) for label in labels], np.int64)
+    files = columns["path"].tolist()
+    which = of_names(columns["split"], str(path)) if "split" in columns else None
+    if which is not None and not (which == 0).any():
+        raise UserError(f"{path}: no row has train in the column split")
+    return Rows(
+        names,
+        numbers,
+        which,
+        columns[group] if group else None,
+        lambda: (root / file for file in files),
+        files,
+    )
+
+
+def _want(path: Path, columns: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if name not in columns:
+            has = ", ".join(columns) or "none of those that are known"
+            raise UserError(f"{path}: has no column {name!r}; it has {has}")
+
+
+def _content(value: Any, root: Path) -> bytes | Path:
+    """Return the image of a cell: bytes, or a struct that has `bytes` or `path`."""
+    if isinstance(value, dict):
+        if value.get("bytes"):
+            value = value["bytes"]
+        elif value.get("path"):
+            return root / value["path"]
+    return value if isinstance(value, bytes) else b""
+
+
+def _class_labels(metadata: dict[bytes, bytes] | None) -> list[str] | None:
+    """Return the names of the classes that Hugging Face's datasets write into a schema."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return [str(name) for name in features["label"]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _split_of(name: str) -> str:
+    """Return the split that a file is of, by its name: `train-00000-of-00001.parquet`."""
+    first = name.lower().replace("_", "-").replace(".", "-").partition("-")[0]
+    return first if first in ("train", "validation", "valid", "val", "dev", "test") else ""
+
+
+def _parquet() -> Any:
+    try:
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        raise UserError(
+            "dataset.path: Parquet is read by pyarrow, which is not installed; pip install pyarrow"
+        ) from None
+    return parquet

@@ -1,0 +1,374 @@
+"""Images of any size and mode, listed in any way, and the parts that they are split into."""
+
+import io
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from lockstep.errors import UserError
+from lockstep.pipeline.config import Dataset
+from lockstep.pipeline.data.arrays import open_part
+from lockstep.pipeline.data.manifest import read_manifest
+from lockstep.pipeline.data.pixels import Look, decode
+from lockstep.pipeline.data.split import PARTS
+from lockstep.pipeline.stages.prepare import for_terminal, prepare
+
+
+def encoded(image, form="png", **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def photo(width, height, seed=0):
+    """Return a colourful image that is smooth, as photos are."""
+    small = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+# pixels
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
+@pytest.mark.parametrize("colour", ["auto", "rgb", "grey"])
+def test_every_mode_becomes_what_is_asked_for(mode, colour):
+    image = photo(20, 16)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+    content = encoded(image, "tiff" if mode in ("CMYK", "YCbCr") else "png")
+    found = decode(content, Look(colour=colour), "x")
+    grey = colour == "grey" or (colour == "auto" and mode in ("1", "L", "LA", "I;16"))
+    assert found.shape == (16, 20, 1 if grey else 3)
+    assert found.dtype == np.uint8
+    if mode not in ("1", "P"):
+        known = np.asarray(photo(20, 16).convert("L")).astype(int)
+        mean = np.asarray(Image.fromarray(found.squeeze()).convert("L")).astype(int)
+        assert np.abs(mean - known).mean() < 6
+
+
+def test_sixteen_bits_are_scaled_and_not_cut_off():
+    values = np.array([[0, 128, 129, 256], [257, 32768, 65278, 65535]], np.uint16)
+    found = decode(encoded(Image.fromarray(values)), Look(), "x")[..., 0]
+    assert found.tolist() == [[0, 0, 1, 1], [1, 128, 254, 255]]
+
+
+def test_transparent_places_are_white():
+    image = Image.new("RGBA", (4, 2), (10, 20, 30, 255))
+    image.putpixel((1, 0), (0, 0, 0, 0))
+    found = decode(encoded(image), Look(), "x")
+    assert found[0, 1].tolist() == [255, 255, 255]
+    assert found[0, 0].tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_a_photo_is_turned_as_its_camera_says(turned):
+    image = photo(64, 32)
+    known = decode(encoded(image), Look(), "x").astype(int)
+    back = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    lying = image.transpose(back[turned]) if turned > 1 else image
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    found = decode(encoded(lying, "jpeg", quality=95, exif=exif), Look(), "x").astype(int)
+    assert found.shape == known.shape
+    assert np.abs(found - known).mean() < 4
+
+
+@pytest.mark.parametrize("size", [(24, 24), (16, 40), (300, 200)])
+@pytest.mark.parametrize("resize", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("width_height", [(1600, 900), (90, 160)])
+def test_photos_of_any_size_get_the_one_that_is_asked_for(size, resize, width_height):
+    content = encoded(photo(*width_height), "jpeg", quality=95)
+    found = decode(content, Look(size, resize), "x")
+    assert found.shape == (*size, 3)
+    assert np.array_equal(found, decode(content, Look(size, resize), "x"))
+    black = (found.max(axis=2) == 0).mean()
+    assert (black > 0.1) == (resize == "pad")
+
+
+def test_the_middle_is_cropped_and_the_whole_is_padded():
+    image = Image.new("RGB", (300, 100), "red")
+    image.paste("blue", (100, 0, 200, 100))
+    found = decode(encoded(image), Look((10, 10), "crop"), "x")
+    assert np.array_equal(found[:, 1:-1], np.full((10, 8, 3), (0, 0, 255)))
+    found = decode(encoded(image), Look((30, 30), "pad"), "x")
+    assert found[:9].max() == found[21:].max() == 0
+    assert found[15, 2].tolist() == [255, 0, 0]
+    assert found[15, 15].tolist() == [0, 0, 255]
+
+
+# a folder
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder with 12 photos of two classes, of all sizes, some of them on their side or grey."""
+    for number in range(12):
+        path = tmp_path / "own" / ("rose" if number % 3 else "tulip") / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = photo(40 + 13 * number, 90 - 5 * number, number)
+        (image.convert("L") if number == 7 else image).save(path, quality=90)
+    return tmp_path / "own"
+
+
+def prepared(own, output, name="imagefolder", **keys):
+    return prepare(Dataset(name=name, path=str(own), **keys), output)
+
+
+def test_photos_are_prepared_and_described(own, tmp_path, refused):
+    with refused(own, "images differ", "1 of", "set dataset.size (224, say) and dataset.colour"):
+        prepared(own, tmp_path / "o")
+    record = prepared(own, tmp_path / "o", size=[24, 32], colour="rgb", test_fraction=0.25)
+    assert record["shape"] == [3, 24, 32]
+    assert record["image"] == {"size": [24, 32], "resize": "crop", "colour": "rgb"}
+    assert read_manifest(tmp_path / "o").image == record["image"]
+    assert for_terminal(record) == (
+        "9 + 3 images (train + test) of 3 x 24 x 32, 2 classes: rose 8, tulip 4"
+    )
+    files = pd.read_csv(tmp_path / "o" / "test" / "files.csv")
+    part = open_part(tmp_path / "o" / "test")
+    for row, image, label in zip(files.itertuples(), part.inputs, part.targets, strict=True):
+        assert np.array_equal(decode(own / row.file, Look.of(record["image"]), "x"), image)
+        assert row.label == record["classes"][label] == Path(row.file).parts[0]
+
+
+def test_bad_files_are_skipped_where_that_is_asked_for(own, tmp_path, capsys):
+    for name in ("rose/1.jpg", "tulip/0.jpg"):
+        (own / name).write_bytes((own / name).read_bytes()[:200])
+    (own / "rose" / "new.heic").write_bytes(b"no image")
+    keys = {"size": 16, "colour": "grey"}
+    with pytest.raises(UserError, match=r"3 of 13 images .*new\.heic.*dataset\.bad to skip"):
+        prepared(own, tmp_path / "o", **keys)
+    record = prepared(own, tmp_path / "o", bad="skip", **keys)
+    assert sorted(record["skipped"]) == ["rose/1.jpg", "rose/new.heic", "tulip/0.jpg"]
+    assert sum(record[part]["samples"] for part in PARTS) == 10
+    assert "skipped: rose/1.jpg" in capsys.readouterr().err
+    for name in record["skipped"]:
+        (own / name).unlink()
+    assert prepared(own, tmp_path / "p", **keys)["sha256"] == record["sha256"]
+
+
+def test_what_the_disk_has_no_room_for_is_refused(own, tmp_path, refused, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with refused("GB", "GB are free", "dataset.size"):
+        prepared(own, tmp_path / "o", size=64, colour="rgb")
+    assert not list((tmp_path / "o").rglob("*.npy"))
+
+
+# the parts
+
+
+def test_a_part_for_validation_is_taken_from_what_is_left_by_the_test(tmp_path):
+    keys = {"name": "digits", "test_fraction": 0.2}
+    one = prepare(Dataset(**keys), tmp_path / "a")
+    two = prepare(Dataset(**keys, validation_fraction=0.1), tmp_path / "b")
+    assert one["sha256"]["test/images.npy"] == two["sha256"]["test/images.npy"]
+    assert one["validation"]["samples"] == len(open_part(tmp_path / "a" / "validation")) == 0
+    assert two["validation"]["samples"] == 179
+    assert min(two["validation"]["per_class"].values()) == 17
+    whole = [
+        np.concatenate([open_part(tmp_path / name / part).inputs for part in PARTS])
+        for name in "ab"
+    ]
+    digests = [sorted(image.tobytes() for image in images) for images in whole]
+    assert digests[0] == digests[1]
+
+
+def test_folders_of_parts_are_taken(own, tmp_path):
+    for part in ("train", "val", "test"):
+        shutil.copytree(own, tmp_path / "parted" / part)
+    record = prepared(tmp_path / "parted", tmp_path / "o", size=16, colour="rgb")
+    assert [record[part]["samples"] for part in PARTS] == [12, 12, 12]
+    shutil.rmtree(tmp_path / "parted" / "test")
+    record = prepared(tmp_path / "parted", tmp_path / "o", size=16, colour="rgb")
+    assert [record[part]["samples"] for part in PARTS] == [9, 12, 3]
+
+
+def arrays(task, count, prefix):
+    if task == "regression":
+        inputs = np.arange(count * 4, dtype=np.float32).reshape(count, 4)
+        return {f"{prefix}inputs": inputs, f"{prefix}targets": inputs[:, :1]}
+    if task == "language":
+        return {f"{prefix}tokens": np.arange(count * 5).reshape(count, 5) % 11}
+    images = np.arange(count * 12, dtype=np.uint8).reshape(count, 2, 2, 3)
+    return {f"{prefix}images": images, f"{prefix}labels": np.arange(count) % 2}
+
+
+@pytest.mark.parametrize("task", ["classification", "regression", "language"])
+def test_arrays_may_bring_any_part(task, tmp_path):
+    path = tmp_path / "own.npz"
+    for prefixes, expected in (
+        (("",), [14, 2, 4]),
+        (("", "test_"), [18, 2, 20]),
+        (("", "validation_"), [16, 20, 4]),
+        (("", "validation_", "test_"), [20, 20, 20]),
+    ):
+        np.savez(path, **{k: v for p in prefixes for k, v in arrays(task, 20, p).items()})
+        dataset = Dataset(
+            name="npz", task=task, path=str(path), validation_fraction=0.1, test_fraction=0.2
+        )
+        record = prepare(dataset, tmp_path / "o")
+        assert [record[part]["samples"] for part in PARTS] == expected
+
+
+# a table
+
+
+def rows(own):
+    files = sorted(own.rglob("*.jpg"))
+    return pd.DataFrame(
+        {
+            "path": [str(file.relative_to(own)) for file in files],
+            "label": [file.parent.name for file in files],
+            "patient": [f"p{i // 2}" for i in range(len(files))],
+        }
+    )
+
+
+def test_a_csv_lists_what_the_folder_has(own, tmp_path):
+    keys = {"size": 16, "colour": "rgb"}
+    known = prepared(own, tmp_path / "a", **keys)
+    table = rows(own)
+    table.to_csv(own / "all.csv", index=False)
+    found = prepared(own / "all.csv", tmp_path / "b", "table", **keys)
+    assert found["sha256"] == known["sha256"]
+    assert found["classes"] == ["rose", "tulip"]
+    table["split"] = ["train", "val", "test"] * 4
+    table.to_csv(own / "all.csv", index=False)
+    found = prepared(own / "all.csv", tmp_path / "b", "table", **keys)
+    assert [found[part]["samples"] for part in PARTS] == [4, 4, 4]
+    files = pd.concat(pd.read_csv(tmp_path / "b" / part / "files.csv") for part in PARTS)
+    merged = files.merge(table, left_on="file", right_on="path")
+    assert (merged["label_x"] == merged["label_y"]).all()
+
+
+@pytest.mark.filterwarnings("ignore:The least populated class")
+def test_groups_stay_together(own, tmp_path, refused):
+    rows(own).to_csv(own / "all.csv", index=False)
+    keys = {"size": 16, "colour": "rgb", "validation_fraction": 0.25, "test_fraction": 0.25}
+    prepared(own / "all.csv", tmp_path / "o", "table", group="patient", **keys)
+    found = {part: pd.read_csv(tmp_path / "o" / part / "files.csv") for part in PARTS}
+    groups = [set(table["group"]) for table in found.values()]
+    assert all(map(len, groups))
+    assert len(set.union(*groups)) == sum(map(len, groups)) == 6
+    with refused("all.csv", "no column 'hospital'", "path, label, patient"):
+        prepared(own / "all.csv", tmp_path / "o", "table", group="hospital", **keys)
+
+
+def test_parquet_with_images_in_it_as_others_write_it(own, tmp_path):
+    keys = {"size": 16, "colour": "rgb"}
+    table = rows(own)
+    known = prepared(own, tmp_path / "a", **keys)
+    content = [(own / path).read_bytes() for path in table["path"]]
+    names = ["rose", "tulip"]
+    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    schema = pa.schema(
+        [
+            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ("label", pa.int64()),
+        ],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    cells = [{"bytes": one, "path": path} for one, path in zip(content, table["path"], strict=True)]
+    labels = [names.index(label) for label in table["label"]]
+    whole = pa.table({"image": cells, "label": labels}, schema=schema)
+    parquet.write_table(whole, tmp_path / "one.parquet", row_group_size=5)
+    found = prepared(tmp_path / "one.parquet", tmp_path / "b", "table", **keys)
+    assert found["sha256"] == known["sha256"]
+    assert found["classes"] == names
+
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    mixed = whole.take([0, 8, 1, 9, 2, 3, 4, 5, 6, 10, 7, 11])
+    for name, part in (("train", mixed[:8]), ("validation", mixed[8:10]), ("test", mixed[10:])):
+        path = tmp_path / "set" / "data" / f"{name}-00000-of-00001.parquet"
+        parquet.write_table(part, path)
+    found = prepared(tmp_path / "set", tmp_path / "b", "table", **keys, test_fraction=0.5)
+    assert [found[part]["samples"] for part in PARTS] == [8, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("path,class\na.png,1\n", ["no column 'label'", "path, class"]),
+        ("path,label\n", ["has no rows"]),
+        ("path,label\na.png,\n", ["row 1 has no label"]),
+        ("path,label,split\na.png,1,train\nb.png,1,holdout\n", ["row 2", "'holdout'", "train"]),
+        ("path,label,split\na.png,1,test\n", ["no row has train"]),
+        ("path,label\na.png,1\nb.png,1\n", ["2 of 2 images", "a.png", "No such file"]),
+        ('path,label\n"a', ["cannot be read as a table"]),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_refused_in_one_line(text, words, tmp_path, refused):
+    (tmp_path / "t.csv").write_text(text)
+    with refused("t.csv", *words):
+        prepared(tmp_path / "t.csv", tmp_path / "o", "table", size=8)
+
+
+# a function
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A function that writes a module of the user's, and returns the name of its function."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(body):
+        (tmp_path / "mine.py").write_text(f"import numpy as np\n\ndef samples():\n{body}")
+        sys.modules.pop("mine", None)
+        return "mine:samples"
+
+    return write
+
+
+def test_a_function_yields_images(module, tmp_path):
+    name = module(
+        "    for i in range(20):\n        yield np.full((4, 5), i, np.uint8), 'ab'[i % 2]\n"
+    )
+    record = prepared(name, tmp_path / "o", "function")
+    assert record["shape"] == [1, 4, 5]
+    assert record["classes"] == ["a", "b"]
+    levels = [open_part(tmp_path / "o" / part).inputs.reshape(-1, 20) for part in PARTS]
+    assert sorted(np.concatenate(levels)[:, 0]) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("    return []\n", "yields nothing"),
+        ("    yield np.zeros((2, 2)), 1\n", "float64 (2, 2), expected uint8"),
+        ("    yield 1\n", r"sample 0 is int, expected \(image, label\)"),
+        (
+            "    for i in range(4):\n        yield np.zeros((2, 2 + i), np.uint8), 0\n",
+            r"sample 1 is \(2, 3, 1\)",
+        ),
+        (
+            "    for i in range(9):\n"
+            "        yield np.zeros((2, 2), np.uint8), np.random.default_rng().integers(9**9)\n",
+            "too few images",
+        ),
+    ],
+)
+def test_a_function_that_yields_something_else_is_refused(module, body, said, tmp_path):
+    said = said if "\\" in said else re.escape(said)
+    with pytest.raises(UserError, match=said):
+        prepared(module(body), tmp_path / "o", "function")
