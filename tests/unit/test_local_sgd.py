@@ -14,10 +14,10 @@ from lockstep import strategies as parallel
 from lockstep.checkpoint.state import (
     Checkpoint,
     Progress,
-    _moved,
     broadcast_state,
     fill,
     gather_state,
+    moved,
 )
 from lockstep.distributed.world import World
 from lockstep.pipeline import optim
@@ -224,7 +224,7 @@ def test_what_is_saved_is_let_go_as_it_is_copied():
         return tensor
 
     taken = {name: fresh() for name in "abc"}
-    copies = _moved(taken, ALONE)
+    copies = moved(taken, ALONE)
     assert not alive
     assert list(copies) == list("abc")
-    assert _moved({"a": torch.ones(1)}, World(1, 2, 1, 2, "python")) == {}
+    assert moved({"a": torch.ones(1)}, World(1, 2, 1, 2, "python")) == {}

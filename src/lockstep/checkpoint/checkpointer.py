@@ -157,9 +157,17 @@ class Checkpointer:
 
     def snapshot(self, name: str) -> None:
         """Have the weights kept as they are now; all ranks call it."""
-        weights = gather_model(self.strategy, self.world)
+        self.put_snapshot(name, gather_model(self.strategy, self.world))
+
+    def put_snapshot(self, name: str, weights: dict[str, torch.Tensor]) -> None:
+        """Have weights kept that lie on rank 0 and that nobody else will change."""
         if self.store:
             self.store.put_snapshot(name, weights)
+
+    def keep_snapshots(self, names: set[str]) -> None:
+        """Keep no snapshots but these."""
+        if self.store:
+            self.store.keep_snapshots(names)
 
     def _is_late(self) -> bool:
         return (

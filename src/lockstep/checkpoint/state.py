@@ -48,8 +48,8 @@ def gather_state(
 ) -> Checkpoint | None:
     """Return a run's state on rank 0, copied, so that training may go on; all ranks call it."""
     model = gather_model(strategy, world)
-    optimizer = {name: _moved(kept, world) for name, kept in strategy.optimizer_state().items()}
-    own = _moved(strategy.own_state(), world)
+    optimizer = {name: moved(kept, world) for name, kept in strategy.optimizer_state().items()}
+    own = moved(strategy.own_state(), world)
     rows = strategy.metrics.gather()
     everyones: list[Any] = [None] * world.size
     dist.all_gather_object(everyones, round(sent))
@@ -64,10 +64,10 @@ def gather_state(
 
 def gather_model(strategy: Kept, world: World) -> dict[str, torch.Tensor]:
     """Return the model's state_dict on rank 0, copied; all ranks call it."""
-    return _moved(strategy.model_state(), world)
+    return moved(strategy.model_state(), world)
 
 
-def _moved(tensors: dict[str, torch.Tensor], world: World) -> dict[str, torch.Tensor]:
+def moved(tensors: dict[str, torch.Tensor], world: World) -> dict[str, torch.Tensor]:
     """Return copies on the CPU of rank 0, letting go of each tensor as soon as it is copied."""
     if world.rank:
         return {}

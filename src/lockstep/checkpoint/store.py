@@ -4,6 +4,7 @@
     R/checkpoints/<fingerprint>/        a folder for each configuration, data and code
         about.json                      what the fingerprint was made of
         snapshots/epoch-0028.safetensors
+        snapshots/best-0021.safetensors
         step-00000120/                  written aside, synced, renamed
             model.safetensors  optimizer.safetensors  strategy.safetensors
             progress.json               where the run is, and the history so far
@@ -15,6 +16,7 @@ writes one thing after another while the training goes on.
 
 import dataclasses
 import fcntl
+import fnmatch
 import json
 import os
 import queue
@@ -30,7 +32,16 @@ import torch
 from lockstep import tensors as state
 from lockstep.checkpoint.state import Checkpoint, Progress
 from lockstep.errors import UserError, first_line, in_one_line, in_words, say
-from lockstep.files import as_json, json_sha256, naming, sha256, sweep, sync, write_json
+from lockstep.files import (
+    as_json,
+    check_sha256,
+    json_sha256,
+    naming,
+    sha256,
+    sweep,
+    sync,
+    write_json,
+)
 from lockstep.optimizer import LazyState
 from lockstep.provenance import differences, other_code
 from lockstep.testing import faults
@@ -164,6 +175,23 @@ class Store:
         self._unwritten[name] = weights
         self._jobs.put(self._write_snapshots)
 
+    def keep_snapshots(self, names: set[str]) -> None:
+        """Keep no snapshots but these. The files of others go when no checkpoint lists them."""
+        self._unwritten = {n: weights for n, weights in self._unwritten.items() if n in names}
+        self._jobs.put(lambda: self._forget_snapshots(names))
+
+    def snapshot(self, name: str) -> dict[str, torch.Tensor]:
+        """Return the weights of a snapshot that is written.
+
+        Raises:
+            UserError: it is not there, or is not as it was written.
+        """
+        path = self.folder / "snapshots" / name
+        if (digest := self._snapshots.get(f"snapshots/{name}")) is None:
+            raise UserError(f"{path}: no checkpoint lists it; remove {self.root} and train again")
+        check_sha256(path, digest, self.folder, f"remove {self.root} and train again")
+        return state.read(path)
+
     @property
     def busy(self) -> bool:
         """Whether something is still to be written."""
@@ -183,10 +211,15 @@ class Store:
         if self._error is not None:
             raise self._error
 
-    def link_snapshots(self, target: Path) -> None:
-        """Put the snapshots into the folder `target` as well, without another copy of them."""
+    def link_snapshots(self, target: Path, pattern: str = "*") -> None:
+        """Put the snapshots into the folder `target` as well, without another copy of them.
+
+        Args:
+            target: the folder.
+            pattern: of the names of those that are meant.
+        """
         target.mkdir(parents=True, exist_ok=True)
-        for name in self._snapshots:
+        for name in fnmatch.filter(self._snapshots, f"snapshots/{pattern}"):
             path = self.folder / name
             try:
                 (target / path.name).hardlink_to(path)
@@ -213,6 +246,22 @@ class Store:
             state.save(weights, path)
             self._snapshots[f"snapshots/{name}"] = sha256(path)
             del self._unwritten[name]
+
+    def _forget_snapshots(self, names: set[str]) -> None:
+        kept = {f"snapshots/{name}" for name in names}
+        self._snapshots = {n: digest for n, digest in self._snapshots.items() if n in kept}
+
+    def _remove_forgotten(self, folders: list[Path]) -> None:
+        """Remove the files of snapshots that neither the run keeps nor a checkpoint lists."""
+        listed = {*self._snapshots}
+        for folder in folders:
+            try:
+                listed |= json.loads((folder / "manifest.json").read_text("utf-8")).keys()
+            except (OSError, ValueError, AttributeError):
+                return  # a damaged one: nobody knows what it lists
+        for path in (self.folder / "snapshots").glob("*.safetensors"):
+            if f"snapshots/{path.name}" not in listed:
+                path.unlink()
 
     def _write(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, and then drop what is older than those that are kept, and later ones.
@@ -258,6 +307,7 @@ class Store:
         place = found.index(final) + 1
         for folder in (*found[: max(0, place - self.keep)], *found[place:]):
             self._drop(folder)
+        self._remove_forgotten(found[max(0, place - self.keep) : place])
 
     def _is_mine(self) -> bool:
         """Return whether the lock is still the one that was taken."""

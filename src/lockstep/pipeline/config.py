@@ -42,6 +42,24 @@ MOST_OF_ANYTHING = (
 DAY, MONTH = 86_400.0, 30 * 86_400.0  # seconds; torch counts milliseconds, and no job is as long
 
 
+def numbers_of(text: str) -> list[float]:
+    """Return the numbers in a text like `1,2.5,1`.
+
+    Raises:
+        ValueError: it is none, or one of them is of no use as a weight.
+    """
+    try:
+        numbers = [float(word) for word in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(1 / MOST_OF_ANYTHING <= n <= MOST_OF_ANYTHING for n in numbers):
+        raise ValueError(
+            f"expected none, balanced, or a number above 0 for each class with commas between "
+            f"them, not {text!r}"
+        )
+    return numbers
+
+
 class Strict(BaseModel):
     """A section of the configuration: unknown keys are errors, values do not change."""
 
@@ -293,8 +311,24 @@ class Defaults(Strict):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """The share of each label that is spread over all classes."""
 
+    class_weights: str = "none"
+    """What a sample's loss counts for, by its class: `none`: all alike; `balanced`: n/(K n_k) in
+    class k, which has n_k of the n training samples of K classes; or a number for each class, in
+    their order, as in `1,2.5,1`."""
+
     clip: float | None = Field(default=None, gt=0, le=MOST_OF_ANYTHING)
     """The largest norm of the gradient; a longer one is scaled down to it."""
+
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """The decay of an exponential moving average of the weights, such as 0.999: the result is the
+    average then. For strategies with a whole model on each rank."""
+
+    patience: int | None = Field(default=None, ge=1, le=MOST_EPOCHS)
+    """Stop early when the loss on the validation part has not been lower for so many epochs."""
+
+    keep: Literal["last", "best"] = "last"
+    """Which epoch's weights are the result: the last one's, or those of the one with the lowest
+    loss on the validation part."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the model computes in. Weights, gradients and their sums are float32 either way."""
@@ -315,6 +349,18 @@ class Defaults(Strict):
 
     timeout: float = Field(default=600.0, gt=0, le=MONTH)
     """Seconds that ranks wait for one another in a communication before the job is ended."""
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _list_as_text(cls, value: Any) -> Any:
+        return ",".join(map(str, value)) if isinstance(value, list) else value
+
+    @field_validator("class_weights")
+    @classmethod
+    def _weights_are_numbers(cls, value: str) -> str:
+        if value not in ("none", "balanced"):
+            numbers_of(value)
+        return value
 
     @field_validator("checkpoint_every")
     @classmethod
@@ -352,6 +398,18 @@ class Run(Defaults):
             raise ValueError(
                 f"batch: {self.shards} shards cannot share a batch of {self.batch} evenly; "
                 f"take {self.batch // self.shards * self.shards or self.shards}"
+            )
+        if self.ema is not None and not catalogue.of(self).whole:
+            ways = ", ".join(dict.fromkeys(one.name for one in catalogue.ALL if one.whole))
+            raise ValueError(
+                f"ema: the strategy {self.strategy!r} has no whole model to average; take one of "
+                f"{ways}, or leave ema away"
+            )
+        if self.one_shot and (self.patience is not None or self.keep == "best"):
+            key = "keep" if self.patience is None else "patience"
+            raise ValueError(
+                f"{key}: with sync_every 0 the replicas meet after training alone: until then "
+                f"there is no model to validate; take sync_every 1 or more"
             )
         if self.optimizer == "sgd" and self.nesterov and not self.momentum:
             raise ValueError("nesterov: needs a momentum above 0")

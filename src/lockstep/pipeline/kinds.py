@@ -69,6 +69,11 @@ class Kind:
         return self.compared[0]
 
     @property
+    def validated(self) -> tuple[str, ...]:
+        """What history.csv has of the validation part, beside the loss."""
+        return tuple(dict.fromkeys((*self.trained, *self.compared)))
+
+    @property
     def rate(self) -> str:
         """The column of how fast a training was."""
         return f"{self.unit}_per_second"
@@ -94,7 +99,8 @@ class Kind:
             UserError: the key, its value and the cure.
         """
         for key in self.unfit:
-            if value := getattr(run, key):
+            value = getattr(run, key)
+            if value != type(run).model_fields[key].default:
                 raise UserError(
                     f"{key}: {value} is for images with classes, not for {self.name}; leave it away"
                 )
@@ -129,11 +135,12 @@ CLASSIFICATION = Kind(
     counted="classes",
     meaning="a score for each class",
     trained=("accuracy",),
-    measured=("accuracy", "correct", "per_class"),
-    compared=("accuracy",),
+    measured=("accuracy", "balanced_accuracy", "macro_f1", "correct", "per_class"),
+    compared=("accuracy", "balanced_accuracy"),
     tables=("predictions", "confusion"),
     figures=("confusion", "shards"),
-    shares=("accuracy",),
+    titles={"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"},
+    shares=("accuracy", "balanced_accuracy", "macro_f1"),
 )
 REGRESSION = Kind(
     name="regression",
@@ -154,7 +161,7 @@ REGRESSION = Kind(
     tables=("predictions",),
     figures=(),
     titles={"rmse": "root mean squared error", "r2": "R²"},
-    unfit=("shift", "flip", "label_smoothing"),
+    unfit=("shift", "flip", "label_smoothing", "class_weights"),
 )
 LANGUAGE = Kind(
     name="language",
@@ -172,7 +179,7 @@ LANGUAGE = Kind(
     tables=(),
     figures=(),
     shares=("accuracy",),
-    unfit=("shift", "flip", "label_smoothing"),
+    unfit=("shift", "flip", "label_smoothing", "class_weights"),
     models=("gpt",),
 )
 TASKS = {kind.name: kind for kind in (CLASSIFICATION, REGRESSION, LANGUAGE)}

@@ -95,9 +95,20 @@ class Origin(Record):
     git: dict[str, Any] | None
 
 
+class Best(Record):
+    """The epoch with the lowest loss on the validation part."""
+
+    epoch: Annotated[Count, Field(gt=0)]
+    validation_loss: float
+
+
 class Training(Origin):
     """train.json."""
 
+    best: Best | None = None
+    """Where there is a validation part. With `keep: best` it is this epoch's weights that are the
+    result."""
+    stopped_early: bool = False
     model_sha256: Sha256
     parameters_sha256: Sha256
     buffers_sha256: Sha256 | None
@@ -130,14 +141,18 @@ class ClassMeasured(Record):
 
     samples: Count
     correct: Count
-    accuracy: Share
+    precision: Share
+    recall: Share
+    f1: Share
 
 
 class Measured(Record):
-    """What a model does with the test set: what its task measures of it."""
+    """What a model does with a part of the data: what its task measures of it."""
 
     loss: float
     accuracy: Share | None = None
+    balanced_accuracy: Share | None = None
+    macro_f1: Share | None = None
     correct: Count | None = None
     per_class: dict[str, ClassMeasured] | None = None
     rmse: float | None = None
@@ -146,11 +161,20 @@ class Measured(Record):
     perplexity: float | None = None
 
 
+class Validated(Record):
+    """What the models do with the validation part."""
+
+    samples: Count
+    last: Measured
+    averaged: Measured
+
+
 class Metrics(Record):
-    """metrics.json."""
+    """metrics.json: of the test set, and of the validation part where there is one."""
 
     last: Measured
     averaged: Measured
+    validation: Validated | None = None
     model_sha256: Sha256
     snapshots_sha256: Sha256
     predictions_sha256: Sha256 | None = None

@@ -12,10 +12,13 @@ from lockstep.checkpoint.state import Progress
 from lockstep.files import atomic, sha256, sweep
 from lockstep.optimizer import State
 from lockstep.pipeline.kinds import TASKS
-from lockstep.pipeline.record import Origin, Segment, Training, write_training
+from lockstep.pipeline.record import Best, Origin, Segment, Training, write_training
+from lockstep.pipeline.tasks.validation import best_of
 
 # The columns of history.csv that are times, as is how fast it was; the others are results.
 TIMES = ["seconds", "input_seconds", "compute_seconds", "communication_seconds"]
+# One that is there where there is a validation part: it is no part of the seconds.
+VALIDATION = "validation_seconds"
 
 
 def clear_results(output: Path) -> None:
@@ -58,9 +61,12 @@ def write_results(
     buffers = {name: value for name, value in weights.items() if name not in trained}
     snapshots = {path.name: sha256(path) for path in sorted((output / "snapshots").iterdir())}
     seconds = sum(row["seconds"] for row in progress.history)
-    times = [TASKS[origin.task].rate, *TIMES]
+    times = [TASKS[origin.task].rate, *TIMES, *({VALIDATION} & {*history})]
+    best = best_of(progress.history)
     training = Training(
         **dict(origin),
+        best=Best(**best) if best else None,
+        stopped_early=len(progress.history) < origin.configuration.epochs,
         model_sha256=sha256(output / "model.safetensors"),
         parameters_sha256=state.digest(parameters),
         buffers_sha256=state.digest(buffers) if buffers else None,
@@ -100,6 +106,7 @@ def make_row(
         "input_seconds": spent["input_seconds"],
         "compute_seconds": max(0.0, computed),
         "communication_seconds": spent["communication_seconds"],
+        **({VALIDATION: spent[VALIDATION]} if VALIDATION in spent else {}),
     }
 
 

@@ -69,5 +69,5 @@ def total_items(items: float, group: dist.ProcessGroup | None = None) -> float:
     if dist.get_world_size(group) == 1:
         return items
     count = torch.tensor([items], dtype=torch.float64)
-    dist.all_reduce(count, group=group)  # whole numbers: exact in any order
+    dist.all_reduce(count, group=group)  # exact in any order
     return count.item()

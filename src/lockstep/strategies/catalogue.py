@@ -24,6 +24,8 @@ class Options(Protocol):
     @property
     def clip(self) -> float | None: ...
     @property
+    def ema(self) -> float | None: ...
+    @property
     def sync_every(self) -> int: ...
     @property
     def one_shot(self) -> bool: ...
@@ -111,6 +113,8 @@ class Declaration:
     """Whether the bits are the same at any number of ranks."""
     one_shot: bool = False
     """Whether replicas are trained apart to the end, and `average` makes one model of them."""
+    whole: bool = False
+    """Whether each rank has the one model whole, of whose weights it can keep an average (ema)."""
     one_sum: bool = False
     """Whether a step is computing and then one sum over the ranks, whose time can be predicted."""
     on_ranks: Callable[[Options, int], dict[str, object]] = lambda run, ranks: {}
@@ -129,6 +133,7 @@ _SYNC_SGD = Declaration(
     a_shard_each,
     way="tree",
     settings=("reduction",),
+    whole=True,
     one_sum=True,
 )
 _LOCAL_SGD = Declaration(
@@ -140,16 +145,22 @@ _LOCAL_SGD = Declaration(
 )
 # The first whose name and settings a run has is its own.
 ALL = (
-    Declaration("single", "one process", "sync_sgd:TreeReduction", alone),
+    Declaration("single", "one process", "sync_sgd:TreeReduction", alone, whole=True),
     Declaration(
         "data_parallel",
         "torch's DataParallel, one process with all its GPUs",
         "data_parallel:DataParallel",
         alone,
         keeps_bits=False,
+        whole=True,
     ),
     Declaration(
-        "ddp", "DistributedDataParallel", "ddp:DataParallelByTorch", a_shard_each, keeps_bits=False
+        "ddp",
+        "DistributedDataParallel",
+        "ddp:DataParallelByTorch",
+        a_shard_each,
+        keeps_bits=False,
+        whole=True,
     ),
     replace(
         _SYNC_SGD,

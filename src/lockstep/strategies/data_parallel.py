@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from lockstep.optimizer import update
 from lockstep.strategies import Setup
 from lockstep.strategies.replicated import Replicated
 from lockstep.strategies.task import MicroBatch
@@ -36,4 +35,4 @@ class DataParallel(Replicated):
         loss = self.task(self.shared, micro_batches)
         (loss.value / loss.items).backward()
         self.metrics.add(micro_batches[0].shard, loss.sums())
-        update(self.optimizer, lr, self.run.clip)
+        self.update(micro_batches, lr)

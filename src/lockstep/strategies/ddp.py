@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch.distributed import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
-from lockstep import optimizer
 from lockstep.reduce.accumulator import total_items
 from lockstep.strategies import Setup
 from lockstep.strategies.replicated import Replicated
@@ -32,12 +31,12 @@ class DataParallelByTorch(Replicated):
         self.items = total_items(loss.items)
         loss.value.backward()
         self.metrics.add(micro_batches[0].shard, loss.sums())
-        optimizer.update(self.optimizer, lr, self.run.clip)
+        self.update(micro_batches, lr)
 
     def alike(self) -> dict[str, torch.Tensor]:
         # Buffers are rank 0's from the next forward pass on.
         weights = {name: p.detach() for name, p in self.model.named_parameters()}
-        return weights | optimizer.named(self.optimizer_state())
+        return weights | self.kept_alike()
 
     def _all_reduce(self, _: None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         # Buckets that are sent while backward goes on count as communication too.

@@ -10,6 +10,7 @@ from lockstep.metrics import Metrics
 from lockstep.reduce.accumulator import Accumulator, total_items
 from lockstep.reduce.tree import block
 from lockstep.strategies import Setup
+from lockstep.strategies.ema import Ema
 from lockstep.strategies.task import Loss, MicroBatch, sums_of
 
 
@@ -23,6 +24,13 @@ class Replicated:
         self.optimizer = setup.make_optimizer(setup.model)
         self.metrics = sums_of(setup.task, shards, self.shards)
         self.communication = 0.0
+        self.ema = None if setup.run.ema is None else Ema(setup.model, setup.run.ema)
+
+    def update(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
+        """Have the optimizer take a step with the gradients that are there."""
+        optimizer.update(self.optimizer, lr, self.run.clip)
+        if self.ema:
+            self.ema.update(micro_batches[0].step)
 
     def model_state(self) -> dict[str, torch.Tensor]:
         return self.model.state_dict()
@@ -30,15 +38,26 @@ class Replicated:
     def optimizer_state(self) -> optimizer.State:
         return optimizer.state_of(self.optimizer, self.model)
 
+    def result_state(self) -> dict[str, torch.Tensor]:
+        """Return the state_dict of the model that is the result: with averages, where there are
+        any."""
+        return self.ema.model_state() if self.ema else self.model_state()
+
     def own_state(self) -> dict[str, torch.Tensor]:
-        return {}
+        return self.ema.state() if self.ema else {}
 
     def load(self, state: optimizer.LazyState, own: Mapping[str, torch.Tensor]) -> None:
         optimizer.load_state(self.optimizer, self.model, state)
+        if self.ema:
+            self.ema.load(own)
 
     def alike(self) -> dict[str, torch.Tensor]:
         # A resumed run has rank 0's optimizer on all ranks: what is in it must be everybody's.
-        return self.model.state_dict() | optimizer.named(self.optimizer_state())
+        return self.model.state_dict() | self.kept_alike()
+
+    def kept_alike(self) -> dict[str, torch.Tensor]:
+        """Return what is kept beside the model, by name."""
+        return optimizer.named(self.optimizer_state()) | self.own_state()
 
 
 def accumulate(

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from lockstep.optimizer import update
 from lockstep.reduce.accumulator import Accumulator, total_items
 from lockstep.reduce.flat import Flat
 from lockstep.reduce.tree import TreeReduce
@@ -36,7 +35,7 @@ class TreeReduction(Replicated):
     def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
         mean, _ = accumulate(self.task, micro_batches, self.accumulator, self.metrics)
         self.communication = self.accumulator.communication
-        update(self.optimizer, lr, self.run.clip)
+        self.update(micro_batches, lr)
         self.tree.free(mean)
 
 
@@ -62,4 +61,4 @@ class FastReduction(Replicated):
         self.communication += time.perf_counter() - started
         flat.divide(total, total_items(loss.items), self.ranks)
         flat.take_changes(total, before)
-        update(self.optimizer, lr, self.run.clip)
+        self.update(micro_batches, lr)

@@ -31,8 +31,9 @@ class Loss:
 
     value: torch.Tensor
     """The sum of the items' losses (a scalar), on which backward is called."""
-    items: int
-    """How many there are (samples, tokens): the step's gradient is divided by all of them."""
+    items: float
+    """How many there are (samples, tokens), or the sum of their weights, exact in any order: the
+    step's gradient is divided by all of them."""
     metrics: Mapping[str, torch.Tensor | float] = field(default_factory=dict)
     """Other sums over the items, by name."""
 

@@ -5,6 +5,7 @@ images and labels, inputs and targets, or tokens. Channels come last, the layout
 convolutions are fastest with. All ranks of a host share one copy of them in the page cache.
 """
 
+import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,23 @@ def open_part(folder: Path, kind: Kind = CLASSIFICATION) -> Part:
     if len(arrays) == 1:  # of a sequence, each is foretold from those before it
         return Part(arrays[0][:, :-1], arrays[0][:, 1:])
     return Part(*arrays)
+
+
+def read_files(folder: Path) -> list[str] | None:
+    """Return the file of each sample of a part, or None where samples are no files.
+
+    Raises:
+        UserError: files.csv cannot be read.
+    """
+    path = folder / "files.csv"
+    if not path.exists():
+        return None
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [row["file"] for row in csv.DictReader(file)]
+    except (*DAMAGE, csv.Error) as error:
+        why = first_line(error)
+        raise UserError(f"{path}: not a list of files ({why}); run `prepare` again") from None
 
 
 class Moments:

@@ -16,8 +16,9 @@ class Manifest:
 
     `shape` is that of what a model gets of a sample, and `outputs` how many classes, targets or
     tokens there are. Channels of inputs have `mean` and `std`, tokens have none. `sha256` is of the
-    arrays, by file. `samples` has the number of each part. `image` is how images of any size were
-    brought to one, where that was done.
+    arrays, by file. `samples` says how many each part has, and `counts` how many of the training
+    samples each class has. `image` is how images of any size were brought to one, where that was
+    done.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Manifest:
     std: list[float]
     sha256: dict[str, str]
     samples: dict[str, int]
+    counts: list[int]
     image: dict[str, Any] | None = None
 
     @property
@@ -63,6 +65,7 @@ def read_manifest(data: Path) -> Manifest:
             std=record["std"],
             sha256=record["sha256"],
             samples={part: int(record.get(part, {}).get("samples", 0)) for part in PARTS},
+            counts=list(record.get("train", {}).get("per_class", {}).values()),
             image=record.get("image"),
         )
     except DAMAGE as error:

@@ -1,23 +1,18 @@
-"""evaluate: how good the trained and the averaged model are on the test set.
+"""evaluate: how good the trained and the averaged model are on the test set, and on the validation
+part where there is one.
 
-The test set is cut into chunks of a fixed size, and each rank takes a block of them: no sample is
-counted twice, every kernel sees the same shapes at any number of ranks, and rank 0 adds up the
-samples' losses in their own order. So the numbers are the same at any number of ranks. What is
-measured is the task's affair.
+The numbers are the same at any number of ranks (`lockstep.pipeline.tasks.validation` tells why).
+What is measured is the task's affair.
 """
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed as dist
-from torch import nn
 
 from lockstep import tensors as state
-from lockstep.errors import UserError
 from lockstep.files import atomic, check_sha256, sha256, sweep, write_json
-from lockstep.pipeline.data.arrays import Part, open_part
+from lockstep.pipeline.data.arrays import open_part, read_files
 from lockstep.pipeline.data.manifest import Manifest, check_files, read_manifest
 from lockstep.pipeline.models import build
 from lockstep.pipeline.record import (
@@ -28,7 +23,7 @@ from lockstep.pipeline.record import (
     read_training,
 )
 from lockstep.pipeline.tasks.make import make
-from lockstep.pipeline.tasks.supervised import Supervised
+from lockstep.pipeline.tasks.validation import score
 from lockstep.reduce.layout import move
 from lockstep.session import Session
 
@@ -74,35 +69,40 @@ def _evaluate_in(
             ("averaged.safetensors", "averaged.json", averaged.model_sha256, "`average` again"),
         ):
             check_sha256(results / file, expected, results / record, do)
-        check_files(data, manifest, "test")
+        for name in ("test", "validation"):
+            check_files(data, manifest, name)
     if world.rank == 0:
         for file in (*(f"{table}.csv" for table in manifest.kind.tables), "metrics.json"):
             sweep(results / file)
-    part = open_part(data / "test", manifest.kind)
     task = make(run, manifest, device)
     model = build(run.model, manifest.shape, manifest.outputs, kind=manifest.kind)
     move(model, device)
-    chunks = -(-len(part) // task.chunk)
-    mine = range(chunks * world.rank // world.size, chunks * (world.rank + 1) // world.size)
-    found = {}
+    test = open_part(data / "test", manifest.kind)
+    validation = None
+    if manifest.samples.get("validation"):
+        validation = open_part(data / "validation", manifest.kind)
+    found: dict[str, Any] = {}
+    validated: dict[str, Any] = {}
     for name, file in MODELS.items():
         state.load(model, results / file)
-        found[name] = _predict(model.eval(), part, mine, task)
-    everyone: list[Any] | None = [None] * world.size if world.rank == 0 else None
-    dist.gather_object(found, everyone)
+        where, detail = f"{results / file} on the test set", name == "last"
+        found[name] = score(model.eval(), test, task, world, where, detail)
+        if validation:
+            where = f"{results / file} on the validation part"
+            validated[name] = score(model, validation, task, world, where)
     session.close()
-    if everyone is None:
+    if world.rank:
         return None
 
-    joined = {name: _join([some[name] for some in everyone]) for name in MODELS}
-    for name, file in MODELS.items():
-        if (wrong := np.flatnonzero(np.isnan(joined[name]["loss"]))).size:
-            raise UserError(
-                f"{results / file}: its scores of sample {wrong[0]} of the test set are no "
-                f"numbers; train with a smaller lr, or with clip"
-            )
-    of_models, tables = task.evaluate(np.asarray(part.targets), joined)
-    metrics: dict[str, Any] = {"samples": len(part), **of_models}
+    targets = np.asarray(test.targets)
+    metrics: dict[str, Any] = {"samples": len(test)}
+    metrics |= {name: task.measure(targets, of) for name, of in found.items()}
+    metrics["validation"] = None
+    if validation:
+        metrics["validation"] = {"samples": len(validation)} | {
+            name: task.measure(np.asarray(validation.targets), of) for name, of in validated.items()
+        }
+    tables = task.tables(targets, found, read_files(data / "test"))
     metrics |= {
         "model_sha256": training.model_sha256,
         "averaged_sha256": averaged.model_sha256,
@@ -116,23 +116,3 @@ def _evaluate_in(
         metrics[f"{name}_sha256"] = sha256(path)
     write_json(results / "metrics.json", metrics)
     return metrics
-
-
-def _predict(
-    model: nn.Module, part: Part, chunks: range, task: Supervised
-) -> list[dict[str, np.ndarray]]:
-    """Return what the task wants to know of the samples of each of some chunks."""
-    found = []
-    with torch.inference_mode():
-        for chunk in chunks:
-            some = slice(chunk * task.chunk, (chunk + 1) * task.chunk)
-            targets = task.to_targets(np.array(part.targets[some]))
-            outputs = task.forward(model, task.normalize(np.array(part.inputs[some]))).float()
-            found.append(task.predict(outputs, targets))
-    return found
-
-
-def _join(ranks: list[list[dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
-    """Return what ranks found of their chunks, in the order of the samples."""
-    chunks = [chunk for some in ranks for chunk in some]
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}

@@ -11,13 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from tqdm import tqdm
 
 from lockstep import determinism, provenance, tensors
 from lockstep import strategies as parallel
 from lockstep.checkpoint import period
 from lockstep.checkpoint.checkpointer import Checkpointer, new_segment, resume
-from lockstep.checkpoint.state import Progress
+from lockstep.checkpoint.state import Progress, moved
 from lockstep.checkpoint.store import Store
 from lockstep.errors import UserError, in_one_line, say
 from lockstep.pipeline import identity
@@ -30,13 +32,15 @@ from lockstep.pipeline.kinds import Kind
 from lockstep.pipeline.models import build
 from lockstep.pipeline.optim import learning_rate, make_optimizer
 from lockstep.pipeline.record import VERSION, Arithmetic, Origin, Place, Training
-from lockstep.pipeline.results import clear_results, make_row, write_results
+from lockstep.pipeline.results import VALIDATION, clear_results, make_row, write_results
 from lockstep.pipeline.tasks.make import make as make_task
 from lockstep.pipeline.tasks.rehearsal import check_bfloat16, rehearse
 from lockstep.pipeline.tasks.supervised import Supervised
-from lockstep.reduce.layout import move
+from lockstep.pipeline.tasks.validation import LOSS, Validation, best_of, is_over
+from lockstep.reduce.layout import copy_of, move
 from lockstep.session import Session
 from lockstep.strategies.local_sgd import LocalSGD
+from lockstep.strategies.replicated import Replicated
 from lockstep.testing import faults
 
 # Seconds between two lines about an epoch that goes on, where there is no terminal.
@@ -135,6 +139,7 @@ def train_in(
         if store:
             clear_results(output)
         make = partial(parallel.make, run, model, task, partial(make_optimizer, run), world)
+        validation = _validation_of(run, data, manifest, model, task, session)
         strategy, progress = resume(store, model, make, batches.steps_per_epoch)
         checkpointer = Checkpointer(
             world,
@@ -147,15 +152,17 @@ def train_in(
             saved=progress.step,
         )
         new_segment(progress, started, session)
-        _run_epochs(run, batches, task, kind, strategy, checkpointer, progress, session)
+        _run_epochs(run, batches, task, kind, strategy, checkpointer, progress, session, validation)
 
         # What came of it.
         if store:
-            store.link_snapshots(output / "snapshots")
+            store.link_snapshots(output / "snapshots", "epoch-*")
         if run.one_shot and isinstance(strategy, LocalSGD):
             for shard, weights in strategy.states():
                 tensors.save(weights, output / "snapshots" / f"replica-{shard:04}.safetensors")
-        weights, optimizer_state = strategy.model_state(), strategy.optimizer_state()
+        weights, optimizer_state = _result(strategy), strategy.optimizer_state()
+        if store and run.keep == "best":
+            weights = store.snapshot(_best_name(progress.history))
         session.close()  # every rank got here: only now does the result count
         if world.rank:
             return None
@@ -206,10 +213,14 @@ def _run_epochs(
     checkpointer: Checkpointer,
     progress: Progress,
     session: Session,
+    validation: Validation | None,
 ) -> None:
     """Train from where `progress` is to the end, and keep it up to date."""
     steps, first = batches.steps_per_epoch, session.world.rank == 0
+    history = progress.history
     for epoch in range(progress.step // steps, run.epochs):
+        if is_over(history, run.patience):
+            break
         done = progress.step % steps
         if not done:
             progress.seconds = {"seconds": 0.0, "input_seconds": 0.0, "communication_seconds": 0.0}
@@ -242,15 +253,75 @@ def _run_epochs(
             if index + 1 < steps:
                 checkpointer.after_step(progress)
         strategy.metrics.reset()
-        row = make_row(epoch, lr, task.means(totals), steps * run.batch, spent, kind.rate)
-        progress.history.append(row)
+        means, weights = task.means(totals), {}
+        if validation:
+            started = time.perf_counter()
+            weights = moved(_result(strategy), session.world)
+            means |= validation.measure(weights, epoch + 1)
+            spent[VALIDATION] = time.perf_counter() - started
+        row = make_row(epoch, lr, means, steps * run.batch, spent, kind.rate)
+        history.append(row)
         if first:
             say(_line(row, run.epochs, kind))
-        if epoch >= run.epochs - run.snapshots and not run.one_shot:
-            checkpointer.snapshot(f"epoch-{epoch + 1:04}.safetensors")
-        if epoch + 1 < run.epochs:
+        if run.keep == "best" and best_of(history) is row:
+            checkpointer.put_snapshot(_best_name(history), weights)
+        # Which epochs will be the last ones, nobody knows who may stop early.
+        if (run.patience or epoch >= run.epochs - run.snapshots) and not run.one_shot:
+            checkpointer.snapshot(_name(epoch + 1))
+        if run.patience or run.keep == "best":
+            kept = {_name(epoch + 1 - back) for back in range(run.snapshots)}
+            checkpointer.keep_snapshots(kept | {_best_name(history)})
+        if epoch + 1 < run.epochs and not is_over(history, run.patience):
             checkpointer.after_step(progress)
+    if first and is_over(history, run.patience) and (best := best_of(history)):
+        say(
+            f"over after epoch {len(history)}: in {run.patience} epochs {LOSS} was not below that "
+            f"of epoch {best['epoch']}, {best[LOSS]:.4f}"
+        )
     checkpointer.save(progress, wait=True)
+
+
+def _name(epoch: int) -> str:
+    """Return the name of an epoch's snapshot; epochs are counted from 1."""
+    return f"epoch-{epoch:04}.safetensors"
+
+
+def _best_name(history: list[dict[str, float]]) -> str:
+    """Return the name of the weights of the best epoch so far."""
+    best = best_of(history)
+    return f"best-{best['epoch'] if best else 0:04}.safetensors"
+
+
+def _result(strategy: parallel.Strategy) -> dict[str, torch.Tensor]:
+    """Return the state_dict of the model that is the result, on rank 0; all ranks call it."""
+    if isinstance(strategy, Replicated):
+        return strategy.result_state()
+    return strategy.model_state()
+
+
+def _validation_of(
+    run: Run,
+    data: Path,
+    manifest: Manifest,
+    model: nn.Module,
+    task: Supervised,
+    session: Session,
+) -> Validation | None:
+    """Return what measures on the validation part, if there is one.
+
+    Raises:
+        UserError: there is none, and the run wants one.
+    """
+    if manifest.samples.get("validation"):
+        part = open_part(data / "validation", manifest.kind)
+        return Validation(copy_of(model), part, task, session.world, manifest.kind.validated)
+    for key, value in (("patience", run.patience), ("keep", run.keep)):
+        if value not in (None, "last"):
+            raise UserError(
+                f"{key}: {value} needs a validation part, and {data} has none; let `prepare` keep "
+                f"one (dataset, in config/README.md), or leave {key} away"
+            )
+    return None
 
 
 def _problem_of_files(data: Path, manifest: Manifest, part: Part, session: Session) -> str:
@@ -263,7 +334,8 @@ def _problem_of_files(data: Path, manifest: Manifest, part: Part, session: Sessi
         say(f"reading {size / 1e9:,.0f} GB of data to compare them with their hashes")
     if world.local_rank == 0:
         try:
-            check_files(data, manifest, "train")
+            for name in ("train", "validation"):
+                check_files(data, manifest, name)
         except (UserError, OSError) as error:
             problem = in_one_line(error)
     if world.comm is not None:
@@ -286,5 +358,7 @@ def _bar(epoch: int, run: Run, done: int, steps: int, first: bool, unit: str) ->
 
 
 def _line(row: dict[str, float], epochs: int, kind: Kind) -> str:
-    means = "".join(f"{name} {row[name]:.4f}  " for name in ("loss", *kind.trained))
+    names = ["loss", *kind.trained]
+    names += [f"validation_{name}" for name in names if f"validation_{name}" in row]
+    means = "".join(f"{name.replace('_', ' ')} {row[name]:.4f}  " for name in names)
     return f"epoch {row['epoch']}/{epochs}  {means}{row[kind.rate]:,.0f} {kind.unit}/s"

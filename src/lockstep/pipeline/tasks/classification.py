@@ -1,6 +1,7 @@
 """Classification: from images to a score for each class, by cross entropy."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,20 +9,25 @@ import pandas as pd
 import torch
 from torch.nn import functional
 
-from lockstep.pipeline.config import Run
+from lockstep.errors import UserError
+from lockstep.pipeline.config import Run, numbers_of
 from lockstep.pipeline.data.manifest import Manifest
 from lockstep.pipeline.tasks.supervised import Found, Normalize, Supervised, in_float32
 from lockstep.strategies.task import Loss
+
+# Classes up to which predictions.csv has a column of probabilities for each.
+MOST_PROBABILITIES = 1000
 
 
 class Classification(Supervised):
     """Images, uint8, b x H x W x C, and labels, int64, b.
 
     Args:
-        names: of the classes; for `evaluate` alone.
+        names: of the classes; for `measure` and `tables` alone.
+        weights: what a sample's loss counts for, by its class (float32); None: all alike.
     """
 
-    metrics = ("correct",)
+    metrics = ("correct", "samples")
 
     def __init__(
         self,
@@ -30,18 +36,29 @@ class Classification(Supervised):
         shape: tuple[int, ...],
         device: torch.device,
         names: list[str] | None = None,
+        weights: np.ndarray | None = None,
     ) -> None:
         super().__init__(run, normalize, shape, device)
         self.names = names or []
+        self.weights = None if weights is None else torch.from_numpy(weights).to(device)
 
     @classmethod
     def of(cls, run: Run, manifest: Manifest, device: torch.device) -> "Classification":
-        """Return the task of a run on a prepared dataset."""
+        """Return the task of a run on a prepared dataset.
+
+        Raises:
+            UserError: `class_weights` are not as many as there are classes.
+        """
         normalize = Normalize(manifest.mean, manifest.std, device)
-        return cls(run, normalize, manifest.shape, device, manifest.class_names)
+        names = manifest.class_names
+        weights = weights_of(run.class_weights, manifest.counts, len(names))
+        return cls(run, normalize, manifest.shape, device, names, weights)
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> Loss:
-        """Return the sum of the samples' losses, and how many are right.
+        """Return the sum of the samples' losses, weighted by class, and how many are right.
+
+        Divided by the items, which are the sum of the samples' weights, it is what torch's
+        CrossEntropyLoss(weight) has for a mean.
 
         Args:
             outputs: the logits, b x classes.
@@ -50,11 +67,14 @@ class Classification(Supervised):
         value = functional.cross_entropy(
             in_float32(outputs),
             targets,
+            weight=self.weights,
             label_smoothing=self.run.label_smoothing,
             reduction="sum",
         )
+        samples = len(targets)
+        items = samples if self.weights is None else self.weights[targets].double().sum().item()
         correct = (outputs.detach().argmax(dim=1) == targets).sum()
-        return Loss(value, len(targets), {"correct": correct})
+        return Loss(value, items, {"correct": correct, "samples": samples})
 
     def each(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(outputs, targets, reduction="none")
@@ -63,7 +83,7 @@ class Classification(Supervised):
     def means(totals: dict[str, float]) -> dict[str, float]:
         return {
             "loss": totals["loss"] / totals["items"],
-            "accuracy": totals["correct"] / totals["items"],
+            "accuracy": totals["correct"] / totals["samples"],
         }
 
     def predict(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, np.ndarray]:
@@ -73,38 +93,109 @@ class Classification(Supervised):
             "predicted": outputs.argmax(dim=1).cpu().numpy(),
         }
 
-    def evaluate(
-        self, targets: np.ndarray, found: Mapping[str, Found]
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, pd.DataFrame]]:
-        predictions = pd.DataFrame({"sample": np.arange(len(targets)), "label": targets})
-        metrics, confusions = {}, []
-        for name, of in found.items():
-            predictions[name] = of["predicted"]
-            metrics[name], confusion = measure(targets, of["predicted"], of["loss"], self.names)
-            confusions.append(confusion.assign(model=name))
-        return metrics, {"predictions": predictions, "confusion": pd.concat(confusions)}
+    def detail(self, outputs: torch.Tensor) -> dict[str, np.ndarray]:
+        """Return the probability of each class (float32, b x classes), of not too many classes."""
+        if outputs.shape[1] > MOST_PROBABILITIES:
+            return {}
+        return {"probabilities": outputs.softmax(dim=1).cpu().numpy()}
+
+    def measure(self, targets: np.ndarray, found: Found) -> dict[str, Any]:
+        return measure(targets, found["predicted"], found["loss"], self.names)
+
+    def tables(
+        self, targets: np.ndarray, found: Mapping[str, Found], files: Sequence[str] | None = None
+    ) -> dict[str, pd.DataFrame]:
+        names = np.array(self.names, dtype=object)
+        columns: dict[str, Any] = {"sample": np.arange(len(targets))}
+        if files is not None:
+            columns["file"] = files
+        columns["label"] = names[targets]
+        columns |= {name: names[of["predicted"]] for name, of in found.items()}
+        probabilities = found["last"].get("probabilities")
+        if probabilities is not None:
+            rounded = probabilities.astype(np.float64).round(6)
+            columns |= {f"p_{name}": rounded[:, at] for at, name in enumerate(self.names)}
+        confusions = [
+            confusion(targets, of["predicted"], self.names).assign(model=name)
+            for name, of in found.items()
+        ]
+        return {"predictions": pd.DataFrame(columns), "confusion": pd.concat(confusions)}
+
+
+def weights_of(class_weights: str, counts: Sequence[int], classes: int) -> np.ndarray | None:
+    """Return what a sample's loss counts for, by its class (float32), or None: all alike.
+
+    They are rounded to multiples of a 2**-32th of the largest one's power of two: so the sum of
+    the weights of up to two million samples is exact in float64, whatever the order.
+
+    Args:
+        class_weights: the run's.
+        counts: the training samples of each class.
+        classes: how many there are.
+
+    Raises:
+        UserError: there are more weights than classes, or fewer.
+    """
+    if class_weights == "none":
+        return None
+    if class_weights == "balanced":
+        each = np.maximum(np.asarray(counts, np.float64), 1)
+        weights = sum(counts) / (classes * each)
+    else:
+        weights = np.array(numbers_of(class_weights))
+    if len(weights) != classes:
+        raise UserError(
+            f"class_weights: {len(weights)} numbers, and there are {classes} classes; give one for "
+            f"each, in the order of manifest.json"
+        )
+    unit = 2.0 ** (math.frexp(weights.max())[1] - 32)
+    rounded = np.maximum(np.round(weights.astype(np.float32) / unit), 1) * unit
+    return rounded.astype(np.float32)
 
 
 def measure(
     labels: np.ndarray, predicted: np.ndarray, losses: np.ndarray, names: list[str]
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Return a model's metrics, and its confusion matrix as a table (label, predicted, samples)."""
-    from sklearn.metrics import confusion_matrix
+) -> dict[str, Any]:
+    """Return a model's metrics.
 
-    matrix = confusion_matrix(labels, predicted, labels=range(len(names)))
-    right, of_class = np.diag(matrix), matrix.sum(axis=1)
-    metrics = {
+    Balanced accuracy is the mean recall of the classes that have samples; what would be divided by
+    no samples is 0.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    precision, recall, f1, of_class = precision_recall_fscore_support(
+        labels, predicted, labels=range(len(names)), zero_division=0
+    )
+    right = np.bincount(labels[labels == predicted], minlength=len(names))
+    return {
         "accuracy": int(right.sum()) / len(labels),
+        "balanced_accuracy": float(recall[of_class > 0].mean()),
+        "macro_f1": float(f1.mean()),
         "correct": int(right.sum()),
         "loss": float(losses.astype(np.float64).sum() / len(labels)),
         "per_class": {
-            name: {"samples": int(n), "correct": int(k), "accuracy": int(k) / int(n)}
-            for name, n, k in zip(names, of_class, right, strict=True)
+            name: {
+                "samples": int(of_class[at]),
+                "correct": int(right[at]),
+                "precision": float(precision[at]),
+                "recall": float(recall[at]),
+                "f1": float(f1[at]),
+            }
+            for at, name in enumerate(names)
         },
     }
-    rows = [
-        {"label": names[i], "predicted": names[j], "samples": int(matrix[i, j])}
-        for i in range(len(names))
-        for j in range(len(names))
-    ]
-    return metrics, pd.DataFrame(rows)
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, names: list[str]) -> pd.DataFrame:
+    """Return the confusion matrix as a table (label, predicted, samples)."""
+    from sklearn.metrics import confusion_matrix
+
+    matrix = confusion_matrix(labels, predicted, labels=range(len(names)))
+    named = np.array(names, dtype=object)
+    return pd.DataFrame(
+        {
+            "label": named.repeat(len(names)),
+            "predicted": np.tile(named, len(names)),
+            "samples": matrix.reshape(-1),
+        }
+    )

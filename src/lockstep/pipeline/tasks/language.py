@@ -1,11 +1,9 @@
 """Language: from the tokens so far to a score for each next one, by cross entropy."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch.nn import functional
 
@@ -96,10 +94,8 @@ class Language(Supervised):
             "correct": (outputs.argmax(dim=2) == targets).sum(dim=1).cpu().numpy(),
         }
 
-    def evaluate(
-        self, targets: np.ndarray, found: Mapping[str, Found]
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, pd.DataFrame]]:
-        return {name: measure(**of) for name, of in found.items()}, {}
+    def measure(self, targets: np.ndarray, found: Found) -> dict[str, Any]:
+        return measure(**found)
 
 
 def measure(loss: np.ndarray, tokens: np.ndarray, correct: np.ndarray) -> dict[str, Any]:

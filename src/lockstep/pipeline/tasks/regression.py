@@ -1,7 +1,7 @@
 """Regression: from arrays to K numbers, by the mean squared error."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,9 +55,12 @@ class Regression(Supervised):
             "predicted": outputs.cpu().numpy(),
         }
 
-    def evaluate(
-        self, targets: np.ndarray, found: Mapping[str, Found]
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, pd.DataFrame]]:
+    def measure(self, targets: np.ndarray, found: Found) -> dict[str, Any]:
+        return measure(targets, found["predicted"])
+
+    def tables(
+        self, targets: np.ndarray, found: Mapping[str, Found], files: Sequence[str] | None = None
+    ) -> dict[str, pd.DataFrame]:
         samples, outputs = targets.shape
         predictions = pd.DataFrame(
             {
@@ -67,8 +70,7 @@ class Regression(Supervised):
                 **{name: of["predicted"].reshape(-1) for name, of in found.items()},
             }
         )
-        metrics = {name: measure(targets, of["predicted"]) for name, of in found.items()}
-        return metrics, {"predictions": predictions}
+        return {"predictions": predictions}
 
 
 def measure(targets: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:

@@ -120,16 +120,30 @@ class Supervised(ABC):
     def predict(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, np.ndarray]:
         """Return what `evaluate` is to know of each sample of a chunk, its `loss` with it."""
 
+    def detail(self, outputs: torch.Tensor) -> dict[str, np.ndarray]:
+        """Return what `tables` is to know besides of each sample of a chunk, of the last model."""
+        return {}
+
     @abstractmethod
-    def evaluate(
-        self, targets: np.ndarray, found: Mapping[str, Found]
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, pd.DataFrame]]:
-        """Return what metrics.json has of each model, and the tables beside it, by name.
+    def measure(self, targets: np.ndarray, found: Found) -> dict[str, Any]:
+        """Return what metrics.json has of a model on a part.
+
+        Args:
+            targets: of the part, as they lie on disk.
+            found: what `predict` returned, sample by sample in their order.
+        """
+
+    def tables(
+        self, targets: np.ndarray, found: Mapping[str, Found], files: Sequence[str] | None = None
+    ) -> dict[str, pd.DataFrame]:
+        """Return the tables beside metrics.json, by name.
 
         Args:
             targets: of the test set, as they lie on disk.
-            found: what `predict` returned, sample by sample in their order, for each model.
+            found: what `predict` returned, and `detail`, for each model.
+            files: the samples' files, where they are of files.
         """
+        return {}
 
     @staticmethod
     @abstractmethod
