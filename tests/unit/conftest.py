@@ -124,6 +124,8 @@ def write_records():
             versions={},
             code={},
             git=None,
+            best=None,
+            stopped_early=False,
             parameters_sha256="0" * 64,
             buffers_sha256=None,
             optimizer_sha256="0" * 64,
@@ -139,8 +141,11 @@ def write_records():
             segments=[part],
             **same,
         )
-        of_class = {"a": {"samples": 2, "correct": 1, "accuracy": 0.5}}
-        measured = {"accuracy": 0.5, "correct": 1, "loss": 1.0, "per_class": of_class}
+        shares = dict.fromkeys(("precision", "recall", "f1"), 0.5)
+        shares_of_all = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1"), 0.5)
+        of_class = {"a": {"samples": 2, "correct": 1, **shares}}
+        measured = {"correct": 1, "loss": 1.0, "per_class": of_class, **shares_of_all}
+        measured["majority"] = 1.0
         metrics = {"last": measured, "averaged": measured, **same}
         metrics |= {f"{name}_sha256": value for name, value in digest.items()}
         write_training(folder, training)

@@ -73,7 +73,8 @@ def test_the_loss_is_the_sum_of_the_cross_entropies_and_the_sums_add_up(smoothin
     assert loss.value.requires_grad
     assert loss.value.item() == pytest.approx(48 * mean, rel=1e-5)
     correct = (scores.argmax(1) == labels).sum().item()
-    assert loss.sums() == {"items": 48, "loss": loss.value.item(), "correct": correct}
+    sums = {"items": 48, "loss": loss.value.item(), "correct": correct, "samples": 48}
+    assert loss.sums() == sums
     means = trained.means(loss.sums())
     assert means == {"loss": pytest.approx(mean, rel=1e-5), "accuracy": correct / 48}
 

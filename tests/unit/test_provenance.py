@@ -169,14 +169,14 @@ def test_what_decides_bits_is_part_of_a_trainings_code(package, tmp_path, file, 
 def test_of_the_strategies_the_runs_own_counts(package, strategy):
     room = package / "strategies"
     names = {
-        "single": {"sync_sgd", "replicated"},
-        "sync_sgd": {"sync_sgd", "replicated"},
-        "ddp": {"ddp", "replicated"},
-        "data_parallel": {"data_parallel", "replicated"},
+        "single": {"sync_sgd", "replicated", "ema"},
+        "sync_sgd": {"sync_sgd", "replicated", "ema"},
+        "ddp": {"ddp", "replicated", "ema"},
+        "data_parallel": {"data_parallel", "replicated", "ema"},
         "local_sgd": {"local_sgd"},
         "pipeline": {"pipeline", "split"},
         "hybrid": {"hybrid", "pipeline", "split"},
-        "fsdp": {"fsdp", "parts", "replicated", "split"},
+        "fsdp": {"fsdp", "parts", "replicated", "ema", "split"},
     }[strategy]
     before = provenance.code_of_training(strategy)
     for path in room.glob("*.py"):
@@ -189,7 +189,7 @@ def test_of_the_strategies_the_runs_own_counts(package, strategy):
 
 def test_texts_of_errors_and_what_is_there_for_types_alone_rerun_no_stage(digest, tmp_path):
     before = digest("evaluate")
-    change(tmp_path, "pipeline/stages/evaluate.py", "its scores of sample", "what it says of")
+    change(tmp_path, "pipeline/tasks/validation.py", "its scores of sample", "what it says of")
     change(tmp_path, "tensors.py", "not a whole safetensors file", "damaged")
     change(tmp_path, "distributed/rendezvous.py", "the ranks have not met", "they have not met")
     change(tmp_path, "strategies/fsdp.py", "import torch\n", "import torch\n\nchanged = True\n")

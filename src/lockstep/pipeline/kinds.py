@@ -58,6 +58,8 @@ class Kind:
     """What a person reads for the name of a metric, where it is another."""
     shares: tuple[str, ...] = ()
     """The metrics that are shares of 1."""
+    baseline: str = ""
+    """What metrics.json has of who learns nothing, in the main metric."""
     unfit: tuple[str, ...] = ()
     """Keys of a run that say nothing here."""
     models: tuple[str, ...] = ()
@@ -82,7 +84,7 @@ class Kind:
     def figured(self) -> tuple[str, ...]:
         """The columns of the table of runs that say how good the models are."""
         both = (f"{name}_{model}" for name in self.compared for model in ("last", "averaged"))
-        return (*both, "loss")
+        return (*both, *filter(None, [self.baseline]), "loss")
 
     def title(self, name: str) -> str:
         """Return what a person reads for the name of a metric."""
@@ -135,8 +137,9 @@ CLASSIFICATION = Kind(
     counted="classes",
     meaning="a score for each class",
     trained=("accuracy",),
-    measured=("accuracy", "balanced_accuracy", "macro_f1", "correct", "per_class"),
+    measured=("accuracy", "balanced_accuracy", "macro_f1", "majority", "correct", "per_class"),
     compared=("accuracy", "balanced_accuracy"),
+    baseline="majority",
     tables=("predictions", "confusion"),
     figures=("confusion", "shards"),
     titles={"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"},

@@ -105,10 +105,10 @@ class Best(Record):
 class Training(Origin):
     """train.json."""
 
-    best: Best | None = None
+    best: Best | None
     """Where there is a validation part. With `keep: best` it is this epoch's weights that are the
     result."""
-    stopped_early: bool = False
+    stopped_early: bool
     model_sha256: Sha256
     parameters_sha256: Sha256
     buffers_sha256: Sha256 | None
@@ -153,6 +153,7 @@ class Measured(Record):
     accuracy: Share | None = None
     balanced_accuracy: Share | None = None
     macro_f1: Share | None = None
+    majority: Share | None = None
     correct: Count | None = None
     per_class: dict[str, ClassMeasured] | None = None
     rmse: float | None = None

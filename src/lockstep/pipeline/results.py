@@ -65,7 +65,7 @@ def write_results(
     best = best_of(progress.history)
     training = Training(
         **dict(origin),
-        best=Best(**best) if best else None,
+        best=Best.model_validate(best) if best else None,
         stopped_early=len(progress.history) < origin.configuration.epochs,
         model_sha256=sha256(output / "model.safetensors"),
         parameters_sha256=state.digest(parameters),

@@ -43,7 +43,7 @@ def draw_run(results: Path, partition: Path, output: Path) -> None:
     with _drawing(results, "train again"):
         run, metrics = training.configuration, found.model_dump()
         kind, history = TASKS[training.task], _read_history(results, training)
-        steps = training.steps / run.epochs
+        steps = training.steps / len(history)
         figures = {
             "curves": curves.draw_curves(results.name, run, history, metrics, kind),
             "time": curves.draw_time(results.name, run, history, steps, kind.unit),

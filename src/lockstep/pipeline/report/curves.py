@@ -24,7 +24,8 @@ LOGARITHMIC_FROM = 20.0
 def draw_curves(
     name: str, run: Run, history: pd.DataFrame, metrics: dict[str, Any], kind: Kind = CLASSIFICATION
 ) -> Figure:
-    """Draw loss, the task's metric and learning rate by epoch, and the metric on the test set."""
+    """Draw loss, the task's metric and learning rate by epoch, on the validation part as well where
+    there is one, and the metric on the test set."""
     figure, metric = style.new_figure(9, 6.6), kind.main
     loss, quality, rate = figure.subplots(3, sharex=True, height_ratios=[3, 3, 1])
     epochs = history["epoch"]
@@ -35,11 +36,17 @@ def draw_curves(
     loss.set_title(f"{name}: {style.describe(run)}")
     loss.plot(epochs, history["loss"], **line)
     loss.set_ylabel("training loss")
+    validated = line | {"color": style.VALIDATION}
+    if "validation_loss" in history:
+        loss.set_ylabel("loss")
+        loss.plot(epochs, history["validation_loss"], **validated)
     finite = history["loss"][np.isfinite(history["loss"])]
     if finite.empty:
         loss.text(0.5, 0.5, "not a number: it diverged", transform=loss.transAxes, ha="center")
     elif 0 < finite.min() * LOGARITHMIC_FROM < finite.max():
         _scale_by_factors(loss)
+    if "validation_loss" in history:
+        _mark_lowest(loss, history)
 
     quality.plot(epochs, history[metric], **line)
     quality.set_ylabel(kind.title(metric))
@@ -48,12 +55,16 @@ def draw_curves(
     elif 0 < history[metric].min() * LOGARITHMIC_FROM < history[metric].max():
         _scale_by_factors(quality)
     ends = [(history[metric].iloc[-1], "training", style.INK)]
+    if f"validation_{metric}" in history:
+        column = history[f"validation_{metric}"]
+        quality.plot(epochs, column, **validated)
+        ends.append((column.iloc[-1], "validation", style.VALIDATION))
     # The dashes lie over the whole line: where the two agree, both are still seen.
     for model, title, colour, dashes in (
         ("averaged", "test, averaged model", style.AVERAGED, "-"),
         (
             "last",
-            f"test, {'shard 0 alone' if run.one_shot else 'last model'}",
+            f"test, {'shard 0 alone' if run.one_shot else f'{run.keep} model'}",
             style.LAST,
             (0, (6, 6)),
         ),
@@ -72,6 +83,17 @@ def draw_curves(
         axes.grid(axis="y")
     figure.align_ylabels()
     return figure
+
+
+def _mark_lowest(axes: Axes, history: pd.DataFrame) -> None:
+    """Mark the epoch with the lowest loss on the validation part, and name the two lines."""
+    training, validation = history["loss"], history["validation_loss"]
+    best = validation.idxmin()
+    epoch, lowest = history["epoch"][best], validation[best]
+    axes.plot(epoch, lowest, "o", color=style.VALIDATION, markersize=9, fillstyle="none")
+    said = f"validation, lowest {lowest:.4g} in epoch {epoch}"
+    ends = [(training.iloc[-1], "training", style.INK)]
+    _label_ends(axes, [*ends, (validation.iloc[-1], said, style.VALIDATION)])
 
 
 def _scale_by_factors(axes: Axes) -> None:

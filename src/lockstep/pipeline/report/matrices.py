@@ -22,7 +22,8 @@ SAMPLES = LinearSegmentedColormap.from_list("samples", ["#ffffff", "#9fd0ee", st
 
 
 def draw_confusion(name: str, table: pd.DataFrame, metrics: dict[str, Any]) -> Figure:
-    """Draw the confusion matrix of the last model, each row as shares of its class."""
+    """Draw the confusion matrix of the last model, each row as shares of its class, with the recall
+    of the class, where there are not too many."""
     classes = list(metrics["per_class"])
     table = table[table["model"] == "last"]
     matrix = table.pivot(index="label", columns="predicted", values="samples")
@@ -45,13 +46,16 @@ def draw_confusion(name: str, table: pd.DataFrame, metrics: dict[str, Any]) -> F
     )
     if few:
         _write_counts(axes, counts, image)
-    _name_ticks(axes, classes, classes)
+    recall = [f"  {of['recall']:.0%}" if few else "" for of in metrics["per_class"].values()]
+    named = [style.shorten(name, 12) + r for name, r in zip(classes, recall, strict=True)]
+    _name_ticks(axes, classes, named)
     axes.set_title(
-        f"{name}: {metrics['correct']:,} of {counts.sum():,} right, "
-        f"accuracy {style.percent(metrics['accuracy'])}"
+        f"{name}: {metrics['correct']:,} of {counts.sum():,} right, accuracy "
+        f"{style.percent(metrics['accuracy'])}, balanced "
+        f"{style.percent(metrics['balanced_accuracy'])}, macro F1 {metrics['macro_f1']:.4f}"
     )
     axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
+    axes.set_ylabel("true class, and its recall" if few else "true class")
     _add_bar(figure, axes, image, "errors, as a share of the true class", percent=True)
     return figure
 

@@ -54,6 +54,10 @@ def page_of_runs(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> str:
         for model in ("last", "averaged"):
             titles[f"{name}_{model}"] = f"{kind.title(name)}, {model}"
             formats[f"{name}_{model}"] = partial(kind.text, name)
+    sentences = [*read_baseline(table, kind), *read_bits(table, inputs, chips)]
+    sentences += read_replicas(table, kind)
+    if kind.baseline in table:  # it is in a sentence where it matters
+        table = table.drop(columns=kind.baseline)
     if any(found := compare_with_single(table, inputs)):
         table = table.assign(**{SINGLE: found})
     # What is the same in every run would push what is not out of the window.
@@ -75,7 +79,7 @@ def page_of_runs(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> str:
     return make_page(
         "Runs",
         f"<p>{len(table)} runs gave {gave}.</p>" if len(table) > 1 else "",
-        make_list([*read_bits(table, inputs, chips), *read_replicas(table, kind)]),
+        make_list(sentences),
         make_table((_title(name, titles) for name in columns), rows, numbers),
         f'<p class="note">{which}: {escape(settings)}.</p>' if same else "",
         NOTE,
@@ -160,6 +164,22 @@ def read_replicas(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> list[str]
         f"{row['shards']} replicas, its averaged model, has "
         f"{kind.text(kind.main, row[f'{kind.main}_averaged'])}"
         for row in table[table["sync_every"].astype(str) == "0"].to_dict("records")
+    ]
+
+
+def read_baseline(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> list[str]:
+    """Return a sentence (HTML) for each run whose last model is no better than one that always
+    says the largest class."""
+    if kind.baseline not in table:
+        return []
+    poor = table[table[f"{kind.main}_last"] <= table[kind.baseline]]
+    return [
+        f"<b>{escape(row['run'])} has learned nothing that shows:</b> its last model's "
+        f"{escape(kind.title(kind.main))} is {kind.text(kind.main, row[f'{kind.main}_last'])}, and "
+        f"always saying the largest class has {kind.text(kind.main, row[kind.baseline])}. Look at "
+        f"the balanced accuracy; where classes are of very different sizes, try "
+        f"<code>class_weights: balanced</code>"
+        for row in poor.to_dict("records")
     ]
 
 

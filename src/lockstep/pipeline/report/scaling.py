@@ -39,7 +39,7 @@ class Step:
 def read_step(training: Training, history: pd.DataFrame) -> Step:
     """Return the step of a run from its record and history.csv."""
     run = training.configuration
-    per_epoch = training.steps / run.epochs
+    per_epoch = training.steps / len(history)
     compute = history["compute_seconds"] + history["input_seconds"]
     return Step(
         run.ranks,

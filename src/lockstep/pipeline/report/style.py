@@ -16,7 +16,7 @@ SKY, RED, PURPLE = "#56b4e9", "#d55e00", "#cc79a7"
 INK, GREY, PALE = "#24292f", "#6e7781", "#d8dee4"
 
 # What a thing has for a colour, it has in every figure.
-LAST, AVERAGED = BLUE, RED
+LAST, AVERAGED, VALIDATION = BLUE, RED, GREEN
 INPUT, COMPUTE, COMMUNICATION = PURPLE, SKY, ORANGE
 BACKENDS = {"gloo": ORANGE, "mpi4py": BLUE, "nccl": GREEN}
 

@@ -85,10 +85,10 @@ def _evaluate_in(
     validated: dict[str, Any] = {}
     for name, file in MODELS.items():
         state.load(model, results / file)
-        where, detail = f"{results / file} on the test set", name == "last"
-        found[name] = score(model.eval(), test, task, world, where, detail)
+        path, detail = results / file, name == "last"
+        found[name] = score(model.eval(), test, task, world, (path, "test set"), detail)
         if validation:
-            where = f"{results / file} on the validation part"
+            where = path, "validation part"
             validated[name] = score(model, validation, task, world, where)
     session.close()
     if world.rank:

@@ -54,6 +54,7 @@ def _row(folder: Path) -> dict[str, object]:
             for name in kind.compared
             for model in ("last", "averaged")
         },
+        **({kind.baseline: getattr(metrics.last, kind.baseline)} if kind.baseline else {}),
         "loss": metrics.last.loss,
         kind.rate: round(training.images_per_second),
         "seconds": round(training.seconds, 2),

@@ -158,8 +158,8 @@ def measure(
 ) -> dict[str, Any]:
     """Return a model's metrics.
 
-    Balanced accuracy is the mean recall of the classes that have samples; what would be divided by
-    no samples is 0.
+    Balanced accuracy is the mean recall of the classes that have samples; `majority` is the
+    accuracy of who always says the largest class. What would be divided by no samples is 0.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -171,6 +171,7 @@ def measure(
         "accuracy": int(right.sum()) / len(labels),
         "balanced_accuracy": float(recall[of_class > 0].mean()),
         "macro_f1": float(f1.mean()),
+        "majority": int(of_class.max()) / len(labels),
         "correct": int(right.sum()),
         "loss": float(losses.astype(np.float64).sum() / len(labels)),
         "per_class": {

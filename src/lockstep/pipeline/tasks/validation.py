@@ -23,7 +23,12 @@ LOSS = "validation_loss"
 
 
 def score(
-    model: nn.Module, part: Part, task: Supervised, world: World, where: str, detail: bool = False
+    model: nn.Module,
+    part: Part,
+    task: Supervised,
+    world: World,
+    where: tuple[object, str],
+    detail: bool = False,
 ) -> dict[str, np.ndarray] | None:
     """Return what the task wants to know of each sample of a part; all ranks call it.
 
@@ -32,7 +37,7 @@ def score(
         part: with one sample at least.
         task: what the model is for.
         world: who this process is.
-        where: which model and part it is, for a message.
+        where: what the model and the part are called, for a message.
         detail: whether what the task's tables have besides is wanted as well.
 
     Returns:
@@ -59,8 +64,8 @@ def score(
     joined = {name: np.concatenate([chunk[name] for chunk in in_order]) for name in in_order[0]}
     if (wrong := np.flatnonzero(np.isnan(joined["loss"]))).size:
         raise UserError(
-            f"{where}: the scores of sample {wrong[0]} are no numbers; train with a smaller lr, or "
-            f"with clip"
+            f"{where[0]}: its scores of sample {wrong[0]} of the {where[1]} are no numbers; train "
+            f"with a smaller lr, or with clip"
         )
     return joined
 
@@ -96,7 +101,7 @@ class Validation:
         """
         source = None if self.world.rank else weights
         fill(self.model, Broadcast(list(self.model.state_dict()), source))
-        where = f"validation after epoch {epoch}"
+        where = f"the model after epoch {epoch}", "validation part"
         found = score(self.model, self.part, self.task, self.world, where)
         message: list[dict[str, float]] = [{}]
         if found is not None:
