@@ -66,10 +66,14 @@ def thorough(*values: object) -> object:
 needs_ucx = pytest.mark.skipif(not _has_ucx(), reason="this MPI has no UCX")
 
 
-def prepare_digits(folder: Path, shards: Iterable[int]) -> Path:
-    """Prepare the digits below `folder`, with partitions into so many shards in folders S."""
+def prepare_digits(folder: Path, shards: Iterable[int], *flags: object) -> Path:
+    """Prepare the digits below `folder`, with partitions into so many shards in folders S.
+
+    Args:
+        flags: further ones of `prepare`.
+    """
     data = folder / "digits"
-    stages = [["download", "--output", data], ["prepare", "--output", data]]
+    stages = [["download", "--output", data], ["prepare", "--output", data, *flags]]
     for count in shards:
         stages.append(
             ["partition", "--data", data, "--shards", count, "--output", data / str(count)]
