@@ -1,17 +1,21 @@
 """classification: images as models want them, losses, and the test of bfloat16."""
 
+import math
+from random import Random
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional
 
 from lockstep import tensors as state
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.models import build
-from lockstep.pipeline.tasks.classification import Classification
+from lockstep.pipeline.tasks.classification import Classification, weights_of
 from lockstep.pipeline.tasks.rehearsal import check_bfloat16
 from lockstep.pipeline.tasks.supervised import Normalize
 from lockstep.strategies.task import Loss, MicroBatch
@@ -77,6 +81,52 @@ def test_the_loss_is_the_sum_of_the_cross_entropies_and_the_sums_add_up(smoothin
     assert loss.sums() == sums
     means = trained.means(loss.sums())
     assert means == {"loss": pytest.approx(mean, rel=1e-5), "accuracy": correct / 48}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weighted_losses_over_their_weights_are_the_mean_that_torch_has_of_the_batch(smoothing):
+    model, text = build("cnn", (1, 28, 28), 10), "1,2,0.5,3,1,1,7.25,1,0.001,1"
+    weights = weights_of(text, [], 10)
+    run = Run(label_smoothing=smoothing, class_weights=text)
+    trained = Classification(run, Normalize([0.5], [0.3], CPU), (1, 28, 28), CPU, None, weights)
+    batches = [micro_batch(seed) for seed in range(3)]
+    losses = [trained(model, [batch]) for batch in batches]
+    images = np.concatenate([b.inputs for b in batches]).transpose(0, 3, 1, 2)
+    scores = model((torch.from_numpy(images) / 255 - 0.5) / 0.3)
+    exact = torch.tensor([float(word) for word in text.split(",")])
+    mean = nn.CrossEntropyLoss(exact, label_smoothing=smoothing)
+    expected = mean(scores, torch.from_numpy(np.concatenate([b.targets for b in batches])))
+    found = sum(loss.value.item() for loss in losses) / sum(loss.items for loss in losses)
+    assert found == pytest.approx(expected.item(), rel=1e-5)
+    sums = {name: sum(loss.sums()[name] for loss in losses) for name in losses[0].sums()}
+    assert trained.means(sums)["loss"] == pytest.approx(found)
+    assert sums["samples"] == 48
+    assert trained.means(sums)["accuracy"] == sums["correct"] / 48
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    labels = np.repeat([0, 1, 2], [90, 9, 1])
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    found = weights_of("balanced", [90, 9, 1], 3)
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert weights_of("none", [90, 9, 1], 3) is None
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=20), st.integers(0, 2**32))
+def test_weights_have_one_sum_in_any_order(weights, seed):
+    random = Random(seed)
+    found = weights_of(",".join(map(repr, weights)), [], len(weights)).astype(np.float64)
+    drawn = random.choices(list(found), k=3000)
+    total = sum(drawn)
+    random.shuffle(drawn)
+    assert sum(drawn) == total
+    assert sum(drawn[:1000]) + sum(drawn[1000:]) == total == math.fsum(drawn)
+    assert (found > 0).all()
+
+
+def test_weights_for_other_classes_are_refused(refused):
+    with refused("class_weights: 2 numbers", "3 classes"):
+        weights_of("1,2", [5, 5, 5], 3)
 
 
 def test_dropout_depends_on_the_seed_the_step_and_the_shard_alone():

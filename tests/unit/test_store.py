@@ -74,6 +74,35 @@ def opened(root, about=ABOUT, keep=2):
         store.close()
 
 
+def test_snapshots_that_are_kept_no_more_go_with_the_last_checkpoint_that_lists_them(tmp_path):
+    def found():
+        store.finish()
+        return sorted(path.stem for path in (store.folder / "snapshots").iterdir())
+
+    with opened(tmp_path, keep=1) as store:
+        for number in (1, 2, 3):
+            store.put_snapshot(f"epoch-{number}.safetensors", {"a": torch.ones(number)})
+        store.put_snapshot("best-1.safetensors", {"a": torch.zeros(1)})
+        store.put(make_checkpoint(1))
+        store.keep_snapshots({"epoch-2.safetensors", "epoch-3.safetensors", "best-1.safetensors"})
+        assert found() == ["best-1", "epoch-1", "epoch-2", "epoch-3"]  # to go on from step 1
+    with opened(tmp_path, keep=1) as store:
+        assert store.newest().progress.step == 1
+        store.keep_snapshots({"epoch-3.safetensors", "best-1.safetensors"})
+        store.put(make_checkpoint(2))
+        assert found() == ["best-1", "epoch-3"]
+    with opened(tmp_path, keep=1) as store:
+        assert store.newest().progress.step == 2
+        store.link_snapshots(tmp_path / "out", "epoch-*")
+        assert [path.stem for path in (tmp_path / "out").iterdir()] == ["epoch-3"]
+        assert store.snapshot("best-1.safetensors")["a"].tolist() == [0]
+        with pytest.raises(UserError, match="no checkpoint lists it"):
+            store.snapshot("best-2.safetensors")
+        path = store.folder / "snapshots/best-1.safetensors"
+        with flipped(path, -1), pytest.raises(UserError, match="SHA-256"):
+            store.snapshot(path.name)
+
+
 def steps(store):
     return [int(path.name[5:]) for path in sorted(store.folder.glob("step-*"))]
 

@@ -177,8 +177,10 @@ class Store:
 
     def keep_snapshots(self, names: set[str]) -> None:
         """Keep no snapshots but these. The files of others go when no checkpoint lists them."""
-        self._unwritten = {n: weights for n, weights in self._unwritten.items() if n in names}
-        self._jobs.put(lambda: self._forget_snapshots(names))
+        # Those that there are now: what is put from here on, before this is done, is to stay.
+        known = [*self._unwritten]
+        known += [Path(name).name for name in [*self._snapshots]]
+        self._jobs.put(lambda: self._forget_snapshots({*known} - names))
 
     def snapshot(self, name: str) -> dict[str, torch.Tensor]:
         """Return the weights of a snapshot that is written.
@@ -248,8 +250,9 @@ class Store:
             del self._unwritten[name]
 
     def _forget_snapshots(self, names: set[str]) -> None:
-        kept = {f"snapshots/{name}" for name in names}
-        self._snapshots = {n: digest for n, digest in self._snapshots.items() if n in kept}
+        for name in names:
+            self._unwritten.pop(name, None)
+            self._snapshots.pop(f"snapshots/{name}", None)
 
     def _remove_forgotten(self, folders: list[Path]) -> None:
         """Remove the files of snapshots that neither the run keeps nor a checkpoint lists."""
