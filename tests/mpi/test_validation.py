@@ -13,7 +13,7 @@ from tests.mpi.matrix import PARTS
 from tests.mpi.test_promise import TIMES
 
 COMMON = [
-    *("--shards", 6, "--batch", 96, "--epochs", 12, "--schedule", "constant"),
+    *("--shards", 6, "--batch", 96, "--epochs", 30, "--schedule", "constant"),
     *("--checkpoint-every", "4 steps", "--oversubscribe", "--patience", 2, "--keep", "best"),
 ]
 WHOLE = [
@@ -99,7 +99,7 @@ def test_what_is_kept_is_measured_as_it_was_in_training(data, alone):
     best = expected["best"]["epoch"]
     assert best == history["epoch"][history["validation_loss"].idxmin()]
     assert len(history) == best + 2
-    assert once["validation"]["samples"] == 287
+    assert once["validation"]["samples"] == 359
     for name in ("loss", "accuracy", "balanced_accuracy"):
         found = once["validation"]["last"][name]
         assert found == history[f"validation_{name}"][best - 1]

@@ -88,8 +88,8 @@ def draw_curves(
 def _mark_lowest(axes: Axes, history: pd.DataFrame) -> None:
     """Mark the epoch with the lowest loss on the validation part, and name the two lines."""
     training, validation = history["loss"], history["validation_loss"]
-    best = validation.idxmin()
-    epoch, lowest = history["epoch"][best], validation[best]
+    best = int(validation.argmin())
+    epoch, lowest = history["epoch"].iloc[best], validation.iloc[best]
     axes.plot(epoch, lowest, "o", color=style.VALIDATION, markersize=9, fillstyle="none")
     said = f"validation, lowest {lowest:.4g} in epoch {epoch}"
     ends = [(training.iloc[-1], "training", style.INK)]
