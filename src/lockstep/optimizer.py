@@ -21,7 +21,7 @@ def update(optimizer: torch.optim.Optimizer, lr: float, clip: float | None) -> N
     if clip is not None:
         nn.utils.clip_grad_norm_(parameters(optimizer), clip)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_share", 1.0)
     optimizer.step()
 
 

@@ -84,6 +84,16 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path}: not a whole safetensors file ({error}); train again") from None
 
 
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a file, of which nothing else is read.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    file = Stored(path).file
+    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
 def load(model: nn.Module, path: Path) -> None:
     """Put the weights in `path` into `model`, which must have just these.
 

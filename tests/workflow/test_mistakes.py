@@ -13,11 +13,11 @@ MISTAKES = {
     ),
     "a key that is there twice": (
         ("config/config.yaml", "  lr: 0.01", "  lr: 0.01\n  lr: 0.02"),
-        "config/config.yaml: line 38: the key 'lr' is there twice, first in line 37; take one away",
+        "config/config.yaml: line 42: the key 'lr' is there twice, first in line 41; take one away",
     ),
     "no YAML": (
         ("config/config.yaml", "  lr: 0.01", "  lr: [0.01"),
-        "config/config.yaml: line 38, column 11: not YAML: ",
+        "config/config.yaml: line 42, column 11: not YAML: ",
     ),
     "more ranks than shards": (
         ("config/runs.tsv", "digits\t2", "digits\t5"),

@@ -25,3 +25,24 @@ rule download:
     shell:
         "python -m lockstep download {params.flags} {params.mirror} --output {params.folder:q}"
         " > {log:q} 2>&1"
+
+
+rule fetch_weights:
+    """Fetch weights of torchvision's that runs begin with; nodes that train need no internet."""
+    output:
+        "data/weights/{model}-{weights}.pth",
+    log:
+        "<logs>/weights/{model}-{weights}.log",
+    benchmark:
+        "<benchmarks>/weights/{model}-{weights}.tsv"
+    wildcard_constraints:
+        model=r"\w+",
+        weights=r"\w+",
+    localrule: True
+    conda:
+        "../../envs/environment.yaml"
+    params:
+        mirror=lambda wildcards, output: launch.flags(DATASET, "mirror"),
+    shell:
+        "python -m lockstep weights --model {wildcards.model} --weights {wildcards.weights}"
+        " {params.mirror} --output {output:q} > {log:q} 2>&1"

@@ -72,6 +72,12 @@ def make_parser() -> Parser:
     _add_fields(sub, Dataset)
     _add_path(sub, "output", "the folder that gets raw/ and sources.json")
 
+    sub = stage("weights", "Fetch weights of torchvision's.", _weights)
+    sub.add_argument("--model", required=True, help="the model, such as resnet18")
+    sub.add_argument("--weights", required=True, help="their name, such as IMAGENET1K_V1")
+    sub.add_argument("--mirror", help="an address that has the file, in place of PyTorch's")
+    _add_path(sub, "output", "the file to write")
+
     sub = stage("prepare", "Decode a dataset into arrays.", _prepare)
     _add_fields(sub, Dataset)
     _add_path(
@@ -213,6 +219,12 @@ def _download(args: dict[str, Any]) -> None:
     from lockstep.pipeline.stages.download import download
 
     download(_take(args, Dataset), **args)
+
+
+def _weights(args: dict[str, Any]) -> None:
+    from lockstep.pipeline.stages.download import fetch_weights
+
+    fetch_weights(**args)
 
 
 def _prepare(args: dict[str, Any]) -> None:

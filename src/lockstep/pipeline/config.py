@@ -215,6 +215,23 @@ class Defaults(Strict):
     language, or `package.module:function` of your own, called with the input's shape, (C, H, W) of
     an image, and the number of outputs: classes, targets, or tokens."""
 
+    weights: str | None = Field(default=None, min_length=1)
+    """What the model begins with, in place of weights that are drawn: a .safetensors or .pth file,
+    or weights of torchvision's by name, `torchvision:IMAGENET1K_V1`. The last layer is drawn anew
+    where its shape is another."""
+
+    normalize: Literal["auto", "data", "imagenet"] = "auto"
+    """What images are brought to mean 0 and deviation 1 by: the training set's own (`data`) or
+    ImageNet's, which weights that were trained on that want. `auto`: those for torchvision's
+    weights, else the data's."""
+
+    freeze: str | None = Field(default=None, min_length=1)
+    """What stays as it is: `backbone`, all but the last layer; or prefixes of parameters' names,
+    with commas between them (`conv1,layer1`)."""
+
+    backbone_lr: float = Field(default=1.0, gt=0, le=MOST_OF_ANYTHING)
+    """The learning rate of all but the last layer, as a share of `lr`."""
+
     strategy: Literal[tuple(catalogue.ABOUT)] = Field(  # type: ignore[valid-type]
         default=catalogue.DEFAULT,
         description="; ".join(f"`{name}`: {about}" for name, about in catalogue.ABOUT.items()),
@@ -418,6 +435,21 @@ class Run(Defaults):
         if self.schedule != "onecycle" and self.warmup > self.epochs:
             raise ValueError(f"warmup: {self.warmup} is more than the {self.epochs} epochs")
         return self
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file of the weights that the run begins with: the user's, or what is fetched."""
+        if self.weights is None:
+            return None
+        name = self.weights.removeprefix("torchvision:")
+        fetched = Path("data", "weights", f"{self.model}-{name}.pth")
+        return Path(self.weights) if name == self.weights else fetched
+
+    @property
+    def imagenet(self) -> bool:
+        """Whether images are normalised by ImageNet's mean and deviation."""
+        own = (self.weights or "").startswith("torchvision:")
+        return self.normalize == "imagenet" or (self.normalize == "auto" and own)
 
     @property
     def one_shot(self) -> bool:

@@ -41,7 +41,8 @@ def about(
         backend: by which ranks communicate.
     """
     # With what the configuration's own code makes of it, which is not among the code.
-    configuration = {**run.model_dump(exclude=PLACE), "one_shot": run.one_shot}
+    # Where weights to begin with lie says nothing: they are among the initial ones.
+    configuration = {**run.model_dump(exclude=PLACE | {"weights"}), "one_shot": run.one_shot}
     if not strategies.keeps_bits(run):
         configuration |= {"ranks": run.ranks, "backend": backend}
     return {

@@ -139,6 +139,11 @@ def train_flags(run: Run) -> str:
     return flags(run, *(name for name in type(run).model_fields if name not in UPKEEP))
 
 
+def weights(run: Run) -> list[str]:
+    """Return the file of the weights that a run begins with, if it begins with any."""
+    return [] if run.weights_file is None else [str(run.weights_file)]
+
+
 def upkeep_flags(run: Run) -> str:
     """Return the flags of `train` that change nothing of a result."""
     return flags(run, *sorted(UPKEEP))

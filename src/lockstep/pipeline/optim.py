@@ -7,21 +7,35 @@ from torch import nn
 
 from lockstep.errors import UserError
 from lockstep.pipeline.config import Run
+from lockstep.pipeline.models.pretrained import NONE, Head
 
 
-def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the run's optimizer over the model's parameters, fused where torch has it so."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+def make_optimizer(run: Run, model: nn.Module, head: Head = NONE) -> torch.optim.Optimizer:
+    """Return the run's optimizer over the model's parameters, fused where torch has it so.
+
+    Args:
+        run: the run's configuration.
+        model: the model, a copy or a part of it.
+        head: of the whole model; its learning rate is `lr` itself.
+
+    Raises:
+        UserError: nothing of the model is trained.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trained:
         raise UserError(f"model: {run.model} has no parameter that is trained (requires_grad)")
     # Biases and the weights of normalisation layers are the parameters of one dimension.
-    decayed = [p for p in trained if p.ndim > 1 or run.decay_norm_bias]
-    others = [p for p in trained if p.ndim <= 1 and not run.decay_norm_bias]
+    kinds: dict[tuple[float, bool], list[nn.Parameter]] = {
+        (share, decay): [] for share in (run.backbone_lr, 1.0) for decay in (True, False)
+    }
+    for name, p in trained:
+        share = 1.0 if head.has(name, p) else run.backbone_lr
+        kinds[share, p.ndim > 1 or run.decay_norm_bias].append(p)
     groups = [
-        {"params": decayed, "weight_decay": run.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": some, "weight_decay": run.weight_decay if decay else 0.0, "lr_share": share}
+        for (share, decay), some in kinds.items()
+        if some
     ]
-    groups = [group for group in groups if group["params"]]
     if run.optimizer == "sgd":
         return torch.optim.SGD(
             groups, lr=run.lr, momentum=run.momentum, nesterov=run.nesterov, fused=True

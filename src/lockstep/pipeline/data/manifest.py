@@ -1,13 +1,18 @@
 """What a prepared dataset is: its manifest.json, which `prepare` writes and the others read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lockstep.errors import UserError, first_line
 from lockstep.files import DAMAGE, read_json, sealed, sha256, unsealed, write_json
+from lockstep.pipeline.config import Run
 from lockstep.pipeline.data.split import PARTS
 from lockstep.pipeline.kinds import TASKS, Kind
+
+# Of the training images' channels, as torchvision's weights were trained with.
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,21 @@ class Manifest:
     samples: dict[str, int]
     counts: list[int]
     image: dict[str, Any] | None = None
+
+    def seen_by(self, run: Run) -> "Manifest":
+        """Return what a run trains on: with the mean and deviation that its weights want.
+
+        Raises:
+            UserError: those are of colours, and the images are not.
+        """
+        if not run.imagenet:
+            return self
+        if self.task != "classification" or self.shape[0] != 3:
+            raise UserError(
+                f"normalize: imagenet is for images of 3 channels, not {self.shape}; set "
+                f"dataset.colour to rgb, or normalize to data"
+            )
+        return replace(self, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     @property
     def kind(self) -> Kind:

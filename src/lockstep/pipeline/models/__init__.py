@@ -1,7 +1,7 @@
 """Models: the small ones of the tutorials, torchvision's classifiers, and the user's own."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -18,7 +18,12 @@ Shape = tuple[int, ...]
 
 
 def build(
-    name: str, shape: Shape, outputs: int, seed: int = 0, kind: Kind = CLASSIFICATION
+    name: str,
+    shape: Shape,
+    outputs: int,
+    seed: int = 0,
+    kind: Kind = CLASSIFICATION,
+    like: Mapping[str, Shape] | None = None,
 ) -> nn.Module:
     """Build a model with initial weights that depend on `seed` alone.
 
@@ -28,17 +33,21 @@ def build(
         outputs: how many there are: classes, targets, tokens.
         seed: what the initial weights are drawn from.
         kind: the task that it is to learn.
+        like: the shapes of the weights that it is going to get, by name: they say how a ResNet
+            begins.
 
     Raises:
         UserError: there is no such model, or it does not turn a batch of such inputs into what the
             task wants.
     """
     with seeded("weights", seed):  # a model of the user's may draw by Python or NumPy, too
-        return _built(name, shape, outputs, kind)
+        return _built(name, shape, outputs, kind, like or {})
 
 
-def _built(name: str, shape: Shape, outputs: int, kind: Kind) -> nn.Module:
-    make = _find(name, kind)
+def _built(
+    name: str, shape: Shape, outputs: int, kind: Kind, like: Mapping[str, Shape]
+) -> nn.Module:
+    make = _find(name, kind, like)
     expected = (2, *kind.outputs(shape, outputs))
     try:
         model = make(shape, outputs)
@@ -95,7 +104,7 @@ def rehearse(
         ) from error
 
 
-def _find(name: str, kind: Kind) -> Callable[[Shape, int], nn.Module]:
+def _find(name: str, kind: Kind, like: Mapping[str, Shape]) -> Callable[[Shape, int], nn.Module]:
     own: dict[str, Callable[[Shape, int], nn.Module]] = (
         {"gpt": gpt} if kind.integers else {"cnn": cnn, "linear": linear, "mlp": mlp}
     )
@@ -114,7 +123,9 @@ def _find(name: str, kind: Kind) -> Callable[[Shape, int], nn.Module]:
         # These two would give the scores of helpers as well.
         options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
         return lambda shape, classes: adapt(
-            torchvision.models.get_model(name, weights=None, num_classes=classes, **options), shape
+            torchvision.models.get_model(name, weights=None, num_classes=classes, **options),
+            shape,
+            like,
         )
     raise UserError(
         f"model: no {name!r}; take cnn, linear, mlp, one of torchvision's classifiers (such as "
@@ -172,18 +183,20 @@ def cnn(shape: Shape, classes: int) -> nn.Module:
     )
 
 
-def adapt(model: nn.Module, shape: Shape) -> nn.Module:
+def adapt(model: nn.Module, shape: Shape, like: Mapping[str, Shape]) -> nn.Module:
     """Fit one of torchvision's classifiers to the number of channels, and ResNets to small images.
 
     They begin with a convolution over three channels; for another number it gets a new one.
     ResNets shrink the image by 4 before the first block; below 64 pixels they start with a 3 x 3
     convolution and no pooling instead, as in He et al., "Deep residual learning" (2016),
-    section 4.2.
+    section 4.2, unless the weights that they get are of the large one.
     """
     import torchvision
 
     channels, height, width = shape
-    if isinstance(model, torchvision.models.ResNet) and min(height, width) < 64:
+    begins = like.get("conv1.weight", (64, channels, 3, 3))
+    large = begins[1:] == (channels, 7, 7)
+    if isinstance(model, torchvision.models.ResNet) and min(height, width) < 64 and not large:
         model.conv1 = nn.Conv2d(channels, 64, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()

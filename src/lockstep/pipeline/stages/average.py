@@ -44,7 +44,8 @@ def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
     """
     for name in ("averaged.safetensors", "averaged.json"):
         sweep(results / name)
-    training, manifest = read_training(results), read_manifest(data)
+    training = read_training(results)
+    manifest = read_manifest(data).seen_by(training.configuration)
     check_trained_on(training, results, manifest, data)
     device = training.configuration.device
     with Session(ranks=1, threads=threads, device=device, saves=False) as session:
@@ -57,7 +58,8 @@ def _average_in(
     run, device = training.configuration, session.device
     paths = find_snapshots(results, training)
     mean = mean_replica(paths) if catalogue.of(run).one_shot else mean_state(paths)
-    model = build(run.model, manifest.shape, manifest.outputs, kind=manifest.kind)
+    like = {name: tuple(value.shape) for name, value in mean.items()}
+    model = build(run.model, manifest.shape, manifest.outputs, kind=manifest.kind, like=like)
     state.put(model, mean, results / "snapshots")
     move(model, device)
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):

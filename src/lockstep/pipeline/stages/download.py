@@ -14,7 +14,7 @@ import urllib3
 from tqdm import tqdm
 
 from lockstep.errors import UserError, first_line, say
-from lockstep.files import sha256, sweep, write_json
+from lockstep.files import atomic, sha256, sweep, write_json
 from lockstep.pipeline.config import Dataset
 from lockstep.pipeline.data.folder import describe
 from lockstep.pipeline.data.sources import SOURCES, Source
@@ -89,11 +89,51 @@ def _fetch(
     )
 
 
+def fetch_weights(model: str, weights: str, mirror: str | None, output: Path) -> None:
+    """Fetch weights of torchvision's, whose file's name says how its SHA-256 begins.
+
+    Args:
+        model: the name of one of torchvision's classifiers.
+        weights: the name of some of its weights, such as IMAGENET1K_V1.
+        mirror: an address that has the file under its own name, in place of PyTorch's.
+        output: the file to write.
+
+    Raises:
+        UserError: there are no such weights, or they cannot be had whole.
+    """
+    from torchvision import models
+
+    try:
+        url = models.get_model_weights(model)[weights].url
+    except ValueError:
+        raise UserError(
+            f"model: torchvision has no {model!r}; its weights are of its own"
+        ) from None
+    except KeyError:
+        known = ", ".join(one.name for one in models.get_model_weights(model))
+        raise UserError(f"weights: {model} has no {weights!r}; it has {known}") from None
+    name = url.rpartition("/")[2]
+    begins = name.rpartition("-")[2].partition(".")[0]
+    url = f"{mirror.rstrip('/')}/{name}" if mirror else url
+    sweep(output)
+    try:
+        with atomic(output) as draft:
+            _get(url, str(draft), None)
+            if not (found := sha256(draft)).startswith(begins):
+                raise ValueError(f"has SHA-256 {found[:12]}, and its name says {begins}")
+    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+        why = str(error) if type(error) is ValueError else _reason(error)
+        raise UserError(
+            f"weights: {url}: {why}; check the network, set dataset.mirror to an address that has "
+            f"{name}, or set weights to the file"
+        ) from None
+
+
 class _TooSlow(requests.RequestException):
     pass
 
 
-def _get(url: str, path: str, _: pooch.Pooch) -> None:
+def _get(url: str, path: str, _: pooch.Pooch | None) -> None:
     """Write what is at `url` to `path`.
 
     Raises:

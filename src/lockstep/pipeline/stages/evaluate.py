@@ -46,7 +46,8 @@ def evaluate(results: Path, data: Path, ranks: int, threads: int) -> dict[str, A
         UserError: a model or the test set is not what its record says, or a model gives what is no
             number.
     """
-    training, manifest = read_training(results), read_manifest(data)
+    training = read_training(results)
+    manifest = read_manifest(data).seen_by(training.configuration)
     averaged = read_averaged(results, training)
     device = training.configuration.device
     with Session(ranks=ranks, threads=threads, device=device, saves=False) as session:
@@ -75,7 +76,8 @@ def _evaluate_in(
         for file in (*(f"{table}.csv" for table in manifest.kind.tables), "metrics.json"):
             sweep(results / file)
     task = make(run, manifest, device)
-    model = build(run.model, manifest.shape, manifest.outputs, kind=manifest.kind)
+    like = state.shapes(results / "model.safetensors")
+    model = build(run.model, manifest.shape, manifest.outputs, kind=manifest.kind, like=like)
     move(model, device)
     test = open_part(data / "test", manifest.kind)
     validation = None

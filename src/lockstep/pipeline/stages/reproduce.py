@@ -65,7 +65,7 @@ def reproduce(
     data, partition = data or Path(record.data), partition or Path(record.partition)
     if world.rank == 0:
         check_inputs(record, results, data, partition)
-    manifest = read_manifest(data)
+    manifest = read_manifest(data).seen_by(run)
     inputs = identity.inputs(run, manifest, partition)
     try:
         with (
@@ -146,7 +146,7 @@ def check_inputs(record: Training, results: Path, data: Path, partition: Path) -
     for name, path in (("data", data / "manifest.json"), ("partition", partition)):
         if not path.exists():
             raise UserError(f"{name}: {path} is not here; say where it is by --{name}")
-    check_trained_on(record, results, read_manifest(data), data)
+    check_trained_on(record, results, read_manifest(data).seen_by(record.configuration), data)
     do = "say by --partition where that one is"
     check_sha256(partition, record.partition_sha256, results / "train.json", do)
 

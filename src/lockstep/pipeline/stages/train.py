@@ -29,7 +29,7 @@ from lockstep.pipeline.data.batches import Batches
 from lockstep.pipeline.data.manifest import Manifest, check_files, read_manifest
 from lockstep.pipeline.data.shards import is_edited, read_members
 from lockstep.pipeline.kinds import Kind
-from lockstep.pipeline.models import build
+from lockstep.pipeline.models import build, pretrained
 from lockstep.pipeline.optim import learning_rate, make_optimizer
 from lockstep.pipeline.record import VERSION, Arithmetic, Origin, Place, Training
 from lockstep.pipeline.results import VALIDATION, clear_results, make_row, write_results
@@ -70,7 +70,7 @@ def train(run: Run, data: Path, partition: Path, output: Path) -> Training | Non
         UserError: something that the user can mend is wrong; there is no train.json.
         Interrupted: the run was told to stop by SIGUSR1 or SIGTERM, and is saved.
     """
-    manifest = read_manifest(data)
+    manifest = read_manifest(data).seen_by(run)
     inputs = identity.inputs(run, manifest, partition)
     with session_of(run, inputs) as session:
         return train_in(session, run, manifest, inputs, data, partition, output)
@@ -119,7 +119,11 @@ def train_in(
     if edited and world.rank == 0:
         say(f"{partition}: is not what `partition` wrote; trained with all the same, and recorded")
     batches = Batches(part, members, run.batch, run.seed, run.shift, run.flip)
-    model = build(run.model, manifest.shape, manifest.outputs, run.seed, kind)
+    file = run.weights_file
+    weights = None if file is None else pretrained.read(file)
+    like = {name: tuple(value.shape) for name, value in (weights or {}).items()}
+    model = build(run.model, manifest.shape, manifest.outputs, run.seed, kind, like)
+    head = pretrained.prepare(model, run, manifest.outputs, weights, world.rank == 0)
     initial = tensors.digest(model.state_dict() | dict(model.named_buffers()))
     parameters = sum(p.numel() for p in model.parameters())
     move(model, device)
@@ -138,7 +142,9 @@ def train_in(
     try:
         if store:
             clear_results(output)
-        make = partial(parallel.make, run, model, task, partial(make_optimizer, run), world)
+        make = partial(
+            parallel.make, run, model, task, partial(make_optimizer, run, head=head), world
+        )
         validation = _validation_of(run, data, manifest, model, task, session)
         strategy, progress = resume(store, model, make, batches.steps_per_epoch)
         checkpointer = Checkpointer(
