@@ -92,7 +92,7 @@ def test_balanced_weights_make_a_rare_class_count(skewed, tmp_path):
     runs = {
         "plain": {},
         "balanced": {"class_weights": "balanced"},
-        "given": {"class_weights": [1, 19]},
+        "given": {"class_weights": "1,19"},
     }
     found = {name: learn(skewed, tmp_path / name, **how) for name, how in runs.items()}
     recall = {name: of["last"]["per_class"]["1"]["recall"] for name, of in found.items()}

@@ -367,11 +367,6 @@ class Defaults(Strict):
     timeout: float = Field(default=600.0, gt=0, le=MONTH)
     """Seconds that ranks wait for one another in a communication before the job is ended."""
 
-    @field_validator("class_weights", mode="before")
-    @classmethod
-    def _list_as_text(cls, value: Any) -> Any:
-        return ",".join(map(str, value)) if isinstance(value, list) else value
-
     @field_validator("class_weights")
     @classmethod
     def _weights_are_numbers(cls, value: str) -> str:

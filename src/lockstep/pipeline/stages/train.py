@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from lockstep import determinism, provenance, tensors
@@ -36,8 +35,16 @@ from lockstep.pipeline.results import VALIDATION, clear_results, make_row, write
 from lockstep.pipeline.tasks.make import make as make_task
 from lockstep.pipeline.tasks.rehearsal import check_bfloat16, rehearse
 from lockstep.pipeline.tasks.supervised import Supervised
-from lockstep.pipeline.tasks.validation import LOSS, Validation, best_of, is_over
-from lockstep.reduce.layout import copy_of, move
+from lockstep.pipeline.tasks.validation import (
+    LOSS,
+    Validation,
+    best_name,
+    best_of,
+    is_over,
+    snapshot_name,
+    validation_of,
+)
+from lockstep.reduce.layout import move
 from lockstep.session import Session
 from lockstep.strategies.local_sgd import LocalSGD
 from lockstep.strategies.replicated import Replicated
@@ -135,6 +142,7 @@ def train_in(
         exact = make_task(plain, manifest, device)
         bfloat16_distance = check_bfloat16(model, task, exact, batches.get(0, 0, 0))
     session.check_same(problem, **{"initial weights": initial})
+    validation = validation_of(run, data, manifest, model, task, world)
 
     # Where the run is: at its beginning, or where it was cut off.
     about = identity.about(run, inputs, initial, device, session.backend)
@@ -145,7 +153,6 @@ def train_in(
         make = partial(
             parallel.make, run, model, task, partial(make_optimizer, run, head=head), world
         )
-        validation = _validation_of(run, data, manifest, model, task, session)
         strategy, progress = resume(store, model, make, batches.steps_per_epoch)
         checkpointer = Checkpointer(
             world,
@@ -168,7 +175,7 @@ def train_in(
                 tensors.save(weights, output / "snapshots" / f"replica-{shard:04}.safetensors")
         weights, optimizer_state = _result(strategy), strategy.optimizer_state()
         if store and run.keep == "best":
-            weights = store.snapshot(_best_name(progress.history))
+            weights = store.snapshot(best_name(progress.history))
         session.close()  # every rank got here: only now does the result count
         if world.rank:
             return None
@@ -270,13 +277,13 @@ def _run_epochs(
         if first:
             say(_line(row, run.epochs, kind))
         if run.keep == "best" and best_of(history) is row:
-            checkpointer.put_snapshot(_best_name(history), weights)
+            checkpointer.put_snapshot(best_name(history), weights)
         # Which epochs will be the last ones, nobody knows who may stop early.
         if (run.patience or epoch >= run.epochs - run.snapshots) and not run.one_shot:
-            checkpointer.snapshot(_name(epoch + 1))
+            checkpointer.snapshot(snapshot_name(epoch + 1))
         if run.patience or run.keep == "best":
-            kept = {_name(epoch + 1 - back) for back in range(run.snapshots)}
-            checkpointer.keep_snapshots(kept | {_best_name(history)})
+            kept = {snapshot_name(epoch + 1 - back) for back in range(run.snapshots)}
+            checkpointer.keep_snapshots(kept | {best_name(history)})
         if epoch + 1 < run.epochs and not is_over(history, run.patience):
             checkpointer.after_step(progress)
     if first and is_over(history, run.patience) and (best := best_of(history)):
@@ -287,47 +294,11 @@ def _run_epochs(
     checkpointer.save(progress, wait=True)
 
 
-def _name(epoch: int) -> str:
-    """Return the name of an epoch's snapshot; epochs are counted from 1."""
-    return f"epoch-{epoch:04}.safetensors"
-
-
-def _best_name(history: list[dict[str, float]]) -> str:
-    """Return the name of the weights of the best epoch so far."""
-    best = best_of(history)
-    return f"best-{best['epoch'] if best else 0:04}.safetensors"
-
-
 def _result(strategy: parallel.Strategy) -> dict[str, torch.Tensor]:
     """Return the state_dict of the model that is the result, on rank 0; all ranks call it."""
     if isinstance(strategy, Replicated):
         return strategy.result_state()
     return strategy.model_state()
-
-
-def _validation_of(
-    run: Run,
-    data: Path,
-    manifest: Manifest,
-    model: nn.Module,
-    task: Supervised,
-    session: Session,
-) -> Validation | None:
-    """Return what measures on the validation part, if there is one.
-
-    Raises:
-        UserError: there is none, and the run wants one.
-    """
-    if manifest.samples.get("validation"):
-        part = open_part(data / "validation", manifest.kind)
-        return Validation(copy_of(model), part, task, session.world, manifest.kind.validated)
-    for key, value in (("patience", run.patience), ("keep", run.keep)):
-        if value not in (None, "last"):
-            raise UserError(
-                f"{key}: {value} needs a validation part, and {data} has none; let `prepare` keep "
-                f"one (dataset, in config/README.md), or leave {key} away"
-            )
-    return None
 
 
 def _problem_of_files(data: Path, manifest: Manifest, part: Part, session: Session) -> str:

@@ -6,6 +6,7 @@ losses in their own order. So the numbers are the same at any number of ranks.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ from torch import nn
 from lockstep.checkpoint.state import Broadcast, fill
 from lockstep.distributed.world import World
 from lockstep.errors import UserError
-from lockstep.pipeline.data.arrays import Part
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.data.arrays import Part, open_part
+from lockstep.pipeline.data.manifest import Manifest
 from lockstep.pipeline.tasks.supervised import Supervised
+from lockstep.reduce.layout import copy_of
 
 LOSS = "validation_loss"
 
@@ -111,6 +115,26 @@ class Validation:
         return message[0]
 
 
+def validation_of(
+    run: Run, data: Path, manifest: Manifest, model: nn.Module, task: Supervised, world: World
+) -> Validation | None:
+    """Return what measures a run's model on the validation part of `data`, if there is one.
+
+    Raises:
+        UserError: there is none, and the run wants one.
+    """
+    if manifest.samples.get("validation"):
+        part = open_part(data / "validation", manifest.kind)
+        return Validation(copy_of(model), part, task, world, manifest.kind.validated)
+    for key, value in (("patience", run.patience), ("keep", run.keep)):
+        if value not in (None, "last"):
+            raise UserError(
+                f"{key}: {value} needs a validation part, and {data} has none; let `prepare` keep "
+                f"one (dataset, in config/README.md), or leave {key} away"
+            )
+    return None
+
+
 def best_of(history: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
     """Return the row of the epoch with the lowest loss on the validation part, the first of them.
 
@@ -124,3 +148,14 @@ def is_over(history: Sequence[Mapping[str, float]], patience: int | None) -> boo
     """Return whether the loss on the validation part has not been lower for `patience` epochs."""
     best = best_of(history)
     return bool(patience and best and history[-1]["epoch"] - best["epoch"] >= patience)
+
+
+def snapshot_name(epoch: int) -> str:
+    """Return the name of an epoch's snapshot; epochs are counted from 1."""
+    return f"epoch-{epoch:04}.safetensors"
+
+
+def best_name(history: Sequence[Mapping[str, float]]) -> str:
+    """Return the name of the weights of the best epoch so far."""
+    best = best_of(history)
+    return f"best-{best['epoch'] if best else 0:04}.safetensors"
