@@ -14,27 +14,42 @@ from lockstep.errors import UserError
 from lockstep.files import atomic
 
 
-def save(state: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a state_dict atomically. The same values give the same bytes."""
+def save(
+    state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a state_dict atomically. The same values give the same bytes.
+
+    Args:
+        state: the tensors by name.
+        path: the file.
+        metadata: what else it says of itself: one entry, since several would come in any order.
+    """
     # Clones, because tied weights are one tensor under two names, which the format refuses.
     plain = {name: value.detach().cpu().clone() for name, value in state.items()}
     with atomic(path) as draft:
-        write(plain, draft, path)
+        write(plain, draft, path, metadata)
 
 
-def write(tensors: Mapping[str, torch.Tensor], draft: Path, path: Path) -> None:
+def write(
+    tensors: Mapping[str, torch.Tensor],
+    draft: Path,
+    path: Path,
+    metadata: dict[str, str] | None = None,
+) -> None:
     """Write tensors, none of which shares another's memory, to a file that is not looked at yet.
 
     Args:
         tensors: each is read when it is written.
         draft: the file.
         path: what it is going to be, for the message.
+        metadata: as in `save`.
 
     Raises:
         UserError: it cannot be written.
     """
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft)
+        plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(plain, draft, metadata)
     except SafetensorError as error:  # that of a full disk is not an OSError
         raise UserError(f"{path}: cannot be written ({error})") from None
 

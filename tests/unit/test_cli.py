@@ -41,7 +41,8 @@ def lockstep(capsys):
 
 def test_the_stages_are_those_of_the_workflow():
     known = (
-        "average check config download evaluate partition prepare report reproduce summarize train"
+        "average check config download evaluate export partition predict prepare report reproduce "
+        "summarize train weights"
     )
     assert known.split() == STAGES
 

@@ -142,7 +142,25 @@ def make_parser() -> Parser:
     )
     _add_results(sub)
     _add_data(sub)
-    _add_fields(sub, Run, ("ranks", "threads"))
+    sub.add_argument("--ranks", type=int, help="how many must be there (default: as many as are)")
+    _add_fields(sub, Run, ("threads",))
+
+    sub = stage("export", "Write a trained model for others, with a model card.", _export)
+    sub.add_argument("results", type=Path, help="the folder of the run")
+    sub.add_argument(
+        "--to",
+        choices=("torch", "onnx", "safetensors"),
+        required=True,
+        help="a program of torch.export, an ONNX file, or the weights",
+    )
+    _add_model(sub)
+    _add_path(sub, "output", "a new folder for it")
+
+    sub = stage("predict", "Show a trained model photos, or samples in an .npz.", _predict)
+    sub.add_argument("results", type=Path, help="the folder of the run")
+    sub.add_argument("files", type=Path, nargs="+", help="photos, folders of photos, .npz files")
+    _add_model(sub)
+    _add_path(sub, "csv", "a file to write all probabilities to", required=False)
 
     sub = stage("summarize", "Write a table with a row for each run.", _summarize)
     sub.add_argument("results", type=Path, nargs="+", help="the folders of the runs")
@@ -170,6 +188,15 @@ def _add_data(parser: Parser) -> None:
 
 def _add_results(parser: Parser) -> None:
     _add_path(parser, "results", "the folder of the run")
+
+
+def _add_model(parser: Parser) -> None:
+    parser.add_argument(
+        "--model",
+        choices=("last", "averaged"),
+        default="last",
+        help="which of the run's two models (default: %(default)s)",
+    )
 
 
 def _add_fields(parser: Parser, model: type[Strict], names: Sequence[str] = ()) -> None:
@@ -288,10 +315,27 @@ def _average(args: dict[str, Any]) -> None:
 
 
 def _evaluate(args: dict[str, Any]) -> None:
+    if args["ranks"] is not None:
+        parse(Defaults, {"ranks": args["ranks"]}, "flags")
     _limit_threads(args["threads"])
     from lockstep.pipeline.stages.evaluate import evaluate
 
     evaluate(**args)
+
+
+def _export(args: dict[str, Any]) -> None:
+    from lockstep.pipeline.stages.export import export
+
+    print(export(**args))
+
+
+def _predict(args: dict[str, Any]) -> None:
+    from lockstep.pipeline.record import read_training
+
+    _limit_threads(read_training(args["results"]).configuration.threads)
+    from lockstep.pipeline.stages.predict import for_terminal, predict
+
+    print(for_terminal(predict(**args)))
 
 
 def _summarize(args: dict[str, Any]) -> None:

@@ -76,6 +76,10 @@ class Origin(Record):
     task: Annotated[str, Field(pattern=f"^({'|'.join(TASKS)})$")]
     data_sha256: dict[str, Sha256]
     classes: list[str]
+    shape: Annotated[list[int], Field(min_length=1)]
+    outputs: Annotated[Count, Field(gt=0)]
+    image: dict[str, Any] | None
+    """How images of any size were brought to one."""
     data: str
     mean: list[float]
     std: list[float]

@@ -12,6 +12,7 @@ from lockstep.checkpoint.state import Progress
 from lockstep.files import atomic, sha256, sweep
 from lockstep.optimizer import State
 from lockstep.pipeline.kinds import TASKS
+from lockstep.pipeline.model_file import metadata
 from lockstep.pipeline.record import Best, Origin, Segment, Training, write_training
 from lockstep.pipeline.tasks.validation import best_of
 
@@ -53,7 +54,7 @@ def write_results(
     Returns:
         What train.json holds.
     """
-    state.save(weights, output / "model.safetensors")
+    state.save(weights, output / "model.safetensors", metadata(origin))
     history = pd.DataFrame(progress.history)
     with atomic(output / "history.csv") as draft:
         history.to_csv(draft, index=False)

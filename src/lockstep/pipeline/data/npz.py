@@ -46,12 +46,10 @@ class Npz:
         UserError: it is none.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.path = Path(str(dataset.path))
+    def __init__(self, path: Path) -> None:
+        self.path = path
         if self.path.exists() and not self.path.is_file():  # a pipe: it may never have anything
-            raise UserError(
-                f"dataset.path: {self.path} is not a file; expected an .npz of your own"
-            )
+            raise UserError(f"{self.path}: is not a file; expected an .npz of your own")
         with self.expecting(), zipfile.ZipFile(self.path) as archive:
             self.members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         names = [*self.members]
@@ -117,7 +115,7 @@ class Npz:
 
 def images(dataset: Dataset, raw: Path, threads: int) -> Decoded:
     """images (uint8, N x H x W or N x H x W x C) and labels (integers, N)."""
-    npz = Npz(dataset)
+    npz = Npz(Path(str(dataset.path)))
     path = npz.path
 
     def check(prefix: str) -> tuple[Shape, np.ndarray]:
@@ -177,7 +175,7 @@ def images(dataset: Dataset, raw: Path, threads: int) -> Decoded:
 
 def numbers(dataset: Dataset, raw: Path, threads: int) -> Decoded:
     """inputs (floats or uint8, N x ... x C) and targets (floats or integers, N or N x K)."""
-    npz = Npz(dataset)
+    npz = Npz(Path(str(dataset.path)))
     path = npz.path
 
     def check(prefix: str) -> tuple[np.dtype, Shape, np.ndarray]:
@@ -226,7 +224,7 @@ def numbers(dataset: Dataset, raw: Path, threads: int) -> Decoded:
 
 def tokens(dataset: Dataset, raw: Path, threads: int) -> Decoded:
     """tokens (integers from 0, N x T): a sequence each; -1 where it is over."""
-    npz = Npz(dataset)
+    npz = Npz(Path(str(dataset.path)))
     path = npz.path
 
     def check(prefix: str) -> Shape:

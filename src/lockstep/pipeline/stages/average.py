@@ -14,6 +14,7 @@ from lockstep.errors import UserError
 from lockstep.files import check_sha256, sha256, sweep, write_json
 from lockstep.pipeline.data.arrays import open_part
 from lockstep.pipeline.data.manifest import Manifest, check_files, read_manifest
+from lockstep.pipeline.model_file import metadata
 from lockstep.pipeline.models import build
 from lockstep.pipeline.record import Training, check_trained_on, read_training
 from lockstep.pipeline.tasks.make import make
@@ -69,7 +70,7 @@ def _average_in(
         # Whole batches, as in training: each counts alike, and one sample may have no variance.
         starts = range(0, len(inputs) - run.batch + 1, run.batch)
         update_bn((task.normalize(np.array(inputs[s : s + run.batch])) for s in starts), model)
-    state.save(model.state_dict(), results / "averaged.safetensors")
+    state.save(model.state_dict(), results / "averaged.safetensors", metadata(training))
     record = {
         "snapshots": [path.name for path in paths],
         "snapshots_sha256": training.snapshots_sha256,

@@ -30,13 +30,13 @@ from lockstep.session import Session
 MODELS = {"last": "model.safetensors", "averaged": "averaged.safetensors"}
 
 
-def evaluate(results: Path, data: Path, ranks: int, threads: int) -> dict[str, Any] | None:
+def evaluate(results: Path, data: Path, ranks: int | None, threads: int) -> dict[str, Any] | None:
     """Write the task's tables (predictions.csv, confusion.csv) and, last, metrics.json.
 
     Args:
         results: the run's folder, with the two models.
         data: the folder of the prepared dataset.
-        ranks: the number of processes.
+        ranks: the number of processes; None takes as many as there are.
         threads: the number of threads of each.
 
     Returns:
