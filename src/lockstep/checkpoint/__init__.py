@@ -6,6 +6,9 @@ import re
 # loaded, because a configuration is checked by it.
 PATTERN = r"^([0-9]{1,9}(\.[0-9]{1,9})? ?(s|min|h)|[1-9][0-9]{0,8} (step|steps|epoch|epochs))$"
 
+# The file beside a run's checkpoints by which somebody asks it to save and stop.
+STOP = "stop"
+
 
 def period(text: str) -> tuple[float, str]:
     """Return a period in words as a number of "seconds", "steps" or "epochs".

@@ -91,7 +91,7 @@ class Checkpointer:
         amount, unit = every
         self.seconds = amount if unit == "seconds" else float("inf")
         self.steps = {"steps": int(amount), "epochs": int(amount) * batches}.get(unit, 0)
-        self.agreement = Agreement(world, interrupt, self._is_late)
+        self.agreement = Agreement(world, interrupt, self._is_late, self._is_told)
         self.last = time.monotonic()
         named, saving = dict(model.named_buffers()), model.state_dict().keys()
         self.unsaved = {name: copied(named[name]) for name in named.keys() - saving}
@@ -113,6 +113,9 @@ class Checkpointer:
             self.save(progress, wait=bool(number))
         if number:
             raise Interrupted(number, progress.step)
+
+    def _is_told(self) -> bool:
+        return self.store is not None and self.store.told_to_stop()
 
     def save(self, progress: Progress, wait: bool) -> None:
         """Have the run's state written, and wait until it is if need be; all ranks call it."""

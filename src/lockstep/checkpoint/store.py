@@ -1,6 +1,7 @@
 """Checkpoints in files, so that one is whole or not there, and never taken for another run's.
 
     R/checkpoints/lock                  held by rank 0 of the run that writes to R
+    R/checkpoints/stop                  asks it to save and stop
     R/checkpoints/<fingerprint>/        a folder for each configuration, data and code
         about.json                      what the fingerprint was made of
         snapshots/epoch-0028.safetensors
@@ -14,6 +15,7 @@ Nothing in here runs when it is read: no pickle. Rank 0 alone reads and writes, 
 writes one thing after another while the training goes on.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import fnmatch
@@ -30,6 +32,7 @@ from typing import IO, Any
 import torch
 
 from lockstep import tensors as state
+from lockstep.checkpoint import STOP
 from lockstep.checkpoint.state import Checkpoint, Progress
 from lockstep.errors import UserError, first_line, in_one_line, in_words, say
 from lockstep.files import (
@@ -78,9 +81,17 @@ class Store:
         with naming(self.folder):
             self._lock = self._hold()
             self._make()
+        self.told_to_stop()  # whoever that was, it was about an earlier launch
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._error: Exception | None = None
         threading.Thread(target=self._work, name="writer", daemon=True).start()
+
+    def told_to_stop(self) -> bool:
+        """Return whether somebody has asked the run to stop, by a file, which is removed."""
+        with contextlib.suppress(OSError):
+            (self.root / STOP).unlink()
+            return True
+        return False
 
     def _hold(self) -> IO[str]:
         """Lock the run: the system takes the lock back when the process ends."""

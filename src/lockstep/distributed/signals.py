@@ -81,10 +81,17 @@ class Agreement:
 
     Args:
         due: asked on rank 0 alone: whether something is to be done by the clock.
+        told: asked on rank 0 alone: whether somebody has told it to stop by other means.
     """
 
-    def __init__(self, world: World, interrupt: Interrupt, due: Callable[[], bool]) -> None:
-        self.world, self.interrupt, self.due = world, interrupt, due
+    def __init__(
+        self,
+        world: World,
+        interrupt: Interrupt,
+        due: Callable[[], bool],
+        told: Callable[[], bool] = bool,
+    ) -> None:
+        self.world, self.interrupt, self.due, self.told = world, interrupt, due, told
         self._next = 0
         self._steps = 1
         self._since = time.monotonic()
@@ -96,6 +103,8 @@ class Agreement:
         mine = torch.zeros(3, dtype=torch.int64)
         mine[0] = self.interrupt.signal
         if self.world.rank == 0:
+            if self.told():
+                mine[0] = signal.SIGUSR1
             mine[1] = self.due()
             mine[2] = self._steps = self._until_next()
         if self.world.size > 1:

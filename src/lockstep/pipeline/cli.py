@@ -126,6 +126,21 @@ def make_parser() -> Parser:
     _add_fields(sub, Run)
     _add_path(sub, "output", "the folder that gets the model and its records")
 
+    sub = stage("launch", "Start a stage, or a script of yours, on several ranks.", _launch)
+    sub.add_argument("-n", dest="ranks", type=int, required=True, help="how many ranks")
+    sub.add_argument(
+        "words",
+        nargs=argparse.REMAINDER,
+        help="what they run: `reproduce results/R`, `train …`, or `script.py …`",
+    )
+
+    sub = stage("stop", "Have a training save and stop; the same command goes on.", _stop)
+    sub.add_argument("results", type=Path, help="the folder of the run")
+
+    sub = stage("diff", "Say what differs between two runs, and from which epoch on.", _diff)
+    sub.add_argument("one", type=Path, help="the folder of a run")
+    sub.add_argument("other", type=Path, help="the folder of another")
+
     sub = stage("reproduce", "Train a run again from its record, and compare the bits.", _reproduce)
     sub.add_argument("results", type=Path, help="the folder of the run, with its train.json")
     _add_path(sub, "data", "the prepared dataset, if it is not where it was", required=False)
@@ -305,6 +320,28 @@ def _reproduce(args: dict[str, Any]) -> None:
     from lockstep.pipeline.stages.reproduce import reproduce
 
     sys.exit(0 if reproduce(**args) else 1)
+
+
+def _launch(args: dict[str, Any]) -> None:
+    parse(Defaults, {"ranks": args["ranks"]}, "flags")
+    words = [word for word in args["words"] if word != "--"]
+    if not words:
+        raise UserError("launch: say what the ranks are to run: `lockstep launch -n 2 train …`")
+    from lockstep.pipeline.launch import run_by_hand
+
+    run_by_hand(args["ranks"], words)
+
+
+def _stop(args: dict[str, Any]) -> None:
+    from lockstep.pipeline.stages.stop import stop
+
+    stop(**args)
+
+
+def _diff(args: dict[str, Any]) -> None:
+    from lockstep.pipeline.stages.diff import diff
+
+    sys.exit(0 if diff(**args) else 1)
 
 
 def _average(args: dict[str, Any]) -> None:

@@ -6,9 +6,11 @@ What the rules of the workflow compute is here, as plain functions of the config
 import json
 import os
 import shlex
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lockstep.errors import UserError
 from lockstep.pipeline.config import UPKEEP, Config, Dataset, Run, Strict
@@ -67,6 +69,34 @@ def start(launcher: Sequence[str], ranks: int, threads: int = 1, nodes: int = 1)
         return python
     root = as_root() if "mpirun" in programs else []
     return [*launcher, *root, "-n", str(ranks), *python]
+
+
+def run_by_hand(ranks: int, words: Sequence[str]) -> NoReturn:
+    """Become mpirun, which starts a stage of this program, or a script, on ranks.
+
+    Ranks may be more than there are cores, and the user may be root. As in a job of the workflow,
+    a `hostfile` in the working directory says where they are.
+
+    Args:
+        ranks: how many.
+        words: a stage and its arguments, or a script that ends in .py and its.
+
+    Raises:
+        UserError: there is no mpirun.
+    """
+    what = [*words] if words[0].endswith(".py") else ["-m", "lockstep", *words]
+    # What an mpirun has left that was killed when it had this process id: a new one would not start
+    # beside it. No other can be using it.
+    left = Path(tempfile.gettempdir(), f"ompi.{os.getpid()}")
+    shutil.rmtree(left, ignore_errors=True)
+    command = [*start(mpirun(), ranks), *what]
+    try:
+        os.execvp(command[0], command)  # noqa: S606 - a list of words, which no shell reads
+    except FileNotFoundError:
+        raise UserError(
+            f"launch: there is no {command[0]} on the PATH; activate the environment that has it "
+            f"(. .venv/bin/activate)"
+        ) from None
 
 
 def _srun_numbers(ranks: int, threads: int, nodes: int) -> list[str]:

@@ -158,14 +158,14 @@ def differences(record: Training, now: Training) -> Iterable[str]:
         record: what train.json says.
         now: what that of this launch says.
     """
-    pairs = provenance.differences(_circumstances(record), _circumstances(now))
+    pairs = provenance.differences(circumstances(record), circumstances(now))
     for name, (then, here) in pairs.items():
         yield f"{name}: {in_words(here)} here, {in_words(then)} in the record"
     if names := provenance.other_code(record.code, now.code):
         yield f"code: other than in the record is {names}"
 
 
-def _circumstances(record: Training) -> dict[str, Any]:
+def circumstances(record: Training) -> dict[str, Any]:
     """Return what may change the bits, by its name for a person, apart from the code."""
     return {
         **{name: record.versions.get(name) for name in PACKAGES},

@@ -1,0 +1,38 @@
+"""stop: have a training save and stop, from anywhere that sees its folder."""
+
+import time
+from pathlib import Path
+
+from lockstep.checkpoint import STOP
+from lockstep.errors import UserError
+
+# Seconds in which a training looks for the file: a step may take long, and its beginning too.
+PATIENCE = 120.0
+LOOK_EVERY = 0.2
+
+
+def stop(results: Path, patience: float = PATIENCE) -> None:
+    """Ask the training that writes to `results` to save and stop, and wait until it has heard.
+
+    It is told by a file, which rank 0 looks for twice a second: so it works from a login node, and
+    for ranks on any host.
+
+    Raises:
+        UserError: nothing trains there, or it does not hear.
+    """
+    checkpoints = results / "checkpoints"
+    if not checkpoints.is_dir():
+        raise UserError(f"{results}: nothing has trained here; expected the folder of a run")
+    if (results / "train.json").exists():
+        raise UserError(f"{results}: this run has been trained to its end")
+    file = checkpoints / STOP
+    file.touch()
+    until = time.monotonic() + patience
+    while file.exists():
+        if time.monotonic() > until:
+            file.unlink(missing_ok=True)
+            raise UserError(
+                f"{results}: no training has heard in {patience:g} s; is one running there?"
+            )
+        time.sleep(LOOK_EVERY)
+    print(f"{results}: heard; it saves and stops with status 75")

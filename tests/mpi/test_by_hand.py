@@ -1,0 +1,104 @@
+"""The commands that one types: launch, stop, diff."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+
+from tests.conftest import REPOSITORY, environment, run
+from tests.crew import run_shared
+
+LOCKSTEP = [sys.executable, "-m", "lockstep"]
+
+
+def words(digits, output, *flags):
+    paths = ["--data", digits, "--partition", digits / "4/shards.csv", "--output", output]
+    return ["train", *paths, "--oversubscribe", "--epochs", 2, *flags]
+
+
+def train(digits, output, *flags):
+    command = [*LOCKSTEP, *words(digits, output, "--ranks", 1, "--strategy", "single", *flags)]
+    done = run_shared(command, REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    return train(digits, tmp_path_factory.mktemp("trained") / "run")
+
+
+def diff(one, other):
+    done = run_shared([*LOCKSTEP, "diff", one, other], REPOSITORY)
+    return done.returncode, done.stdout
+
+
+def test_ranks_are_started_and_stopped_by_hand(digits, trained, tmp_path):
+    launch = [*LOCKSTEP, "launch", "-n", 3]  # as whoever this is, on however many cores
+    done = run([*launch, *words(digits, tmp_path / "three", "--ranks", 3)], tmp_path)
+    assert done.returncode == 0, done.stderr
+    status, said = diff(trained, tmp_path / "three")
+    assert status == 0
+    assert "ranks: 1 | 3" in said
+    assert said.count("the same bits") == 5
+
+    command = map(str, [*launch, *words(digits, tmp_path / "long", "--ranks", 3)])
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(
+            [*command, "--epochs", "2000"], cwd=tmp_path, env=environment(), stdout=log, stderr=log
+        )
+    while not list((tmp_path / "long").glob("checkpoints/*/")):
+        assert job.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    stopped = run([*LOCKSTEP, "stop", tmp_path / "long"], tmp_path)
+    assert stopped.returncode == 0, stopped.stderr
+    assert "heard" in stopped.stdout
+    assert job.wait(60) == 75, (tmp_path / "log").read_text()
+    assert list((tmp_path / "long").glob("checkpoints/*/step-*"))
+    assert not (tmp_path / "long" / "checkpoints" / "stop").exists()
+
+
+def test_what_cannot_be_stopped_or_launched_is_refused(trained, tmp_path):
+    for command, said in (
+        (["stop", tmp_path], "nothing has trained here"),
+        (["stop", trained], "trained to its end"),
+        (["launch", "-n", 2], "say what the ranks are to run"),
+        (["launch", "-n", 0, "train"], "ranks"),
+        (["diff", trained, tmp_path], "train.json"),
+    ):
+        done = run_shared([*LOCKSTEP, *command], REPOSITORY)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert said in line
+
+
+def test_what_a_killed_mpirun_has_left_is_in_nobodys_way(tmp_path):
+    """In a container process ids begin anew, and the folder for temporary files may stay."""
+    script = tmp_path / "ranks.py"
+    script.write_text("from mpi4py import MPI\nprint('rank', MPI.COMM_WORLD.rank)\n")
+    # The shell becomes this program, which becomes mpirun: all with one process id.
+    left = f"{tempfile.gettempdir()}/ompi.$$"
+    spoil = f"mkdir -p {left} && touch {left}/pmix.{os.uname().nodename}.tool.$$ && exec "
+    launch = f"{sys.executable} -m lockstep launch -n 2 {script}"
+    variables = {k: v for k, v in environment().items() if not k.startswith("PRTE_MCA")}
+    done = subprocess.run(
+        ["bash", "-c", spoil + launch], env=variables, capture_output=True, text=True, timeout=60
+    )
+    assert sorted(done.stdout.split("\n")[:2]) == ["rank 0", "rank 1"], done.stderr
+
+
+def test_diff_says_what_and_from_which_epoch_on(digits, trained, tmp_path):
+    other = train(digits, tmp_path / "other", "--lr", 0.02)
+    status, said = diff(trained, other)
+    assert status == 1
+    assert "lr: 0.01 | 0.02" in said
+    assert "weights: different" in said
+    assert "from epoch 1 on: lr is" in said
+    same = shutil.copytree(trained, tmp_path / "same")
+    status, said = diff(trained, same)
+    assert status == 0
+    assert said.startswith("both were trained from the same, in the same way")
