@@ -255,6 +255,35 @@ def test_what_is_missing_is_not_followed_by_all_the_rest(read):
     assert str(caught.value).endswith("run: is missing")
 
 
+def test_a_grid_has_every_value_with_every_other_of_every_row(read):
+    grid = {"lr": [0.01, 3e-3], "seed": [0, 1, 2], "clip": [None]}
+    _, runs = read("run\tmodel\na\tcnn\nb\tmlp\n", {"grid": grid})
+    assert len(runs) == 12
+    assert list(runs)[:2] == ["a-lr0.01-seed0-clipNone", "a-lr0.01-seed1-clipNone"]
+    run = runs["b-lr0.003-seed2-clipNone"]
+    assert (run.model, run.lr, run.seed, run.clip) == ("mlp", 0.003, 2, None)
+    assert list(read("run\nx\n", {"grid": {"weights": ["a/b c.pth"]}})[1]) == ["x-weightsa_b_c.pth"]
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ({"lt": [1]}, ["grid: lt: no such key"]),
+        ({"lr": []}, ["grid: lr: has no values"]),
+        ({"seed": [1]}, ["grid: seed: the table of runs has it as well"]),
+        ({"lr": [0.1, -1]}, ["a-lr_1: lr: "]),
+        ({"lr": 0.1}, ["grid.lr: "]),
+        (
+            {"lr": [i / 1000 for i in range(1, 200)], "batch": list(range(4, 400, 4))},
+            ["19,701 runs"],
+        ),
+    ],
+)
+def test_a_grid_that_is_none_is_one_line(read, refused, grid, words):
+    with refused(*words):
+        read("run\tseed\na\t7\n", {"grid": grid})
+
+
 def test_as_many_snapshots_are_kept_as_there_are_epochs_but_not_more_than_three(read):
     table = "run\tepochs\tsnapshots\na\t1\t\nb\t2\t\nc\t9\t\nd\t9\t5\n"
     for values in ({}, {"defaults": {"snapshots": None}}):

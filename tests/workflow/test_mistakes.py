@@ -2,6 +2,11 @@
 
 import pytest
 
+from tests.conftest import REPOSITORY
+
+# The line of the learning rate.
+LR = (REPOSITORY / "config/config.yaml").read_text().partition("  lr: ")[0].count("\n") + 1
+
 MISTAKES = {
     "an unknown key": (
         ("config/config.yaml", "  lr: 0.01", "  learning_rate: 0.01"),
@@ -13,11 +18,12 @@ MISTAKES = {
     ),
     "a key that is there twice": (
         ("config/config.yaml", "  lr: 0.01", "  lr: 0.01\n  lr: 0.02"),
-        "config/config.yaml: line 42: the key 'lr' is there twice, first in line 41; take one away",
+        f"config/config.yaml: line {LR + 1}: the key 'lr' is there twice, first in line {LR}; take "
+        f"one away",
     ),
     "no YAML": (
         ("config/config.yaml", "  lr: 0.01", "  lr: [0.01"),
-        "config/config.yaml: line 42, column 11: not YAML: ",
+        f"config/config.yaml: line {LR + 1}, column 11: not YAML: ",
     ),
     "more ranks than shards": (
         ("config/runs.tsv", "digits\t2", "digits\t5"),

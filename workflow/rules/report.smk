@@ -128,7 +128,7 @@ rule predict_run:
 rule draw_summary:
     """Draw the table of all runs, and what was found about the machine."""
     input:
-        summary=rules.summarize.output,
+        summary=rules.summarize.output.table,
         checks=expand("<results>/check/{world}.json", world=WORLDS),
     output:
         runs=report(

@@ -4,7 +4,8 @@ rule summarize:
         records=expand("<results>/{run}/train.json", run=RUNS),
         metrics=expand(rules.evaluate_run.output, run=RUNS),
     output:
-        "<results>/summary.csv",
+        table="<results>/summary.csv",
+        groups="<results>/groups.csv",
     log:
         "<logs>/summarize.log",
     benchmark:
@@ -18,4 +19,4 @@ rule summarize:
             os.path.dirname(path) for path in input.records
         ],
     shell:
-        "python -m lockstep summarize {params.folders:q} --output {output:q} > {log:q} 2>&1"
+        "python -m lockstep summarize {params.folders:q} --output {output.table:q} > {log:q} 2>&1"

@@ -6,10 +6,12 @@ The models below are the only list of keys. The flags of `lockstep train` are ma
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
 import reprlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +32,7 @@ from lockstep.pipeline.kinds import TASKS
 from lockstep.strategies import catalogue
 
 # Names of files and folders that lie beside the runs' folders in the results.
-RESERVED = {"check", "config.json", "figures", "report.html", "summary.csv"}
+RESERVED = {"check", "config.json", "figures", "groups.csv", "report.html", "summary.csv"}
 
 # What is larger than these is a slip of the pen, and would run for ever, or overflow somewhere.
 MOST_RANKS = 2**20  # also shards: messages list divisors, and every rank knows of every other
@@ -39,6 +41,7 @@ MOST_EPOCHS = 100_000  # each checkpoint has a row of history for each, some 20 
 MOST_OF_ANYTHING = (
     10**9
 )  # counts fit an int32, and learning rates and their like the square of a float32
+MOST_RUNS = 10_000  # of a grid
 DAY, MONTH = 86_400.0, 30 * 86_400.0  # seconds; torch counts milliseconds, and no job is as long
 
 
@@ -471,6 +474,10 @@ class Config(Strict):
     """The table of runs: tab-separated, a row each; the column `run` names it, any other column
     overrides the default of that name where the cell is not empty."""
 
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    """Values of keys of a run, each with each: every row of the table is trained with all of them,
+    as in `grid: {lr: [0.01, 0.003], seed: [0, 1, 2]}`."""
+
     check_seconds: float = Field(default=5.0, ge=0, le=DAY)
     """About how many seconds `check` measures the communication of each kind of launch. More of
     them give more iterations, and larger messages."""
@@ -658,9 +665,16 @@ def load(
         raise UserError(f"{table}: no column 'run' among {found}; tabs separate columns")
     runs: dict[str, Run] = {}
     taken = {name.casefold(): "is a name that Lockstep uses itself" for name in RESERVED}
-    for number, row in enumerate(rows.to_dict("records"), start=1):
-        name = row.get("run") or f"row {number}"
-        cells = {str(key): cell for key, cell in row.items() if cell != ""}
+    listed: list[dict[str, Any]] = []
+    for row in rows.to_dict("records"):
+        cells: dict[str, Any] = {str(key): cell for key, cell in row.items() if cell != ""}
+        listed += (cells | more for more in _points(config.grid, cells, f"{where}: grid"))
+    if len(listed) > MOST_RUNS:
+        raise UserError(
+            f"{where}: grid: {len(listed):,} runs are more than {MOST_RUNS:,}; take fewer values"
+        )
+    for number, cells in enumerate(listed, start=1):
+        name = cells.get("run") or f"row {number}"
         values_of_run = {**config.defaults.model_dump(), **cells}
         parsed = parse(RunRow, values_of_run, f"{table}: {name}")
         key = parsed.run.casefold()  # not every file system tells a folder "A" from "a"
@@ -675,6 +689,24 @@ def load(
     if not runs:
         raise UserError(f"{table}: there is no run in it; write a row for each")
     return config, runs
+
+
+def _points(
+    grid: dict[str, list[Any]], row: dict[str, Any], where: str
+) -> Iterator[dict[str, Any]]:
+    """Yield what each point of the grid has, for a row of the table, with the name of its run."""
+    for key, values in grid.items():
+        if key not in Defaults.model_fields:
+            known = ", ".join(Defaults.model_fields)
+            raise UserError(f"{where}: {key}: no such key; known keys: {known}")
+        if key in row:
+            raise UserError(f"{where}: {key}: the table of runs has it as well; take one away")
+        if not values:
+            raise UserError(f"{where}: {key}: has no values")
+    for point in itertools.product(*grid.values()):
+        found = dict(zip(grid, point, strict=True))
+        words = [f"{key}{re.sub(r'[^A-Za-z0-9_.]+', '_', str(v))}" for key, v in found.items()]
+        yield found | ({"run": "-".join([row["run"], *words])} if "run" in row else {})
 
 
 def main() -> None:

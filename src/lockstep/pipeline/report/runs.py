@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from lockstep.pipeline.groups import VALIDATION, choice, for_person, groups, outcomes
 from lockstep.pipeline.kinds import CLASSIFICATION, Kind
 from lockstep.pipeline.report import style
 from lockstep.pipeline.report.page import make_list, make_page, make_table
@@ -28,6 +29,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "seconds": "{:,.2f}".format,
     "bytes_sent": lambda sent: f"{sent / 1e6:,.2f}",
 }
+MODELS = ("last", "averaged")
 NOTE = """<p class="note">Runs with the same letter have the same model, bit for bit; a hollow
 letter is a model that one run alone gave. Point at a hash to see all of it.</p>"""
 # Fills on which white or black letters are read; models beyond them take them from the start,
@@ -46,7 +48,8 @@ def page_of_runs(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> str:
     """Return the page of a table of runs of a task."""
     chips = make_chips(table[HASH])
     # What comes out of a run; every other column but its name and its ranks went into it.
-    results = (*kind.figured, kind.rate, "seconds", "bytes_sent", HASH)
+    results = outcomes(kind)
+    settings_found = groups(table, kind)
     inputs = [name for name in table.columns if name not in ("run", "ranks", *results)]
     titles, formats = TITLES | {kind.rate: f"{kind.unit}/s"}, dict(FORMATS)
     formats[kind.rate] = "{:,.0f}".format
@@ -83,7 +86,27 @@ def page_of_runs(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> str:
         make_table((_title(name, titles) for name in columns), rows, numbers),
         f'<p class="note">{which}: {escape(settings)}.</p>' if same else "",
         NOTE,
+        *_settings_page(settings_found, kind),
     )
+
+
+def _settings_page(found: pd.DataFrame, kind: Kind) -> list[str]:
+    """Return the table of settings, where one has several seeds, and which is best."""
+    parts = []
+    if (found["runs"] > 1).any():
+        shown = for_person(found, kind)
+        titles = {f"{n}_{m}": f"{kind.title(n)}, {m}" for n in kind.compared for m in MODELS}
+        numbers = {at: "number" for at, name in enumerate(shown) if name in (*titles, VALIDATION)}
+        parts = [
+            "<h2>Settings, over seeds</h2><p>Mean ± standard deviation.</p>",
+            make_table(
+                (_title(str(name), titles) for name in shown),
+                [[escape(str(cell)) for cell in row] for row in shown.to_numpy()],
+                numbers,
+            ),
+        ]
+    said = choice(found)
+    return [*parts, *([f"<p>{escape(said)}</p>"] if said else [])]
 
 
 def make_chips(hashes: pd.Series) -> dict[str, str]:

@@ -7,7 +7,8 @@ import pandas as pd
 
 from lockstep.files import atomic, sweep
 from lockstep.pipeline.config import Run
-from lockstep.pipeline.kinds import TASKS
+from lockstep.pipeline.groups import VALIDATION, choice, for_person, groups
+from lockstep.pipeline.kinds import TASKS, of_columns
 from lockstep.pipeline.record import read_metrics, read_training
 from lockstep.strategies import catalogue
 
@@ -20,7 +21,7 @@ OTHERS = [name for name in Run.model_fields if name not in (*COLUMNS, *ASKED, "o
 
 
 def summarize(results: list[Path], output: Path) -> pd.DataFrame:
-    """Write a table with a row for each run.
+    """Write a table with a row for each run, and beside it groups.csv, a row for each setting.
 
     Args:
         results: the runs' folders, in the order of the rows.
@@ -30,11 +31,14 @@ def summarize(results: list[Path], output: Path) -> pd.DataFrame:
         UserError: a run's records are missing or damaged, or not of one training.
     """
     sweep(output)
+    sweep(output.with_name("groups.csv"))
     table = pd.DataFrame([_row(folder) for folder in results])
     table = table.drop(columns=[name for name in OTHERS if table[name].nunique(dropna=False) == 1])
     table = table.drop(columns=[name for name in ASKED if (table[name] == "").all()])
-    with atomic(output) as draft:
-        table.to_csv(draft, index=False)
+    kind = of_columns(map(str, table))
+    for path, frame in ((output.with_name("groups.csv"), groups(table, kind)), (output, table)):
+        with atomic(path) as draft:
+            frame.to_csv(draft, index=False)
     return table
 
 
@@ -56,6 +60,7 @@ def _row(folder: Path) -> dict[str, object]:
         },
         **({kind.baseline: getattr(metrics.last, kind.baseline)} if kind.baseline else {}),
         "loss": metrics.last.loss,
+        **({VALIDATION: metrics.validation.last.loss} if metrics.validation else {}),
         kind.rate: round(training.images_per_second),
         "seconds": round(training.seconds, 2),
         "bytes_sent": sum(training.bytes_sent),
@@ -66,8 +71,13 @@ def _row(folder: Path) -> dict[str, object]:
 def for_terminal(table: Path) -> str:
     """Return a summary as text for a person, with hashes shortened to what tells them apart."""
     frame = pd.read_csv(table, dtype={"run": str}, keep_default_na=False)
+    kind = of_columns(map(str, frame))
+    settings = groups(frame, kind)
     frame["model_sha256"] = frame["model_sha256"].str[:12]
-    return frame.round(4).to_string(index=False)
+    text = frame.round(4).to_string(index=False)
+    if (settings["runs"] > 1).any():
+        text += f"\n\n{for_person(settings, kind).to_string(index=False)}"
+    return f"{text}\n{choice(settings)}".rstrip()
 
 
 def show(results: Path, since: float) -> None:

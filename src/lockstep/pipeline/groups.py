@@ -1,0 +1,76 @@
+"""Runs that differ in their seed alone, taken together: how good a setting is, and how surely.
+
+One run is one draw. What is better than something else by less than the spread over seeds is not
+known to be better.
+"""
+
+import pandas as pd
+
+from lockstep.pipeline.kinds import Kind
+
+VALIDATION = "validation_loss"
+# What comes out of a run, beside what its task measures.
+OUTCOMES = ("seconds", "bytes_sent", "model_sha256", VALIDATION)
+
+
+def outcomes(kind: Kind) -> tuple[str, ...]:
+    """Return the columns of the table of runs that come out of a run."""
+    return (*kind.figured, kind.rate, *OUTCOMES)
+
+
+def groups(table: pd.DataFrame, kind: Kind) -> pd.DataFrame:
+    """Return a row for each setting: what differs, n, and the mean and deviation of its metrics.
+
+    Args:
+        table: that of all runs.
+        kind: their task.
+
+    Returns:
+        The columns in which settings differ; `runs`, how many there are; `<metric>_mean` and
+        `<metric>_sd` (of the sample, n - 1; nothing of a single run) of what the task compares and
+        of the loss on the validation part. Where there is one, the settings come in its order, the
+        best first; else in that of the table.
+    """
+    inputs = [n for n in table if n not in ("run", "seed", *outcomes(kind))]
+    differing = [name for name in inputs if table[name].astype(str).nunique() > 1]
+    metrics = [f"{name}_{model}" for name in kind.compared for model in ("last", "averaged")]
+    metrics = [name for name in (*metrics, VALIDATION) if name in table]
+    rows = []
+    for _, group in table.groupby([table[n].astype(str) for n in inputs], sort=False):
+        row = {name: group[name].iloc[0] for name in differing} | {"runs": len(group)}
+        for name in metrics:
+            values = group[name].astype(float)
+            row |= {f"{name}_mean": values.mean(), f"{name}_sd": values.std(ddof=1)}
+        rows.append(row)
+    found = pd.DataFrame(rows)
+    if VALIDATION in table:
+        found = found.sort_values(f"{VALIDATION}_mean", kind="stable", ignore_index=True)
+    return found
+
+
+def for_person(found: pd.DataFrame, kind: Kind) -> pd.DataFrame:
+    """Return groups with "mean ± deviation" in place of two columns."""
+    shown = found[[name for name in found if not str(name).endswith(("_mean", "_sd"))]].copy()
+    for column in found:
+        if str(column).endswith("_mean"):
+            name = str(column).removesuffix("_mean")
+            metric = name.removesuffix("_last").removesuffix("_averaged")
+            shown[name] = [
+                kind.text(metric, mean) + ("" if pd.isna(sd) else f" ± {kind.text(metric, sd)}")
+                for mean, sd in zip(found[column], found[f"{name}_sd"], strict=True)
+            ]
+    return shown
+
+
+def choice(found: pd.DataFrame) -> str:
+    """Return which setting is best by the validation part, or why none is named; or nothing."""
+    if len(found) < 2:
+        return ""
+    if f"{VALIDATION}_mean" not in found:
+        return (
+            "No setting is named best: there is no validation part, and a choice by the test set "
+            "makes its numbers too good. Set dataset.validation_fraction."
+        )
+    names = list(found.columns[: list(found.columns).index("runs")])
+    setting = ", ".join(f"{name} {found[name].iloc[0]}" for name in names)
+    return f"Best by the loss on the validation part: {setting}."
