@@ -89,7 +89,7 @@ def make_epoch(
     run: Run, part: Part, members: list[np.ndarray], device: torch.device, world: World
 ) -> Callable[[], None]:
     """Return a function that trains for one epoch."""
-    batches = Batches(part, members, run.batch, run.seed)
+    batches = Batches(part, members, run)
     model = build(run.model, (1, 28, 28), 10).to(memory_format=torch.channels_last)
     task = Classification(run, Normalize([0.5], [0.3], device), (1, 28, 28), device)
     strategy = parallel.make(run, model, task, partial(make_optimizer, run), world)

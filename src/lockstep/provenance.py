@@ -53,6 +53,7 @@ LOOP = ("gradients.py", "step.py")
 PIPELINE = (
     *("pipeline/optim.py", "pipeline/stages/train.py"),
     *("pipeline/data/arrays.py", "pipeline/data/batches.py", "pipeline/data/shards.py"),
+    "pipeline/data/augment.py",
     *("pipeline/models/**/*.py", "pipeline/tasks/**/*.py"),
 )
 # Of strategies, the file of the run's own counts, and what that imports from its neighbours.

@@ -20,6 +20,13 @@ FLAGS = [
 ]
 
 
+# Everything that images may go through, but for the other way to mix.
+AUGMENTED = [
+    *("--crop", 0.5, "--augment", "trivial", "--jitter", 0.3, "--erase", 0.3, "--mixup", 0.4),
+    *("--shift", 1, "--flip", "--freeze", "layer1", "--label-smoothing", 0.1),
+]
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
@@ -58,6 +65,15 @@ def test_the_bits_are_the_same_on_any_ranks_and_through_a_stop(digits, weights, 
     done = run_shared([*stopped, *words(digits, one, 2, "--weights", weights)], REPOSITORY)
     assert done.returncode == 75, done.stderr
     assert train(digits, one, 3, "--weights", weights)[0] == expected
+
+
+def test_augmented_images_are_the_same_on_any_ranks(digits, weights, tmp_path):
+    flags = ["--weights", weights, *AUGMENTED]
+    expected = train(digits, tmp_path / "1", 1, *flags, "--strategy", "single")[0]
+    assert train(digits, tmp_path / "3", 3, *flags)[0] == expected
+    flags[flags.index("--mixup")] = "--cutmix"
+    one = train(digits, tmp_path / "c", 1, *flags, "--strategy", "single")[0]
+    assert train(digits, tmp_path / "d", 2, *flags)[0] == one != expected
 
 
 @pytest.mark.parametrize(

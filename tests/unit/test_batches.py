@@ -4,21 +4,25 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lockstep.pipeline.config import Run
 from lockstep.pipeline.data.arrays import Part
-from lockstep.pipeline.data.batches import Batches, augment
+from lockstep.pipeline.data.augment import augment
+from lockstep.pipeline.data.batches import Batches
 from lockstep.pipeline.data.shards import assign
 
 
-def make(samples, shards, batch, seed=0, shift=0, flip=False, size=(6, 5, 2)):
+def make(samples, shards, batch, seed=0, shift=0, flip=False, size=(6, 5, 2), **more):
     """Return batches of random images whose labels are their sample ids."""
     images = np.random.default_rng(1).integers(1, 256, (samples, *size), dtype=np.uint8)
     part = Part(images, np.arange(samples))
     shard = assign(np.zeros(samples, np.int64), "iid", shards, seed=3)
     members = [np.flatnonzero(shard == number) for number in range(shards)]
-    return Batches(part, members, batch, seed, shift, flip)
+    values = {"shards": shards, "ranks": 1, "batch": batch, "seed": seed, "shift": shift}
+    return Batches(part, members, Run(**values, flip=flip, **more))
 
 
 def test_images_come_with_their_labels_steps_and_shards():
@@ -118,3 +122,56 @@ def test_micro_batches_are_whole_arrays_of_their_own(shift, flip):
     assert found.inputs.flags["C_CONTIGUOUS"]
     found.inputs[:] = 0
     assert np.array_equal(batches.part.inputs, before)
+
+
+OTHERS = [
+    {"crop": 0.3},
+    {"augment": "trivial"},
+    {"augment": "rand"},
+    {"jitter": 0.5},
+    {"erase": 0.9},
+    {"crop": 0.5, "augment": "trivial", "jitter": 0.2, "erase": 0.5, "shift": 1, "flip": True},
+]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("how", OTHERS)
+def test_torchvisions_transforms_depend_on_seed_epoch_and_sample_alone(how, channels):
+    size = (20, 16, channels)
+    layouts = [make(24, s, b, seed=9, size=size, **how) for s, b in ((1, 6), (4, 8), (8, 24))]
+    state = torch.get_rng_state()
+    for epoch in range(2):
+        one, *others = (seen(layout, epoch) for layout in layouts)
+        assert len(one) == 24
+        assert all(other == one for other in others)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert seen(layouts[0], 0) != seen(layouts[0], 1)
+    assert seen(layouts[0], 0) != seen(make(24, 1, 6, seed=10, size=size, **how), 0)
+    plain = seen(make(24, 1, 6, seed=9, size=size), 0)
+    changed = sum(seen(layouts[0], 0)[sample] != plain[sample] for sample in plain)
+    assert changed > 8
+
+
+@pytest.mark.parametrize("how", [{"mixup": 0.4}, {"cutmix": 1.0}])
+def test_images_are_mixed_with_others_of_their_micro_batch(how):
+    batches, plain = (make(24, 2, 12, seed=4, size=(9, 8, 3), **more) for more in (how, {}))
+    shares = []
+    for epoch, index, shard in itertools.product(range(3), range(2), range(2)):
+        found, known = batches.get(epoch, index, shard), plain.get(epoch, index, shard)
+        again = batches.get(epoch, index, shard)
+        assert found.inputs.tobytes() == again.inputs.tobytes()
+        first, second, share = found.targets.T
+        assert np.array_equal(first, known.targets)
+        assert sorted(second) == sorted(first)
+        assert len(set(share)) == 1
+        shares.append(share[0])
+        others = known.inputs[[list(known.targets).index(label) for label in second]]
+        if "mixup" in how:
+            mixed = share[0] * known.inputs + (1 - share[0]) * others
+            assert np.abs(found.inputs - mixed).max() <= 0.5001
+        else:
+            same = (found.inputs == known.inputs).all(axis=3)
+            assert ((found.inputs == others).all(axis=3) | same).all()
+            pasted = 1 - share[0]
+            assert (~same).mean() <= pasted + 1e-9
+    assert len(set(shares)) > 6

@@ -176,3 +176,22 @@ def test_a_wrong_gradient_is_refused(refused, factor):
     model = build("cnn", (1, 28, 28), 10)
     with refused("precision", "bfloat16", "float32"):
         check_bfloat16(model, wrong, task(), micro_batch())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_mixed_images_is_that_of_both_labels_by_their_shares(smoothing):
+    run = Run(label_smoothing=smoothing, mixup=0.4)
+    task = Classification(run, lambda array: array, (1, 28, 28), torch.device("cpu"))
+    outputs = torch.randn(6, 4)
+    targets = torch.tensor([[i % 4, (i + 1) % 4, 0.3] for i in range(6)], dtype=torch.float64)
+    soft = 0.3 * torch.eye(4)[targets[:, 0].long()] + 0.7 * torch.eye(4)[targets[:, 1].long()]
+    known = functional.cross_entropy(outputs, soft, reduction="sum", label_smoothing=smoothing)
+    found = task.loss(outputs, targets)
+    torch.testing.assert_close(found.value, known)
+    assert found.items == 6
+    right = int((outputs.argmax(1) == targets[:, 1]).sum())
+    assert int(found.metrics["correct"]) == right
+    torch.testing.assert_close(
+        task.each(outputs, targets).sum(),
+        functional.cross_entropy(outputs, soft, reduction="sum"),
+    )

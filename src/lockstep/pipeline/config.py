@@ -297,6 +297,26 @@ class Defaults(Strict):
     flip: bool = False
     """Augmentation: mirror each image left to right with probability one half."""
 
+    crop: float | None = Field(default=None, gt=0, le=1)
+    """Augmentation: a random part of each image, of so much of its area at least (0.08 is usual),
+    scaled to the whole: torchvision's RandomResizedCrop."""
+
+    augment: Literal["none", "trivial", "rand"] = "none"
+    """Augmentation: torchvision's TrivialAugmentWide (`trivial`) or RandAugment (`rand`)."""
+
+    jitter: float = Field(default=0.0, ge=0, le=1)
+    """Augmentation: change brightness, contrast and saturation by up to this share."""
+
+    erase: float = Field(default=0.0, ge=0, le=1)
+    """Augmentation: the probability that a random rectangle is made black."""
+
+    mixup: float = Field(default=0.0, ge=0, le=MOST_OF_ANYTHING)
+    """Augmentation: mix images, and their labels, in pairs within a shard's part of a batch, by a
+    share from a beta distribution with this parameter; 0: not."""
+
+    cutmix: float = Field(default=0.0, ge=0, le=MOST_OF_ANYTHING)
+    """Augmentation: the same, with a rectangle of one image put over another."""
+
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     """The optimizer."""
 
@@ -426,6 +446,11 @@ class Run(Defaults):
                 f"{key}: with sync_every 0 the replicas meet after training alone: until then "
                 f"there is no model to validate; take sync_every 1 or more"
             )
+        if self.mixup and self.cutmix:
+            raise ValueError("mixup: and cutmix mix in two ways; take one")
+        if (self.mixup or self.cutmix) and self.class_weights != "none":
+            key = "mixup" if self.mixup else "cutmix"
+            raise ValueError(f"{key}: mixes classes, which class_weights tells apart; take one")
         if self.optimizer == "sgd" and self.nesterov and not self.momentum:
             raise ValueError("nesterov: needs a momentum above 0")
         if self.snapshots > self.epochs:

@@ -126,6 +126,12 @@ class Kind:
             )
 
 
+# Keys of a run that say nothing without images and classes.
+FOR_IMAGES = (
+    *("shift", "flip", "crop", "augment", "jitter", "erase", "mixup", "cutmix"),
+    *("label_smoothing", "class_weights"),
+)
+
 CLASSIFICATION = Kind(
     name="classification",
     unit="images",
@@ -164,7 +170,7 @@ REGRESSION = Kind(
     tables=("predictions",),
     figures=(),
     titles={"rmse": "root mean squared error", "r2": "R²"},
-    unfit=("shift", "flip", "label_smoothing", "class_weights"),
+    unfit=FOR_IMAGES,
 )
 LANGUAGE = Kind(
     name="language",
@@ -182,7 +188,7 @@ LANGUAGE = Kind(
     tables=(),
     figures=(),
     shares=("accuracy",),
-    unfit=("shift", "flip", "label_smoothing", "class_weights"),
+    unfit=FOR_IMAGES,
     models=("gpt",),
 )
 TASKS = {kind.name: kind for kind in (CLASSIFICATION, REGRESSION, LANGUAGE)}

@@ -125,7 +125,7 @@ def train_in(
     edited = is_edited(partition)
     if edited and world.rank == 0:
         say(f"{partition}: is not what `partition` wrote; trained with all the same, and recorded")
-    batches = Batches(part, members, run.batch, run.seed, run.shift, run.flip)
+    batches = Batches(part, members, run)
     file = run.weights_file
     weights = None if file is None else pretrained.read(file)
     like = {name: tuple(value.shape) for name, value in (weights or {}).items()}

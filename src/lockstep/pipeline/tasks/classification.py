@@ -62,8 +62,10 @@ class Classification(Supervised):
 
         Args:
             outputs: the logits, b x classes.
-            targets: the labels (int64, b).
+            targets: the labels (int64, b); of mixed images, what `augment.mix` returns.
         """
+        if targets.ndim == 2:
+            return self._loss_of_mixed(in_float32(outputs), targets)
         value = functional.cross_entropy(
             in_float32(outputs),
             targets,
@@ -76,7 +78,23 @@ class Classification(Supervised):
         correct = (outputs.detach().argmax(dim=1) == targets).sum()
         return Loss(value, items, {"correct": correct, "samples": samples})
 
+    def _loss_of_mixed(self, outputs: torch.Tensor, targets: torch.Tensor) -> Loss:
+        """Return the losses of both labels by their shares; right is who says the larger one's."""
+        first, second, share = _parts_of_mixed(targets)
+        smoothing = self.run.label_smoothing
+        one, other = (
+            functional.cross_entropy(outputs, labels, label_smoothing=smoothing, reduction="none")
+            for labels in (first, second)
+        )
+        value = (one * share + other * (1 - share)).sum()
+        main = torch.where(share >= 0.5, first, second)
+        correct = (outputs.detach().argmax(dim=1) == main).sum()
+        return Loss(value, len(targets), {"correct": correct, "samples": len(targets)})
+
     def each(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if targets.ndim == 2:
+            first, second, share = _parts_of_mixed(targets)
+            return self.each(outputs, first) * share + self.each(outputs, second) * (1 - share)
         return functional.cross_entropy(outputs, targets, reduction="none")
 
     @staticmethod
@@ -120,6 +138,13 @@ class Classification(Supervised):
             for name, of in found.items()
         ]
         return {"predictions": pd.DataFrame(columns), "confusion": pd.concat(confusions)}
+
+
+def _parts_of_mixed(
+    targets: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return both labels (int64, b) of mixed images, and the share of the first (float32, b)."""
+    return targets[:, 0].long(), targets[:, 1].long(), targets[:, 2].float()
 
 
 def weights_of(class_weights: str, counts: Sequence[int], classes: int) -> np.ndarray | None:
