@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 import lockstep.pipeline.config
 from lockstep.checkpoint import period
 from lockstep.pipeline.config import (
-    RESERVED,
     Config,
     Dataset,
     Run,
     RunRow,
-    check_file,
-    load,
     parse,
 )
+from lockstep.pipeline.experiment import RESERVED, load
+from lockstep.pipeline.yaml_file import check_file
 
 # Of these a run differs from the defaults in each value.
 OTHER = {

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from lockstep.errors import UserError
 from lockstep.pipeline import launch
-from lockstep.pipeline.config import check_file, load
+from lockstep.pipeline.experiment import load
 from lockstep.pipeline.data.split import PARTS
 from lockstep.pipeline.kinds import TASKS
+from lockstep.pipeline.yaml_file import check_file
 from lockstep.provenance import code_digest, preparing_digest, training_digest
 
 STARTED = time.time()

@@ -15,7 +15,7 @@ os.environ.update(
     PYTHONPATH=os.pathsep.join(filter(None, [str(PACKAGE), os.getenv("PYTHONPATH")])),
 )
 
-from lockstep.pipeline.config import check_file
+from lockstep.pipeline.yaml_file import check_file
 from lockstep.errors import UserError
 
 try:

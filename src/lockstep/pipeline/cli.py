@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from lockstep import __version__
 from lockstep.distributed import ending
 from lockstep.errors import Interrupted, UserError, first_line, say
-from lockstep.pipeline.config import DAY, Config, Dataset, Defaults, Run, Strict, check_file, parse
+from lockstep.pipeline.config import DAY, Config, Dataset, Defaults, Run, Strict, parse
 
 
 class Parser(argparse.ArgumentParser):
@@ -253,6 +253,8 @@ def _limit_threads(threads: int) -> None:
 
 
 def _config(args: dict[str, Any]) -> None:
+    from lockstep.pipeline.yaml_file import check_file
+
     for path in args["files"]:
         check_file(path)
 

@@ -4,14 +4,13 @@ The models below are the only list of keys. The flags of `lockstep train` are ma
 (`lockstep.pipeline.cli`), and so are the JSON schemas in workflow/schemas (`make schemas`).
 """
 
+import difflib
 import hashlib
-import io
-import itertools
 import json
 import os
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,12 +26,8 @@ from pydantic import (
 )
 
 from lockstep.checkpoint import PATTERN, period
-from lockstep.errors import UserError, first_line
-from lockstep.pipeline.kinds import TASKS
+from lockstep.errors import UserError
 from lockstep.strategies import catalogue
-
-# Names of files and folders that lie beside the runs' folders in the results.
-RESERVED = {"check", "config.json", "figures", "groups.csv", "report.html", "summary.csv"}
 
 # What is larger than these is a slip of the pen, and would run for ever, or overflow somewhere.
 MOST_RANKS = 2**20  # also shards: messages list divisors, and every rank knows of every other
@@ -41,7 +36,6 @@ MOST_EPOCHS = 100_000  # each checkpoint has a row of history for each, some 20 
 MOST_OF_ANYTHING = (
     10**9
 )  # counts fit an int32, and learning rates and their like the square of a float32
-MOST_RUNS = 10_000  # of a grid
 DAY, MONTH = 86_400.0, 30 * 86_400.0  # seconds; torch counts milliseconds, and no job is as long
 
 
@@ -562,176 +556,27 @@ def parse(model: type[BaseModel], values: Any, where: str) -> Any:
             first["type"], first["msg"].removeprefix("Value error, ")
         )
         if first["type"] == "extra_forbidden":
-            known = ", ".join(_fields_at(model, first["loc"]))
-            message = f"no such key; known keys: {known}"
+            message = (
+                f"no such key; {suggestion(str(first['loc'][-1]), _fields_at(model, first['loc']))}"
+            )
+        if first["type"] == "literal_error" and isinstance(first["input"], str):
+            near = difflib.get_close_matches(first["input"], first["ctx"]["expected"].split("'"), 1)
+            found += f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(": ".join(filter(None, [where, key, message + found]))) from None
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return what somebody may have meant by a key that there is not, and which there are."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, 1)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    return f"{meant}known keys: {', '.join(names)}"
 
 
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     for part in location[:-1]:
         model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
     return list(model.model_fields)
-
-
-# A configuration has some hundred values; aliases of aliases make more of them than memory holds.
-MOST_VALUES = 100_000
-
-
-def check_file(path: Path) -> None:
-    """Refuse a configuration file that cannot be read, or is read otherwise than it looks.
-
-    Snakemake reads the file itself. It says neither where a mistake is, nor that a key is there
-    twice, of which the last one counts.
-
-    Raises:
-        UserError: the first thing that is wrong, with the line.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        # JSON may be indented by tabs, YAML may not.
-        loader = yaml.SafeLoader(text.replace("\t", " ") if _is_json(text) else text)
-        if (top := loader.get_single_node()) is not None:
-            _check_node(top, path, {})
-            loader.construct_document(top)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not a text in UTF-8: {error.reason} at byte {error.start}"
-        ) from None
-    except RecursionError:
-        raise UserError(f"{path}: nested too deeply") from None
-    except yaml.YAMLError as error:
-        mark, why = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        line = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UserError(f"{path}: {line}not YAML: {why or first_line(error)}") from None
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        # Of a number with 5,000 digits, say, or a tag that does not fit.
-        raise UserError(f"{path}: a value cannot be read: {first_line(error)}") from None
-    if not isinstance(top, yaml.MappingNode | None):
-        raise UserError(f"{path}: expected keys with values, as in config/config.yaml")
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _check_node(node: yaml.Node, path: Path, sizes: dict[int, int]) -> int:
-    """Return how many values a node of YAML stands for, aliases written out.
-
-    Args:
-        node: the node.
-        path: the file, for messages.
-        sizes: what is known, by the nodes' identity; 0 for one that is being counted.
-    """
-    if id(node) in sizes and not sizes[id(node)]:
-        raise UserError(f"{path}: line {node.start_mark.line + 1}: it contains itself")
-    if id(node) in sizes:
-        return sizes[id(node)]
-    sizes[id(node)] = 0
-    inner = list(node.value) if isinstance(node, yaml.SequenceNode) else []
-    if isinstance(node, yaml.MappingNode):
-        keys: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                raise UserError(f"{path}: line {line}: a key must be a word")
-            if key.value in keys:
-                first = keys[key.value]
-                why = f"the key {key.value!r} is there twice, first in line {first}; take one away"
-                raise UserError(f"{path}: line {line}: {why}")
-            keys[key.value] = line
-            inner.append(value)
-    size = 1 + sum(_check_node(one, path, sizes) for one in inner)
-    if size > MOST_VALUES:
-        line = node.start_mark.line + 1
-        raise UserError(
-            f"{path}: line {line}: more than {MOST_VALUES:,} values, aliases written out"
-        )
-    sizes[id(node)] = size
-    return size
-
-
-def load(
-    values: dict[str, Any], folder: Path = Path(), where: str = "configuration"
-) -> tuple[Config, dict[str, Run]]:
-    """Check a configuration and its table of runs.
-
-    Args:
-        values: the merged content of the configuration files.
-        folder: what the path of the table is relative to.
-        where: the names of those files, for messages.
-
-    Returns:
-        The configuration, and its runs by name in the table's order.
-
-    Raises:
-        UserError: the first thing that is wrong, in one line.
-    """
-    import pandas as pd
-
-    config: Config = parse(Config, values, where)
-    table = folder / config.runs
-    try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
-        text = "\n".join(line for line in lines if not line.startswith("#"))
-        rows = pd.read_csv(io.StringIO(text), sep="\t", dtype=str, keep_default_na=False)
-        if not isinstance(rows.index, pd.RangeIndex):  # pandas takes surplus cells for names
-            raise ValueError("rows have more cells than the first line")
-    except (OSError, ValueError) as error:
-        why = str(error).strip()
-        raise UserError(f"{table}: cannot be read as a tab-separated table: {why}") from None
-    if "run" not in rows:
-        found = ", ".join(map(repr, rows))
-        raise UserError(f"{table}: no column 'run' among {found}; tabs separate columns")
-    runs: dict[str, Run] = {}
-    taken = {name.casefold(): "is a name that Lockstep uses itself" for name in RESERVED}
-    listed: list[dict[str, Any]] = []
-    for row in rows.to_dict("records"):
-        cells: dict[str, Any] = {str(key): cell for key, cell in row.items() if cell != ""}
-        listed += (cells | more for more in _points(config.grid, cells, f"{where}: grid"))
-    if len(listed) > MOST_RUNS:
-        raise UserError(
-            f"{where}: grid: {len(listed):,} runs are more than {MOST_RUNS:,}; take fewer values"
-        )
-    for number, cells in enumerate(listed, start=1):
-        name = cells.get("run") or f"row {number}"
-        values_of_run = {**config.defaults.model_dump(), **cells}
-        parsed = parse(RunRow, values_of_run, f"{table}: {name}")
-        key = parsed.run.casefold()  # not every file system tells a folder "A" from "a"
-        if key in taken:
-            raise UserError(f"{table}: {name}: run: {taken[key]}; give it another name")
-        taken[key] = f"is there twice, for {parsed.run!r} above has the same folder"
-        runs[parsed.run] = Run(**parsed.model_dump(exclude={"run"}))
-        try:
-            TASKS[config.dataset.task].check(parsed)
-        except UserError as error:
-            raise UserError(f"{table}: {name}: {error}") from None
-    if not runs:
-        raise UserError(f"{table}: there is no run in it; write a row for each")
-    return config, runs
-
-
-def _points(
-    grid: dict[str, list[Any]], row: dict[str, Any], where: str
-) -> Iterator[dict[str, Any]]:
-    """Yield what each point of the grid has, for a row of the table, with the name of its run."""
-    for key, values in grid.items():
-        if key not in Defaults.model_fields:
-            known = ", ".join(Defaults.model_fields)
-            raise UserError(f"{where}: {key}: no such key; known keys: {known}")
-        if key in row:
-            raise UserError(f"{where}: {key}: the table of runs has it as well; take one away")
-        if not values:
-            raise UserError(f"{where}: {key}: has no values")
-    for point in itertools.product(*grid.values()):
-        found = dict(zip(grid, point, strict=True))
-        words = [f"{key}{re.sub(r'[^A-Za-z0-9_.]+', '_', str(v))}" for key, v in found.items()]
-        yield found | ({"run": "-".join([row["run"], *words])} if "run" in row else {})
 
 
 def main() -> None:

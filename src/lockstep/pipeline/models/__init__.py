@@ -1,5 +1,6 @@
 """Models: the small ones of the tutorials, torchvision's classifiers, and the user's own."""
 
+import difflib
 import math
 from collections.abc import Callable, Mapping
 
@@ -119,7 +120,8 @@ def _find(name: str, kind: Kind, like: Mapping[str, Shape]) -> Callable[[Shape, 
         )
     import torchvision  # here, because it takes a second, and the small models need none of it
 
-    if name in torchvision.models.list_models(torchvision.models):
+    known = torchvision.models.list_models(torchvision.models)
+    if name in known:
         # These two would give the scores of helpers as well.
         options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
         return lambda shape, classes: adapt(
@@ -127,9 +129,11 @@ def _find(name: str, kind: Kind, like: Mapping[str, Shape]) -> Callable[[Shape, 
             shape,
             like,
         )
+    near = difflib.get_close_matches(name, [*own, *known], 1)
+    meant = f"; did you mean {near[0]!r}? Or" if near else ";"
     raise UserError(
-        f"model: no {name!r}; take cnn, linear, mlp, one of torchvision's classifiers (such as "
-        f"resnet50), or package.module:function of your own"
+        f"model: no {name!r}{meant} take cnn, linear, mlp, one of torchvision's classifiers (such "
+        f"as resnet50), or package.module:function of your own"
     )
 
 

@@ -1,0 +1,96 @@
+"""A whole experiment: its configuration, and its runs, which a table and a grid list."""
+
+import io
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lockstep.errors import UserError
+from lockstep.pipeline.config import Config, Defaults, Run, RunRow, parse, suggestion
+from lockstep.pipeline.kinds import TASKS
+
+# Names of files and folders that lie beside the runs' folders in the results.
+RESERVED = {"check", "config.json", "figures", "groups.csv", "report.html", "summary.csv"}
+
+MOST_RUNS = 10_000  # of a grid
+
+
+def load(
+    values: dict[str, Any], folder: Path = Path(), where: str = "configuration"
+) -> tuple[Config, dict[str, Run]]:
+    """Check a configuration and its table of runs.
+
+    Args:
+        values: the merged content of the configuration files.
+        folder: what the path of the table is relative to.
+        where: the names of those files, for messages.
+
+    Returns:
+        The configuration, and its runs by name in the table's order.
+
+    Raises:
+        UserError: the first thing that is wrong, in one line.
+    """
+    import pandas as pd
+
+    config: Config = parse(Config, values, where)
+    table = folder / config.runs
+    try:
+        lines = table.read_text(encoding="utf-8-sig").splitlines()
+        text = "\n".join(line for line in lines if not line.startswith("#"))
+        rows = pd.read_csv(io.StringIO(text), sep="\t", dtype=str, keep_default_na=False)
+        if not isinstance(rows.index, pd.RangeIndex):  # pandas takes surplus cells for names
+            raise ValueError("rows have more cells than the first line")
+    except (OSError, ValueError) as error:
+        why = str(error).strip()
+        raise UserError(f"{table}: cannot be read as a tab-separated table: {why}") from None
+    if "run" not in rows:
+        found = ", ".join(map(repr, rows))
+        raise UserError(f"{table}: no column 'run' among {found}; tabs separate columns")
+    runs: dict[str, Run] = {}
+    taken = {name.casefold(): "is a name that Lockstep uses itself" for name in RESERVED}
+    listed: list[dict[str, Any]] = []
+    for row in rows.to_dict("records"):
+        cells: dict[str, Any] = {str(key): cell for key, cell in row.items() if cell != ""}
+        listed += (cells | more for more in _points(config.grid, cells, f"{where}: grid"))
+    if len(listed) > MOST_RUNS:
+        raise UserError(
+            f"{where}: grid: {len(listed):,} runs are more than {MOST_RUNS:,}; take fewer values"
+        )
+    for number, cells in enumerate(listed, start=1):
+        name = cells.get("run") or f"row {number}"
+        values_of_run = {**config.defaults.model_dump(), **cells}
+        parsed = parse(RunRow, values_of_run, f"{table}: {name}")
+        key = parsed.run.casefold()  # not every file system tells a folder "A" from "a"
+        if key in taken:
+            raise UserError(f"{table}: {name}: run: {taken[key]}; give it another name")
+        taken[key] = f"is there twice, for {parsed.run!r} above has the same folder"
+        runs[parsed.run] = Run(**parsed.model_dump(exclude={"run"}))
+        try:
+            TASKS[config.dataset.task].check(parsed)
+        except UserError as error:
+            raise UserError(f"{table}: {name}: {error}") from None
+    if not runs:
+        raise UserError(f"{table}: there is no run in it; write a row for each")
+    return config, runs
+
+
+def _points(
+    grid: dict[str, list[Any]], row: dict[str, Any], where: str
+) -> Iterator[dict[str, Any]]:
+    """Yield what each point of the grid has, for a row of the table, with the name of its run."""
+    for key, values in grid.items():
+        if key not in Defaults.model_fields:
+            raise UserError(
+                f"{where}: {key}: no such key; {suggestion(key, Defaults.model_fields)}"
+            )
+        if key in row:
+            raise UserError(f"{where}: {key}: the table of runs has it as well; take one away")
+        if not values:
+            raise UserError(f"{where}: {key}: has no values")
+    for point in itertools.product(*grid.values()):
+        found = dict(zip(grid, point, strict=True))
+        words = [f"{key}{re.sub(r'[^A-Za-z0-9_.]+', '_', str(v))}" for key, v in found.items()]
+        yield found | ({"run": "-".join([row["run"], *words])} if "run" in row else {})
