@@ -254,6 +254,19 @@ def test_what_is_missing_is_not_followed_by_all_the_rest(read):
     assert str(caught.value).endswith("run: is missing")
 
 
+@pytest.mark.parametrize(
+    ("values", "meant"),
+    [
+        ({"defaults": {"lrr": 0.1}}, "'lr'"),
+        ({"dataset": {"name": "mnst"}}, "'mnist'"),
+        ({"grid": {"epoch": [1]}}, "'epochs'"),
+    ],
+)
+def test_what_was_probably_meant_is_said(read, refused, values, meant):
+    with refused(f"did you mean {meant}?"):
+        read("run\na\n", values)
+
+
 def test_a_grid_has_every_value_with_every_other_of_every_row(read):
     grid = {"lr": [0.01, 3e-3], "seed": [0, 1, 2], "clip": [None]}
     _, runs = read("run\tmodel\na\tcnn\nb\tmlp\n", {"grid": grid})
@@ -272,6 +285,7 @@ def test_a_grid_has_every_value_with_every_other_of_every_row(read):
         ({"seed": [1]}, ["grid: seed: the table of runs has it as well"]),
         ({"lr": [0.1, -1]}, ["a-lr_1: lr: "]),
         ({"lr": 0.1}, ["grid.lr: "]),
+        ({key: [1] * 10_000 for key in ("lr", "clip")}, ["100,000,000 runs"]),
         (
             {"lr": [i / 1000 for i in range(1, 200)], "batch": list(range(4, 400, 4))},
             ["19,701 runs"],

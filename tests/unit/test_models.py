@@ -178,3 +178,8 @@ def test_a_rehearsal_finds_what_training_would(refused):
     rehearse("pooled", pooled, shape, 2)
     with refused("model: pooled cannot be trained on 1 images"):
         rehearse("pooled", pooled, shape, 1)
+
+
+def test_the_name_that_was_probably_meant_is_said(refused):
+    with refused("model: no 'resnet8'; did you mean 'resnet18'? Or take cnn"):
+        build("resnet8", (3, 32, 32), 10)

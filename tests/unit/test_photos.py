@@ -20,6 +20,7 @@ from lockstep.pipeline.data.arrays import open_part
 from lockstep.pipeline.data.manifest import read_manifest
 from lockstep.pipeline.data.pixels import Look, decode
 from lockstep.pipeline.data.split import PARTS
+from lockstep.pipeline.stages.download import download
 from lockstep.pipeline.stages.prepare import for_terminal, prepare
 
 
@@ -303,6 +304,45 @@ def test_parquet_with_images_in_it_as_others_write_it(own, tmp_path):
         parquet.write_table(part, path)
     found = prepared(tmp_path / "set", tmp_path / "b", "table", **keys, test_fraction=0.5)
     assert [found[part]["samples"] for part in PARTS] == [8, 2, 2]
+
+
+def test_parquet_of_several_forms_is_refused_in_one_line(tmp_path, refused):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    keys = {"size": 8}
+    parquet.write_table(pa.table({"path": ["a.png"], "label": ["x"]}), folder / "a.parquet")
+    more = pa.table({"path": ["b.png"], "label": ["y"], "split": ["test"]})
+    parquet.write_table(more, folder / "b.parquet")
+    with refused("set", "'split'", "not in all of its 2 files"):
+        prepared(folder, tmp_path / "o", "table", **keys)
+    one = tmp_path / "one.parquet"
+    parquet.write_table(pa.table({"path": ["a.png", "b.png"], "label": ["x", None]}), one)
+    with refused(one, "row 2 has no label"):
+        prepared(one, tmp_path / "o", "table", **keys)
+    names = {"info": {"features": {"label": {"names": ["x", "y"]}}}}
+    schema = pa.schema(
+        [("path", pa.string()), ("label", pa.string())],
+        metadata={"huggingface": json.dumps(names)},
+    )
+    parquet.write_table(pa.table({"path": ["a.png"], "label": ["x"]}, schema=schema), one)
+    with refused(one, "label", "'x'", "its schema names"):
+        prepared(one, tmp_path / "o", "table", **keys)
+
+
+def test_a_folder_of_parquet_is_compared_with_what_was_looked_through(own, tmp_path, refused):
+    folder = tmp_path / "set"
+    table = rows(own)
+    for name, some in (("a", table[:6]), ("b", table[6:])):  # files of one name
+        (folder / name).mkdir(parents=True)
+        paths = [str(own / path) for path in some["path"]]
+        whole = pa.table({"path": paths, "label": list(some["label"])})
+        parquet.write_table(whole, folder / name / "part.parquet")
+    dataset = Dataset(name="table", path=str(folder), size="8", colour="rgb")
+    download(dataset, tmp_path / "o")
+    assert prepare(dataset, tmp_path / "o")["train"]["samples"] == 9
+    parquet.write_table(whole.slice(1), folder / "b" / "part.parquet")
+    with refused(folder, "had", "download again"):
+        prepare(dataset, tmp_path / "o")
 
 
 @pytest.mark.parametrize(

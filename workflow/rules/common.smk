@@ -9,7 +9,6 @@ from pathlib import Path
 from lockstep.errors import UserError
 from lockstep.pipeline import launch
 from lockstep.pipeline.experiment import load
-from lockstep.pipeline.data.split import PARTS
 from lockstep.pipeline.kinds import TASKS
 from lockstep.pipeline.yaml_file import check_file
 from lockstep.provenance import code_digest, preparing_digest, training_digest
@@ -39,7 +38,7 @@ except UserError as error:
 DATASET = EXPERIMENT.dataset
 DATA = f"data/{DATASET.id}"
 TASK = TASKS[DATASET.task]
-ARRAYS = [f"{part}/{array.name}.npy" for part in PARTS for array in TASK.arrays]
+ARRAYS = launch.arrays(TASK)
 PARTITIONS = {run.partition: run for run in RUNS.values()}
 WORLDS = launch.worlds(RUNS.values())
 MEASURED = [name for name, (run, *_) in WORLDS.items() if run.ranks > 1]

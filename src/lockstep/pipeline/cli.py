@@ -19,6 +19,7 @@ from lockstep import __version__
 from lockstep.distributed import ending
 from lockstep.errors import Interrupted, UserError, first_line, say
 from lockstep.pipeline.config import DAY, Config, Dataset, Defaults, Run, Strict, parse
+from lockstep.pipeline.kinds import MODELS
 
 
 class Parser(argparse.ArgumentParser):
@@ -208,7 +209,7 @@ def _add_results(parser: Parser) -> None:
 def _add_model(parser: Parser) -> None:
     parser.add_argument(
         "--model",
-        choices=("last", "averaged"),
+        choices=MODELS,
         default="last",
         help="which of the run's two models (default: %(default)s)",
     )
@@ -326,7 +327,9 @@ def _reproduce(args: dict[str, Any]) -> None:
 
 def _launch(args: dict[str, Any]) -> None:
     parse(Defaults, {"ranks": args["ranks"]}, "flags")
-    words = [word for word in args["words"] if word != "--"]
+    words = args["words"]
+    if words[:1] == ["--"]:  # a later one is of the program that the ranks run
+        words = words[1:]
     if not words:
         raise UserError("launch: say what the ranks are to run: `lockstep launch -n 2 train …`")
     from lockstep.pipeline.launch import run_by_hand

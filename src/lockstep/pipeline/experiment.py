@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,14 +52,16 @@ def load(
         raise UserError(f"{table}: no column 'run' among {found}; tabs separate columns")
     runs: dict[str, Run] = {}
     taken = {name.casefold(): "is a name that Lockstep uses itself" for name in RESERVED}
+    # Before any of them is made: a few long lists make more than memory holds.
+    count = len(rows) * math.prod(map(len, config.grid.values()))
+    if count > MOST_RUNS:
+        raise UserError(
+            f"{where}: grid: {count:,} runs are more than {MOST_RUNS:,}; take fewer values"
+        )
     listed: list[dict[str, Any]] = []
     for row in rows.to_dict("records"):
         cells: dict[str, Any] = {str(key): cell for key, cell in row.items() if cell != ""}
         listed += (cells | more for more in _points(config.grid, cells, f"{where}: grid"))
-    if len(listed) > MOST_RUNS:
-        raise UserError(
-            f"{where}: grid: {len(listed):,} runs are more than {MOST_RUNS:,}; take fewer values"
-        )
     for number, cells in enumerate(listed, start=1):
         name = cells.get("run") or f"row {number}"
         values_of_run = {**config.defaults.model_dump(), **cells}

@@ -6,7 +6,7 @@ known to be better.
 
 import pandas as pd
 
-from lockstep.pipeline.kinds import Kind
+from lockstep.pipeline.kinds import MODELS, Kind
 
 VALIDATION = "validation_loss"
 # What comes out of a run, beside what its task measures.
@@ -33,7 +33,7 @@ def groups(table: pd.DataFrame, kind: Kind) -> pd.DataFrame:
     """
     inputs = [n for n in table if n not in ("run", "seed", *outcomes(kind))]
     differing = [name for name in inputs if table[name].astype(str).nunique() > 1]
-    metrics = [f"{name}_{model}" for name in kind.compared for model in ("last", "averaged")]
+    metrics = [f"{name}_{model}" for name in kind.compared for model in MODELS]
     metrics = [name for name in (*metrics, VALIDATION) if name in table]
     rows = []
     for _, group in table.groupby([table[n].astype(str) for n in inputs], sort=False):

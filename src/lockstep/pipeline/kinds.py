@@ -12,6 +12,9 @@ from lockstep.errors import UserError
 
 Shape = tuple[int, ...]
 
+# A run's two models, and their files in its folder.
+MODELS = {"last": "model.safetensors", "averaged": "averaged.safetensors"}
+
 
 @dataclass(frozen=True)
 class Array:
@@ -83,7 +86,7 @@ class Kind:
     @property
     def figured(self) -> tuple[str, ...]:
         """The columns of the table of runs that say how good the models are."""
-        both = (f"{name}_{model}" for name in self.compared for model in ("last", "averaged"))
+        both = (f"{name}_{model}" for name in self.compared for model in MODELS)
         return (*both, *filter(None, [self.baseline]), "loss")
 
     def title(self, name: str) -> str:

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 from lockstep.errors import UserError
 from lockstep.pipeline.config import UPKEEP, Config, Dataset, Run, Strict
 from lockstep.pipeline.data.sources import SOURCES
+from lockstep.pipeline.data.split import PARTS
+from lockstep.pipeline.kinds import Kind
 from lockstep.provenance import caps
 from lockstep.strategies import catalogue
 
@@ -157,6 +159,11 @@ def flags(section: Strict, *names: str) -> str:
         elif value is not None:
             words.append(f"{flag}={value}")  # in one word: a value may begin with a hyphen
     return shlex.join(words)
+
+
+def arrays(kind: Kind) -> list[str]:
+    """Return the files of arrays that `prepare` leaves, in the folder of the dataset."""
+    return [f"{part}/{array.name}.npy" for part in PARTS for array in kind.arrays]
 
 
 def flags_of_data(dataset: Dataset) -> str:

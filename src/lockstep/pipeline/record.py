@@ -15,7 +15,7 @@ from lockstep.errors import UserError
 from lockstep.files import check_sha256, read_json, sealed, unsealed, write_json
 from lockstep.pipeline.config import Run, parse
 from lockstep.pipeline.data.manifest import Manifest
-from lockstep.pipeline.kinds import TASKS
+from lockstep.pipeline.kinds import MODELS, TASKS
 
 T = TypeVar("T", bound="Record")
 
@@ -232,7 +232,7 @@ def read_metrics(results: Path, training: Training) -> Metrics:
         if getattr(found, key) != getattr(training, key):
             raise UserError(f"{path}: not of the training in {results / 'train.json'}; {do}")
     kind = TASKS[training.task]
-    keys = [f"{model}.{name}" for model in ("last", "averaged") for name in kind.measured]
+    keys = [f"{model}.{name}" for model in MODELS for name in kind.measured]
     keys += [f"{table}_sha256" for table in kind.tables]
     for key in keys:
         if attrgetter(key)(found) is None:

@@ -62,7 +62,6 @@ def write_results(
     buffers = {name: value for name, value in weights.items() if name not in trained}
     snapshots = {path.name: sha256(path) for path in sorted((output / "snapshots").iterdir())}
     seconds = sum(row["seconds"] for row in progress.history)
-    times = [TASKS[origin.task].rate, *TIMES, *({VALIDATION} & {*history})]
     best = best_of(progress.history)
     training = Training(
         **dict(origin),
@@ -72,7 +71,7 @@ def write_results(
         parameters_sha256=state.digest(parameters),
         buffers_sha256=state.digest(buffers) if buffers else None,
         optimizer_sha256=state.digest(optimizer),
-        history_sha256=state.digest(history.drop(columns=times).to_csv(index=False)),
+        history_sha256=state.digest(without_times(history, origin.task).to_csv(index=False)),
         history_csv_sha256=sha256(output / "history.csv"),
         snapshots_sha256=state.digest(snapshots),
         snapshots=snapshots,
@@ -86,6 +85,11 @@ def write_results(
     )
     write_training(output, training)
     return training
+
+
+def without_times(history: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Return what is a result in a history of a task."""
+    return history.drop(columns=[n for n in history if n in (*TIMES, VALIDATION, TASKS[task].rate)])
 
 
 def make_row(

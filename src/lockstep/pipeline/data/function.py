@@ -9,7 +9,14 @@ import numpy as np
 from lockstep.errors import UserError
 from lockstep.pipeline.config import Dataset
 from lockstep.pipeline.data.split import of_names, split
-from lockstep.pipeline.data.stream import PIXEL, Decoded, Rows, by_part, of_images
+from lockstep.pipeline.data.stream import (
+    PIXEL,
+    Decoded,
+    Rows,
+    by_part,
+    number_classes,
+    of_images,
+)
 from lockstep.pipeline.own import find
 
 
@@ -33,10 +40,7 @@ def yielded(dataset: Dataset, raw: Path, threads: int) -> Decoded:
         splits.append(part)
     if shape is None:
         raise UserError(f"{name}: yields nothing; expected (image, label) of each sample")
-    found = sorted(set(labels))
-    names = sorted(found, key=int) if all(map(str.isdecimal, found)) else found
-    index = {label: number for number, label in enumerate(names)}
-    numbers = np.array([index[label] for label in labels], np.int64)
+    names, numbers = number_classes(labels)
     if any(splits):
         which = of_names(np.array(splits), name)
     else:

@@ -81,8 +81,7 @@ def _pixels(image: Image.Image, look: Look) -> np.ndarray:
     upright = ImageOps.exif_transpose(image)
     colour = look.colour
     if colour == "auto":
-        transparent_grey = upright.mode in GREY
-        colour = "grey" if transparent_grey else "rgb"
+        colour = "grey" if upright.mode in GREY else "rgb"
     plain = _of_8_bits(upright).convert("L" if colour == "grey" else "RGB")
     if look.size is not None:
         plain = _resized(plain, look.size[1], look.size[0], look.resize)

@@ -3,7 +3,7 @@
 import contextlib
 import gzip
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -193,6 +193,19 @@ def of_images(
         samples={part: len(array) for part, array in targets.items()},
         **more,
     )
+
+
+def number_classes(labels: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Return the names of classes, in order of numbers, if all are, or of letters; and the number
+    of each label's class (int64, N)."""
+    found, numbers = np.unique(np.array(labels, dtype=object), return_inverse=True)
+    names = [str(name) for name in found]
+    if all(map(str.isdecimal, names)):
+        order = sorted(range(len(names)), key=lambda at: int(names[at]))
+        places = np.empty(len(names), np.int64)
+        places[order] = np.arange(len(names))
+        names, numbers = [names[at] for at in order], places[numbers]
+    return names, numbers.astype(np.int64)
 
 
 def check_labels(labels: np.ndarray, names: list[str], where: str, whole: bool = True) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from lockstep.errors import UserError, first_line
+from lockstep.pipeline.data.folder import files_below
 from lockstep.pipeline.data.split import of_names
+from lockstep.pipeline.data.stream import number_classes
 
 # Rows of images that are in memory at once.
 ROWS = 64
@@ -54,20 +56,10 @@ def read(path: Path, group: str | None) -> Rows:
     if path.suffix.lower() == ".csv" and not path.is_dir():
         return _of_csv(path, group)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*.parquet") if not _hidden(p.relative_to(path)))
-        if not files:
+        if not (files := [file for file in files_below(path) if file.suffix == ".parquet"]):
             raise UserError(f"{path}: has no .parquet file in it")
         return _of_parquet(path, files, group)
     return _of_parquet(path.parent, [path], group)
-
-
-def files_of(path: Path) -> list[Path]:
-    """Return the files that a table consists of, but for those that it names."""
-    return sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _of_csv(path: Path, group: str | None) -> Rows:
@@ -103,7 +95,13 @@ def _of_parquet(root: Path, files: list[Path], group: str | None) -> Rows:
         for name in small:
             columns.setdefault(name, []).extend(part[name])
         splits += [_split_of(file.name)] * counts[-1]
-    found = {name: np.array([str(v) for v in values]) for name, values in columns.items()}
+    for name, values in columns.items():
+        if len(values) != sum(counts):
+            raise UserError(f"{root}: the column {name!r} is not in all of its {len(files)} files")
+    found = {
+        name: np.array(["" if value is None else str(value) for value in values])
+        for name, values in columns.items()
+    }
     if "split" not in found and all(splits) and len(set(splits)) > 1:
         found["split"] = np.array(splits)
     _want(files[0], found, *([] if image else ["path"]), "label", *([group] if group else []))
@@ -137,7 +135,13 @@ def _rows(
     if (empty := np.flatnonzero(labels == "")).size:
         raise UserError(f"{path}: row {empty[0] + 1} has no label")
     if named:  # numbers of classes that the table has names for
-        numbers = labels.astype(np.int64)
+        try:
+            numbers = labels.astype(np.int64)
+        except ValueError as error:
+            raise UserError(
+                f"{path}: label: {first_line(error)}; expected the number of one of the classes "
+                f"that its schema names"
+            ) from None
         if numbers.min() < 0 or numbers.max() >= len(named):
             wrong = int(np.flatnonzero((numbers < 0) | (numbers >= len(named)))[0])
             raise UserError(
@@ -145,9 +149,7 @@ def _rows(
             )
         names = named
     else:
-        found = sorted(set(labels.tolist()))
-        names = sorted(found, key=int) if all(map(str.isdecimal, found)) else found
-        numbers = np.array([names.index(label) for label in labels], np.int64)
+        names, numbers = number_classes(labels.tolist())
     files = columns["path"].tolist()
     which = of_names(columns["split"], str(path)) if "split" in columns else None
     if which is not None and not (which == 0).any():

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from lockstep.pipeline.groups import VALIDATION, choice, for_person, groups, outcomes
-from lockstep.pipeline.kinds import CLASSIFICATION, Kind
+from lockstep.pipeline.kinds import CLASSIFICATION, MODELS, Kind
 from lockstep.pipeline.report import style
 from lockstep.pipeline.report.page import make_list, make_page, make_table
 from lockstep.strategies import catalogue
@@ -29,7 +29,6 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "seconds": "{:,.2f}".format,
     "bytes_sent": lambda sent: f"{sent / 1e6:,.2f}",
 }
-MODELS = ("last", "averaged")
 NOTE = """<p class="note">Runs with the same letter have the same model, bit for bit; a hollow
 letter is a model that one run alone gave. Point at a hash to see all of it.</p>"""
 # Fills on which white or black letters are read; models beyond them take them from the start,
@@ -54,7 +53,7 @@ def page_of_runs(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> str:
     titles, formats = TITLES | {kind.rate: f"{kind.unit}/s"}, dict(FORMATS)
     formats[kind.rate] = "{:,.0f}".format
     for name in kind.compared:
-        for model in ("last", "averaged"):
+        for model in MODELS:
             titles[f"{name}_{model}"] = f"{kind.title(name)}, {model}"
             formats[f"{name}_{model}"] = partial(kind.text, name)
     sentences = [*read_baseline(table, kind), *read_bits(table, inputs, chips)]

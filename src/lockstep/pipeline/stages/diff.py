@@ -9,7 +9,7 @@ from lockstep import provenance
 from lockstep.errors import UserError, first_line, in_words
 from lockstep.files import DAMAGE
 from lockstep.pipeline.record import Training, read_training
-from lockstep.pipeline.results import TIMES
+from lockstep.pipeline.results import without_times
 from lockstep.pipeline.stages.reproduce import RESULTS, circumstances
 
 
@@ -28,12 +28,12 @@ def diff(one: Path, other: Path) -> bool:
     """
     first, second = read_training(one), read_training(other)
     found = [
-        (
-            "configuration",
-            _pairs(first.configuration.model_dump(), second.configuration.model_dump()),
-        ),
-        ("data", _pairs(_data(first), _data(second))),
-        ("circumstances", _pairs(circumstances(first), circumstances(second))),
+        (title, provenance.differences(of(first), of(second)))
+        for title, of in (
+            ("configuration", lambda training: training.configuration.model_dump()),
+            ("data", _data),
+            ("circumstances", circumstances),
+        )
     ]
     names = provenance.other_code(first.code, second.code)
     for title, pairs in found:
@@ -47,12 +47,9 @@ def diff(one: Path, other: Path) -> bool:
     for name, equal in zip(RESULTS, same, strict=True):
         print(f"{'result':15}{name}: {'the same bits' if equal else 'different'}")
     if not all(same):
-        print(f"{'result':15}{_where(one, other)}")
+        histories = (_history(folder, run.task) for folder, run in ((one, first), (other, second)))
+        print(f"{'result':15}{_where(*histories)}")
     return all(same)
-
-
-def _pairs(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    return provenance.differences(one, other)
 
 
 def _data(training: Training) -> dict[str, Any]:
@@ -65,9 +62,8 @@ def _data(training: Training) -> dict[str, Any]:
     }
 
 
-def _where(one: Path, other: Path) -> str:
+def _where(first: pd.DataFrame, second: pd.DataFrame) -> str:
     """Return from which epoch on two histories differ, and in what first."""
-    first, second = (_history(folder) for folder in (one, other))
     columns = [name for name in first if name in second]
     for row in range(min(len(first), len(second))):
         for name in columns:
@@ -79,11 +75,10 @@ def _where(one: Path, other: Path) -> str:
     return "history: the same in every epoch"
 
 
-def _history(folder: Path) -> pd.DataFrame:
+def _history(folder: Path, task: str) -> pd.DataFrame:
     path = folder / "history.csv"
     try:
         history = pd.read_csv(path)
     except DAMAGE as error:
         raise UserError(f"{path}: not a table ({first_line(error)}); train again") from None
-    times = {*TIMES, *(name for name in history if str(name).endswith("_per_second"))}
-    return history.drop(columns=[name for name in history if name in times])
+    return without_times(history, task)

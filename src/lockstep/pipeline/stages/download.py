@@ -18,7 +18,6 @@ from lockstep.files import atomic, sha256, sweep, write_json
 from lockstep.pipeline.config import Dataset
 from lockstep.pipeline.data.folder import describe
 from lockstep.pipeline.data.sources import SOURCES, Source
-from lockstep.pipeline.data.table import files_of
 
 # Seconds that a server may send nothing, and over which it sends at least SLOWEST bytes a second.
 PATIENCE = 30.0
@@ -192,15 +191,13 @@ def _reason(error: Exception) -> str:
 def _look_through(dataset: Dataset, path: Path) -> dict[str, Any]:
     if dataset.name == "function":  # its code is the stages' affair
         return {}
-    if dataset.name in ("npz", "table"):
-        table = dataset.name == "table"
-        if not path.is_file() and not (table and path.is_dir()):
-            what = "a .csv or .parquet, or a folder of those" if table else "an .npz of your own"
+    if dataset.name == "npz" or (dataset.name == "table" and not path.is_dir()):
+        if not path.is_file():
+            what = "an .npz of your own"
+            if dataset.name == "table":
+                what = "a .csv or .parquet, or a folder of .parquet files"
             raise UserError(f"dataset.path: {path} is not a file; expected {what}")
-        return {
-            file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
-            for file in (files_of(path) if table else [path])
-        }
+        return {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}}
     if not path.is_dir():
         raise UserError(
             f"dataset.path: {path} is not a folder; expected one with a folder per class"

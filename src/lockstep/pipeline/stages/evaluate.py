@@ -14,6 +14,7 @@ from lockstep import tensors as state
 from lockstep.files import atomic, check_sha256, sha256, sweep, write_json
 from lockstep.pipeline.data.arrays import open_part, read_files
 from lockstep.pipeline.data.manifest import Manifest, check_files, read_manifest
+from lockstep.pipeline.kinds import MODELS
 from lockstep.pipeline.models import build
 from lockstep.pipeline.record import (
     Averaged,
@@ -26,8 +27,6 @@ from lockstep.pipeline.tasks.make import make
 from lockstep.pipeline.tasks.validation import score
 from lockstep.reduce.layout import move
 from lockstep.session import Session
-
-MODELS = {"last": "model.safetensors", "averaged": "averaged.safetensors"}
 
 
 def evaluate(results: Path, data: Path, ranks: int | None, threads: int) -> dict[str, Any] | None:

@@ -12,16 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from lockstep import tensors
 from lockstep.errors import UserError, first_line
 from lockstep.files import atomic, write_json, write_text
 from lockstep.pipeline.kinds import TASKS
-from lockstep.pipeline.model_file import about, manifest_of
-from lockstep.pipeline.models import build
+from lockstep.pipeline.model_file import about
 from lockstep.pipeline.record import Training, read_training
-from lockstep.pipeline.stages.predict import model_file
+from lockstep.pipeline.stages.predict import model_file, network_of
 
-FORMATS = ("torch", "onnx", "safetensors")
 # What a program that is exported is tried with: two samples or more, so that their number stays
 # free.
 SAMPLES = 2
@@ -87,7 +84,7 @@ def export(results: Path, to: str, model: str, output: Path) -> Path:
     else:
         target = output / ("model.pt2" if to == "torch" else "model.onnx")
         try:
-            _write_program(_whole(training, path), training, to, target)
+            _write_program(Whole(network_of(training, path), training), training, to, target)
         except UserError:
             raise
         except Exception as error:  # of torch's exporter, whatever the model has run it into
@@ -97,19 +94,6 @@ def export(results: Path, to: str, model: str, output: Path) -> Path:
             ) from error
     write_text(output / "README.md", card(results, training, model, target.name))
     return target
-
-
-def _whole(training: Training, path: Path) -> Whole:
-    manifest = manifest_of(training)
-    model = build(
-        training.configuration.model,
-        manifest.shape,
-        manifest.outputs,
-        kind=manifest.kind,
-        like=tensors.shapes(path),
-    )
-    tensors.load(model, path)
-    return Whole(model.eval(), training).eval()
 
 
 def _write_program(whole: Whole, training: Training, to: str, target: Path) -> None:

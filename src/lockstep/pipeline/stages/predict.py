@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn import functional
 
 from lockstep import tensors
 from lockstep.errors import UserError, say
@@ -16,17 +15,17 @@ from lockstep.files import atomic, check_sha256
 from lockstep.pipeline.data.folder import SUFFIXES, files_below
 from lockstep.pipeline.data.npz import Npz
 from lockstep.pipeline.data.pixels import Look, decode
-from lockstep.pipeline.kinds import TASKS
+from lockstep.pipeline.kinds import MODELS, TASKS
 from lockstep.pipeline.model_file import manifest_of
 from lockstep.pipeline.models import build
 from lockstep.pipeline.record import Training, read_averaged, read_training
-from lockstep.pipeline.tasks.language import PADDING
+from lockstep.pipeline.tasks.classification import Classification, probability_columns
+from lockstep.pipeline.tasks.language import PADDING, Language
 from lockstep.pipeline.tasks.make import make
 from lockstep.pipeline.tasks.supervised import Supervised
 from lockstep.reduce.layout import move
 from lockstep.session import Session
 
-MODELS = {"last": "model.safetensors", "averaged": "averaged.safetensors"}
 # How many of the likeliest classes the terminal shows.
 BEST = 3
 
@@ -57,18 +56,12 @@ def predict(results: Path, files: Sequence[Path], model: str, csv: Path | None) 
     path = model_file(results, training, model)
     with Session(ranks=1, threads=run.threads, device=run.device, saves=False) as session:
         task = make(run, manifest, session.device)
-        network = build(
-            run.model,
-            manifest.shape,
-            manifest.outputs,
-            kind=manifest.kind,
-            like=tensors.shapes(path),
-        )
-        tensors.load(network, path)
-        move(network.eval(), session.device)
+        network = network_of(training, path)
+        move(network, session.device)
         parts = []
         for names, arrays in _chunks(files, training, task.chunk):
-            parts.append(_table(training, names, arrays, _outputs(network, task, arrays)))
+            outputs = _outputs(network, task, arrays)
+            parts.append(_table(task, training.classes, names, arrays, outputs))
     if not parts:
         raise UserError(f"predict: there is no image in {', '.join(map(str, files))}")
     table = pd.concat(parts, ignore_index=True)
@@ -109,6 +102,24 @@ def model_file(results: Path, training: Training, model: str) -> Path:
     return path
 
 
+def network_of(training: Training, path: Path) -> nn.Module:
+    """Return a run's network, in evaluation mode, with the weights in `path`.
+
+    Raises:
+        UserError: it cannot be built, or the weights are not its own.
+    """
+    manifest = manifest_of(training)
+    network = build(
+        training.configuration.model,
+        manifest.shape,
+        manifest.outputs,
+        kind=manifest.kind,
+        like=tensors.shapes(path),
+    )
+    tensors.load(network, path)
+    return network.eval()
+
+
 def _chunks(
     files: Sequence[Path], training: Training, size: int
 ) -> Iterator[tuple[list[str], np.ndarray]]:
@@ -138,9 +149,12 @@ def _samples(files: Sequence[Path], training: Training) -> Iterator[tuple[str, n
 
 def _photos(path: Path, training: Training) -> Iterator[tuple[str, np.ndarray]]:
     channels, *size = training.shape
+    if channels not in (1, 3):
+        raise UserError(
+            f"{path}: the model takes {channels} channels, and photos have 1 or 3; expected an .npz"
+        )
     known = Look.of(training.image) if training.image else Look()
-    colour = {1: "grey", 3: "rgb"}.get(channels, "auto")
-    look = Look((size[0], size[1]), known.resize, colour)
+    look = Look((size[0], size[1]), known.resize, "grey" if channels == 1 else "rgb")
     photos = (
         [file for file in files_below(path) if file.name.lower().endswith(SUFFIXES)]
         if path.is_dir()
@@ -188,28 +202,26 @@ def _outputs(network: nn.Module, task: Supervised, arrays: np.ndarray) -> torch.
 
 
 def _table(
-    training: Training, names: list[str], arrays: np.ndarray, outputs: torch.Tensor
+    task: Supervised,
+    classes: list[str],
+    names: list[str],
+    arrays: np.ndarray,
+    outputs: torch.Tensor,
 ) -> pd.DataFrame:
     """Return what a person reads out of a chunk's outputs."""
     columns: dict[str, Any] = {"file": names}
-    if training.task == "classification":
-        probabilities = outputs.softmax(dim=1).double().numpy().round(6)
-        classes = np.array(training.classes, dtype=object)
-        columns["prediction"] = classes[outputs.argmax(dim=1).numpy()]
-        columns |= {f"p_{name}": probabilities[:, k] for k, name in enumerate(classes)}
-    elif training.task == "regression":
-        columns |= {f"output_{k}": outputs[:, k].numpy() for k in range(outputs.shape[1])}
-    else:
-        tokens = torch.from_numpy(arrays).long()
+    if isinstance(task, Classification):
+        columns["prediction"] = np.array(classes, object)[outputs.argmax(dim=1).numpy()]
+        columns |= probability_columns(outputs.softmax(dim=1).numpy(), classes)
+    elif isinstance(task, Language):
         length = outputs.shape[1]
-        if tokens.shape[1] > length:
-            targets = tokens[:, 1:]
-            losses = functional.cross_entropy(
-                outputs.flatten(0, 1), targets.flatten(), ignore_index=PADDING, reduction="none"
-            ).view(targets.shape)
-            columns["loss"] = losses.double().sum(1).numpy() / (targets != PADDING).sum(1).numpy()
-        last = (tokens[:, :length] != PADDING).sum(1) - 1
+        if arrays.shape[1] > length:
+            targets = torch.from_numpy(arrays[:, 1:]).long()
+            columns["loss"] = task.each(outputs, targets) / (targets != PADDING).sum(dim=1)
+        last = (arrays[:, :length] != PADDING).sum(axis=1) - 1
         following = outputs[torch.arange(len(outputs)), last].softmax(dim=1)
-        columns["next"] = following.argmax(1).numpy()
-        columns["probability"] = following.max(1).values.numpy()
+        columns["next"] = following.argmax(dim=1)
+        columns["probability"] = following.max(dim=1).values
+    else:
+        columns |= {f"output_{k}": outputs[:, k] for k in range(outputs.shape[1])}
     return pd.DataFrame(columns)

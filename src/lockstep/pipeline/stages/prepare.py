@@ -30,7 +30,6 @@ from lockstep.pipeline.data.manifest import write_manifest
 from lockstep.pipeline.data.sources import SOURCES
 from lockstep.pipeline.data.split import PARTS
 from lockstep.pipeline.data.stream import DOWNLOAD_AGAIN, Decoded, check_labels
-from lockstep.pipeline.data.table import files_of
 from lockstep.pipeline.kinds import TASKS
 
 # Bytes from which on it is said how many there will be.
@@ -151,7 +150,7 @@ def _check_sources(dataset: Dataset, output: Path, sums: Mapping[Path, str] | No
     if dataset.name == "function":
         return
     if dataset.path is not None:
-        paths = files_of(Path(dataset.path)) if dataset.name == "table" else [Path(dataset.path)]
+        paths = [Path(dataset.path)]
     else:
         paths = [output / "raw" / name for name in SOURCES[dataset.name].files]
     try:

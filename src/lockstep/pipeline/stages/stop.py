@@ -10,6 +10,9 @@ from lockstep.errors import UserError
 PATIENCE = 120.0
 LOOK_EVERY = 0.2
 
+# What a training leaves last: one of the pipeline's, and one in a loop of one's own.
+RECORDS = ("train.json", "run.json")
+
 
 def stop(results: Path, patience: float = PATIENCE) -> None:
     """Ask the training that writes to `results` to save and stop, and wait until it has heard.
@@ -23,7 +26,7 @@ def stop(results: Path, patience: float = PATIENCE) -> None:
     checkpoints = results / "checkpoints"
     if not checkpoints.is_dir():
         raise UserError(f"{results}: nothing has trained here; expected the folder of a run")
-    if (results / "train.json").exists():
+    if any((results / record).exists() for record in RECORDS):
         raise UserError(f"{results}: this run has been trained to its end")
     file = checkpoints / STOP
     file.touch()

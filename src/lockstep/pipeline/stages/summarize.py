@@ -8,7 +8,7 @@ import pandas as pd
 from lockstep.files import atomic, sweep
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.groups import VALIDATION, choice, for_person, groups
-from lockstep.pipeline.kinds import TASKS, of_columns
+from lockstep.pipeline.kinds import MODELS, TASKS, of_columns
 from lockstep.pipeline.record import read_metrics, read_training
 from lockstep.strategies import catalogue
 
@@ -56,7 +56,7 @@ def _row(folder: Path) -> dict[str, object]:
         **{
             f"{name}_{model}": getattr(getattr(metrics, model), name)
             for name in kind.compared
-            for model in ("last", "averaged")
+            for model in MODELS
         },
         **({kind.baseline: getattr(metrics.last, kind.baseline)} if kind.baseline else {}),
         "loss": metrics.last.loss,

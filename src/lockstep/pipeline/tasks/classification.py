@@ -131,13 +131,18 @@ class Classification(Supervised):
         columns |= {name: names[of["predicted"]] for name, of in found.items()}
         probabilities = found["last"].get("probabilities")
         if probabilities is not None:
-            rounded = probabilities.astype(np.float64).round(6)
-            columns |= {f"p_{name}": rounded[:, at] for at, name in enumerate(self.names)}
+            columns |= probability_columns(probabilities, self.names)
         confusions = [
             confusion(targets, of["predicted"], self.names).assign(model=name)
             for name, of in found.items()
         ]
         return {"predictions": pd.DataFrame(columns), "confusion": pd.concat(confusions)}
+
+
+def probability_columns(probabilities: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    """Return a column for each class, `p_<name>`, of probabilities (float32, N x classes)."""
+    rounded = probabilities.astype(np.float64).round(6)
+    return {f"p_{name}": rounded[:, at] for at, name in enumerate(names)}
 
 
 def _parts_of_mixed(
