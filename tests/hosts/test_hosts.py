@@ -50,5 +50,5 @@ def test_the_workflow_runs_on_the_hosts_of_its_hostfile(network, reference, work
     done = network.hosts[0].run([*words, "--configfile", "config/hosts.yaml"], workspace.folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert shlex.join(map(str, launch(4))) in done.stderr  # what the other tests launch, too
-    assert places(workspace.folder / "results/hosts") == ["node1", "node2", "node3", "node3"]
-    assert hashes(workspace.folder / "results/hosts") == reference
+    assert places(workspace.folder / "results/hosts/hosts") == ["node1", "node2", "node3", "node3"]
+    assert hashes(workspace.folder / "results/hosts/hosts") == reference

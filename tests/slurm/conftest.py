@@ -87,7 +87,7 @@ class Login(Workspace):
 
     def step(self) -> int:
         """Return the step of the newest checkpoint."""
-        found = self.folder.glob("results/four/checkpoints/*/step-*")
+        found = self.folder.glob("results/slurm/four/checkpoints/*/step-*")
         return max((int(path.name.removeprefix("step-")) for path in found), default=0)
 
     def _wait_until(self, happened: Callable[[], object]) -> None:

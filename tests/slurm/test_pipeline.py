@@ -18,7 +18,7 @@ def finished(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Logi
     """Run the pipeline, and let its training lose one job after the other."""
     login = Login(tmp_path_factory.mktemp("login"), cluster)
     products = ["check/4x1-auto.json", "check/1x1-auto.json", "four/metrics.json"]
-    running = login.start(*(f"results/{name}" for name in products))
+    running = login.start(*(f"results/slurm/{name}" for name in products))
     try:
         cut_short(login, cluster)
         running.wait(timeout=240)
@@ -49,7 +49,7 @@ def cut_short(login: Login, cluster: Cluster) -> None:
 
 
 def record(login: Login, name: str) -> Any:
-    return json.loads((login.folder / "results" / name).read_text())
+    return json.loads((login.folder / "results/slurm" / name).read_text())
 
 
 def test_ranks_land_where_they_were_asked_for(finished: Login) -> None:
@@ -61,7 +61,7 @@ def test_ranks_land_where_they_were_asked_for(finished: Login) -> None:
         assert {first, third} < {"n1", "n2", "n3"}
     assert check["launcher"] == four["launcher"] == "srun"
     assert four["backend"] == "mpi4py"
-    assert (finished.folder / "results/four/predictions.csv").exists()
+    assert (finished.folder / "results/slurm/four/predictions.csv").exists()
     assert len(list((finished.folder / "logs/slurm/rule_train_run/four").iterdir())) == 4
 
 
@@ -79,7 +79,7 @@ def test_every_job_that_was_cut_short_is_taken_on_by_the_next(finished: Login) -
 
 
 def test_one_process_where_users_log_in_gives_the_same_bits(finished: Login) -> None:
-    command = [sys.executable, "-m", "lockstep", "reproduce", "results/four"]
+    command = [sys.executable, "-m", "lockstep", "reproduce", "results/slurm/four"]
     done = run(command, finished.folder)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -95,9 +95,9 @@ def test_nodes_that_the_ranks_cannot_share_are_refused(login: Login) -> None:
 
 def test_an_srun_that_does_not_speak_this_mpis_protocol_is_refused(login: Login) -> None:
     login.edit("--mpi=pmix", "--mpi=none")
-    done = login.snakemake("results/check/4x1-auto.json")
+    done = login.snakemake("results/slurm/check/4x1-auto.json")
     assert done.returncode == 1
     line = "lockstep check, rank 0: ranks: 4 were asked for, and srun brought up 1 on n"
-    assert line in (login.folder / "logs/check/4x1-auto.log").read_text()
+    assert line in (login.folder / "logs/slurm/check/4x1-auto.log").read_text()
     assert len(list((login.folder / "logs/slurm/rule_check_world/4x1-auto").iterdir())) == 1
-    assert not (login.folder / "results/check/4x1-auto.json").exists()
+    assert not (login.folder / "results/slurm/check/4x1-auto.json").exists()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -18,7 +19,7 @@ from lockstep.pipeline.config import (
     RunRow,
     parse,
 )
-from lockstep.pipeline.experiment import RESERVED, load
+from lockstep.pipeline.experiment import RESERVED, folders, load
 from lockstep.pipeline.yaml_file import check_file
 
 # Of these a run differs from the defaults in each value.
@@ -323,6 +324,27 @@ def test_where_data_is_a_link_only_datasets_are_taken(read, tmp_path, monkeypatc
         values = {"dataset": {"name": dataset}, "pathvars": {"results": str(results)}}
         with refused("pathvars: results: ", "is among the datasets"):
             read("run\na\n", values)
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        (["config/mnist.yaml"], "mnist"),
+        (["config/mnist.yaml", "/etc/site.v2.yaml"], "mnist+site.v2"),
+        (["experiments/first/config.yaml"], "first"),
+        (["a b{c}<d>.yaml"], "a_b_c_d_"),
+        (["...yaml"], "config"),
+    ],
+)
+def test_each_configuration_has_results_and_logs_of_its_own(files, name):
+    found = folders(Config(), map(Path, files))
+    logs = f"logs/{name}"
+    assert found == {"results": f"results/{name}", "logs": logs, "benchmarks": f"{logs}/benchmarks"}
+
+
+def test_the_configuration_may_say_where_results_and_logs_are():
+    found = folders(Config(pathvars={"logs": "out"}), [Path("config/mine.yaml")])
+    assert found == {"results": "results/mine", "logs": "out", "benchmarks": "out/benchmarks"}
 
 
 def test_folders_may_lie_within_one_another(read):

@@ -109,5 +109,10 @@ def test_the_configuration_of_a_report_has_nothing_that_changes_no_result():
         "dataset": {"name": "mnist", "mirror": "http://x"},
         "defaults": {"timeout": 9, "lr": 1},
     }
-    found = json.loads(launch.resolved(given | {"runs": "r.tsv"}))
-    assert found == {"dataset": {"name": "mnist"}, "defaults": {"lr": 1}, "runs": "r.tsv"}
+    found = json.loads(launch.resolved(given | {"runs": "r.tsv"}, {"logs": "l"}))
+    assert found == {
+        "dataset": {"name": "mnist"},
+        "defaults": {"lr": 1},
+        "pathvars": {"logs": "l"},
+        "runs": "r.tsv",
+    }

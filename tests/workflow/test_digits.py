@@ -38,14 +38,14 @@ def restored(finished):
 
 
 def test_the_default_run_ends_with_a_table_and_a_report(finished):
-    results = finished.folder / "results"
+    results = finished.folder / "results/config"
     summary = pd.read_csv(results / "summary.csv")
     assert list(summary["run"]) == ["digits"]
     assert summary["accuracy_last"][0] >= 0.97
     assert summary["accuracy_averaged"][0] >= 0.97
     assert summary["ranks"][0] == 2
     assert "accuracy_averaged" in finished.said
-    assert "results/report.html" in finished.said
+    assert "results/config/report.html" in finished.said
     page = (results / "report.html").read_text()
     figures = ["curves.svg", "confusion.svg", "shards.svg", "time.svg", "scaling.svg"]
     figures += ["runs.html", "communication.html", "latency.svg", "bandwidth.svg"]
@@ -58,14 +58,14 @@ def test_the_default_run_ends_with_a_table_and_a_report(finished):
 
 
 def test_the_records_say_how_the_result_came_about(finished):
-    record = json.loads((finished.folder / "results/digits/train.json").read_text())
+    record = json.loads((finished.folder / "results/config/digits/train.json").read_text())
     manifest = json.loads((finished.folder / "data/digits/manifest.json").read_text())
     assert record["configuration"]["seed"] == 0
     assert record["data_sha256"] == manifest["sha256"]
     assert record["launcher"] == "mpirun"
     assert [rank["rank"] for rank in record["ranks"]] == [0, 1]
     assert {"python", "torch", "numpy", "mpi4py", "snakemake"} <= set(record["versions"])
-    history = pd.read_csv(finished.folder / "results/digits/history.csv")
+    history = pd.read_csv(finished.folder / "results/config/digits/history.csv")
     assert list(history["epoch"]) == list(range(1, record["configuration"]["epochs"] + 1))
     parts = [f"{part}_seconds" for part in ("input", "compute", "communication")]
     assert history[parts].sum(axis=1).to_numpy() == pytest.approx(history["seconds"].to_numpy())
@@ -76,7 +76,7 @@ def test_every_rule_leaves_a_log_and_a_benchmark(finished):
     expected |= {"partition/digits-stratified-4-seed0"}
     rules = ("download", "prepare", "train", "average", "evaluate", "draw", "predict")
     expected |= {f"{rule}/digits" for rule in rules}
-    for folder, ending in (("logs", ".log"), ("logs/benchmarks", ".tsv")):
+    for folder, ending in (("logs/config", ".log"), ("logs/config/benchmarks", ".tsv")):
         folder = finished.folder / folder
         found = {path.relative_to(folder) for path in folder.rglob(f"*{ending}")}
         assert {str(path.with_suffix("")) for path in found} == expected
@@ -135,13 +135,13 @@ def test_a_model_reruns_train_and_the_check_of_the_model(restored):
 @pytest.mark.parametrize(
     ("product", "rule"),
     [
-        ("results/digits/model.safetensors", "train_run"),
-        ("results/digits/predictions.csv", "evaluate_run"),
-        thorough("results/digits/figures/time.svg", "draw_run"),
-        thorough("results/check/2x1-auto.json", "check_world"),
-        thorough("results/check/2x1-auto.csv", "check_world"),
-        thorough("results/digits/figures/scaling.svg", "predict_run"),
-        thorough("results/figures/2x1-auto/communication.html", "draw_launch"),
+        ("results/config/digits/model.safetensors", "train_run"),
+        ("results/config/digits/predictions.csv", "evaluate_run"),
+        thorough("results/config/digits/figures/time.svg", "draw_run"),
+        thorough("results/config/check/2x1-auto.json", "check_world"),
+        thorough("results/config/check/2x1-auto.csv", "check_world"),
+        thorough("results/config/digits/figures/scaling.svg", "predict_run"),
+        thorough("results/config/figures/2x1-auto/communication.html", "draw_launch"),
         thorough("data/digits/manifest.json", "prepare"),
     ],
 )
@@ -155,7 +155,7 @@ def test_a_product_that_was_removed_is_made_again(finished, product, rule):
 
 
 def test_a_record_that_was_removed_is_missed_by_what_lies_behind(finished):
-    path = finished.folder / "results/digits/train.json"
+    path = finished.folder / "results/config/digits/train.json"
     path.rename(path.with_suffix(".away"))
     try:
         assert finished.jobs("evaluate")["train_run"] == 1
@@ -208,7 +208,7 @@ def test_a_browser_shows_the_report(finished, tmp_path):
                 f"--user-data-dir={tmp_path}",
                 "--virtual-time-budget=10000",
                 "--dump-dom",
-                (finished.folder / "results" / page).as_uri(),
+                (finished.folder / "results/config" / page).as_uri(),
             ],
             tmp_path,
         )
@@ -217,7 +217,7 @@ def test_a_browser_shows_the_report(finished, tmp_path):
 
 
 @pytest.mark.thorough
-def test_another_experiment_and_back_gives_the_table_of_the_first(make_workspace):
+def test_another_experiment_leaves_the_results_of_the_first(make_workspace):
     workspace = make_workspace("back")
     small = workspace.write("config/small.yaml", "defaults: {epochs: 3}\n")
     other = workspace.write(
@@ -225,9 +225,9 @@ def test_another_experiment_and_back_gives_the_table_of_the_first(make_workspace
         "defaults: {epochs: 3, model: linear, ranks: 1}\nruns: config/other.tsv\n",
     )
     workspace.write("config/other.tsv", "run\nother\n")
-    for config, name in ((small, "digits"), (other, "other"), (small, "digits")):
+    for config, name in ((small, "digits"), (other, "other")):
         done = workspace.snakemake("summarize", "--configfile", config)
         assert done.returncode == 0, done.stdout + done.stderr
-        summary = pd.read_csv(workspace.folder / "results/summary.csv")
+        summary = pd.read_csv(workspace.folder / "results" / config.stem / "summary.csv")
         assert list(summary["run"]) == [name]
     assert workspace.jobs("summarize", "--configfile", small) == {}

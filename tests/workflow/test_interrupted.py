@@ -19,7 +19,7 @@ def interrupted(workspace):
     config["defaults"] |= {"epochs": 30, "schedule": "constant", "checkpoint_every": "20 steps"}
     workspace.write("config/config.yaml", yaml.safe_dump(config))
     workspace.write("config/runs.tsv", "run\tstrategy\tranks\nlong\tsync_sgd\t2\nref\tsingle\t1\n")
-    done = workspace.snakemake("results/ref/train.json")
+    done = workspace.snakemake("results/config/ref/train.json")
     assert done.returncode == 0, done.stderr
     yield workspace
     for left in processes(workspace):  # by a test that failed in the middle
@@ -28,9 +28,9 @@ def interrupted(workspace):
 
 def start(workspace, *words):
     """Start training, and return Snakemake when a new checkpoint is there."""
-    folder = workspace.folder / "results" / "long" / "checkpoints"
+    folder = workspace.folder / "results" / "config" / "long" / "checkpoints"
     before = max((path.name for path in folder.glob("*/step-*")), default="")
-    running = workspace.start("results/long/train.json", *words)
+    running = workspace.start("results/config/long/train.json", *words)
     while max((path.name for path in folder.glob("*/step-*")), default="") <= before:
         assert running.poll() is None, running.stderr.read()
         time.sleep(0.02)
@@ -60,7 +60,7 @@ def launcher(workspace):
 
 @pytest.mark.thorough
 def test_any_interruption_is_survived(interrupted):
-    folder = interrupted.folder / "results"
+    folder = interrupted.folder / "results/config"
 
     # Ctrl-C in a terminal: Snakemake and its jobs get it.
     running = start(interrupted)
@@ -78,7 +78,7 @@ def test_any_interruption_is_survived(interrupted):
     for orphan in orphans:
         orphan.suspend()  # or they might be done before anybody else can try
     assert interrupted.snakemake("--unlock").returncode == 0
-    done = interrupted.snakemake("results/long/train.json")
+    done = interrupted.snakemake("results/config/long/train.json")
     assert done.returncode == 1
     assert "is training this very run" in done.stderr
     for orphan in orphans:

@@ -11,7 +11,9 @@ def test_srun_is_told_every_number_before_what_it_starts(workspace):
     assert "mpi: srun --mpi=pmix\n" in text
     profile.write_text(text.replace("--mpi=pmix\n", "--mpi=pmix container run\n"))
     words = ["--profile", profile.parent, "--dry-run", "--printshellcmds"]
-    done = workspace.snakemake(*words, "results/four/train.json", "results/one/train.json")
+    done = workspace.snakemake(
+        *words, "results/config/four/train.json", "results/config/one/train.json"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout + done.stderr
     four, one = NUMBERS.format(2, 4, 2, 3), NUMBERS.format(1, 1, 1, 2)

@@ -31,6 +31,6 @@ def test_mnist_is_downloaded_and_learned_in_two_epochs(workspace, mirror):
     text = text.replace("name: mnist\n", f"name: mnist\n  mirror: {mirror}\n")
     done = workspace.snakemake("--configfile", workspace.write("config/mirror.yaml", text))
     assert done.returncode == 0, done.stdout + done.stderr
-    summary = pd.read_csv(workspace.folder / "results/summary.csv")
+    summary = pd.read_csv(workspace.folder / "results/mirror/summary.csv")
     assert summary["accuracy_last"][0] >= 0.985
     assert summary["epochs"][0] == 2

@@ -43,7 +43,7 @@ def mine(workspace):
 
 
 def accuracy(workspace) -> float:
-    return pd.read_csv(workspace.folder / "results/summary.csv")["accuracy_last"][0]
+    return pd.read_csv(workspace.folder / "results/mine/summary.csv")["accuracy_last"][0]
 
 
 @pytest.mark.thorough
@@ -79,7 +79,7 @@ def test_a_folder_of_images(mine):
     done = mine.snakemake("summarize", "--configfile", config)
     assert done.returncode == 0, done.stdout + done.stderr
     assert accuracy(mine) >= 0.9
-    predictions = pd.read_csv(mine.folder / "results/mine/predictions.csv")
+    predictions = pd.read_csv(mine.folder / "results/mine/mine/predictions.csv")
     assert len(predictions) == 12
 
 
@@ -95,4 +95,4 @@ def test_a_model_that_does_not_take_the_input_stops_before_training(mine):
     assert (
         "lockstep check, rank 0: model: zoo.models:tiny does not take images of (3, 12, 12)" in said
     )
-    assert not (mine.folder / "results/mine").exists()
+    assert not (mine.folder / "results/mine/mine").exists()

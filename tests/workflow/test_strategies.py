@@ -14,10 +14,10 @@ def test_every_strategy_runs_and_the_report_compares_them(workspace):
     small = workspace.write("config/small.yaml", text.replace("epochs: 20\n", "epochs: 3\n"))
     with small.open("a") as file:
         file.write("check_seconds: 0\n")
-    targets = ["results/figures/runs.html", "results/local_sgd-once/figures/curves.svg"]
+    targets = ["results/small/figures/runs.html", "results/small/local_sgd-once/figures/curves.svg"]
     done = workspace.snakemake("--configfile", small, "--", *targets, timeout=1100)
     assert done.returncode == 0, done.stdout + done.stderr
-    results = workspace.folder / "results"
+    results = workspace.folder / "results/small"
     table = pd.read_csv(results / "summary.csv", keep_default_na=False).set_index("run")
     rows = (workspace.folder / "config/strategies.tsv").read_text().splitlines()
     assert list(table.index) == [line.split("\t")[0] for line in rows[1:]]

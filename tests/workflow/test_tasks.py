@@ -38,7 +38,7 @@ def test_from_own_arrays_to_the_report(workspace, task, model, arrays, main):
     assert done.returncode == 0, done.stdout + done.stderr
     assert workspace.jobs("--configfile", config) == {}
 
-    results = workspace.folder / "results"
+    results = workspace.folder / "results/mine"
     summary = pd.read_csv(results / "summary.csv")
     history = pd.read_csv(results / "two/history.csv")
     metrics = json.loads((results / "two/metrics.json").read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lockstep.errors import UserError
 from lockstep.pipeline import launch
-from lockstep.pipeline.experiment import load
+from lockstep.pipeline.experiment import folders, load
 from lockstep.pipeline.kinds import TASKS
 from lockstep.pipeline.yaml_file import check_file
 from lockstep.provenance import code_digest, preparing_digest, training_digest
@@ -35,6 +35,9 @@ except UserError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
 
+# Snakemake lays the files that it was given over the standard one.
+FILES = workflow.overwrite_configfiles or workflow.configfiles
+FOLDERS = folders(EXPERIMENT, map(Path, FILES))
 DATASET = EXPERIMENT.dataset
 DATA = f"data/{DATASET.id}"
 TASK = TASKS[DATASET.task]

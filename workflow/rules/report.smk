@@ -192,7 +192,7 @@ rule report:
         "../../envs/environment.yaml"
     params:
         snakefile=SNAKEFILE,
-        config=launch.resolved(config),
+        config=launch.resolved(config, FOLDERS),
     shell:
         # The workflow that runs this has locked the folder; a report only reads it.
         "(printf '%s\\n' {params.config:q} > {output.config:q}"

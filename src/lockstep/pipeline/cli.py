@@ -132,7 +132,7 @@ def make_parser() -> Parser:
     sub.add_argument(
         "words",
         nargs=argparse.REMAINDER,
-        help="what they run: `reproduce results/R`, `train …`, or `script.py …`",
+        help="what they run: `reproduce results/C/R`, `train …`, or `script.py …`",
     )
 
     sub = stage("stop", "Have a training save and stop; the same command goes on.", _stop)

@@ -4,7 +4,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,20 @@ from lockstep.pipeline.kinds import TASKS
 RESERVED = {"check", "config.json", "figures", "groups.csv", "report.html", "summary.csv"}
 
 MOST_RUNS = 10_000  # of a grid
+
+
+def folders(config: Config, files: Iterable[Path]) -> dict[str, str]:
+    """Return where results, logs and benchmarks of an experiment lie: each has a place of its own.
+
+    Args:
+        config: the configuration, whose `pathvars` say otherwise.
+        files: those it is from. They name the place, and their folder does for a `config.yaml`.
+    """
+    stems = (file.resolve().parent.name if file.stem == "config" else file.stem for file in files)
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", "+".join(stems)).lstrip(".") or "config"
+    logs = config.pathvars.get("logs", f"logs/{name}")
+    standard = {"results": f"results/{name}", "logs": logs, "benchmarks": f"{logs}/benchmarks"}
+    return standard | config.pathvars
 
 
 def load(

@@ -231,9 +231,12 @@ def _input_flags(dataset: Dataset, data: str) -> list[str]:
     return ["--shape", *map(str, source.shape), "--classes", str(len(source.classes))]
 
 
-def resolved(config: Mapping[str, Any]) -> str:
-    """Return a whole configuration as JSON, but for what changes nothing of a result."""
-    whole = dict(config)
+def resolved(config: Mapping[str, Any], folders: Mapping[str, str]) -> str:
+    """Return a whole configuration as JSON, with the folders that it has written out.
+
+    What changes nothing of a result is left out.
+    """
+    whole = {**config, "pathvars": dict(folders)}
     for section, unrecorded in (("dataset", {"mirror"}), ("defaults", UPKEEP)):
         values = config.get(section, {}).items()
         whole[section] = {key: value for key, value in values if key not in unrecorded}
