@@ -2,13 +2,17 @@
 
 import io
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -412,3 +416,48 @@ def test_a_function_that_yields_something_else_is_refused(module, body, said, tm
     said = said if "\\" in said else re.escape(said)
     with pytest.raises(UserError, match=said):
         prepared(module(body), tmp_path / "o", "function")
+
+
+# Two images are decoded; then it says so, and waits for somebody to end it, or a process of it.
+DECODES = """
+import sys, time
+from pathlib import Path
+from lockstep.errors import UserError
+from lockstep.pipeline.data.photos import Problems, _blocks
+from lockstep.pipeline.data.pixels import Look
+
+def sources():
+    for count in range(100):
+        print(count, flush=True)
+        yield Path(sys.argv[1])
+        time.sleep(0.02)
+
+try:
+    for _ in _blocks(sources(), ["x"] * 100, Look(), (2000, 1000, 3), 2, Problems(), {}):
+        pass
+except UserError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("whom", "status", "said"),
+    [("parent", -signal.SIGKILL, ""), ("child", 1, "was killed, for want of memory perhaps")],
+)
+def test_when_one_of_those_that_decode_is_killed_none_is_left(tmp_path, whom, status, said):
+    Image.new("RGB", (1000, 2000)).save(tmp_path / "x.png")
+    running = subprocess.Popen(
+        [sys.executable, "-c", DECODES, tmp_path / "x.png"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdout is not None
+    while running.stdout.readline() != "10\n":
+        assert running.poll() is None
+    children = psutil.Process(running.pid).children()
+    assert len(children) == 2
+    os.kill({"parent": running.pid, "child": children[0].pid}[whom], signal.SIGKILL)
+    assert said in running.communicate(timeout=30)[1]
+    assert running.returncode == status
+    assert not psutil.wait_procs(children, timeout=10)[1]

@@ -3,8 +3,12 @@
 import collections
 import hashlib
 import math
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -200,11 +204,11 @@ def _blocks(
     files: list[str],
     look: Look,
     shape: Shape | None,
-    threads: int,
+    processes: int,
     problems: Problems,
     sums: dict[Path, str],
 ) -> Iterator[np.ndarray]:
-    """Yield images in their order, decoded by threads a few blocks ahead.
+    """Yield images in their order, decoded by processes a few blocks ahead.
 
     One that is of no use, or of another shape, leaves its place black, and is among the problems.
 
@@ -213,23 +217,6 @@ def _blocks(
         problems: what is found wrong.
         sums: gets the SHA-256 of the files.
     """
-
-    def work(some: list[tuple[Source, str]]) -> tuple[np.ndarray, Problems, dict[Path, str]]:
-        images = np.zeros((len(some), *(shape or (0,))), np.uint8)
-        found, digests = Problems(), dict[Path, str]()
-        for place, (source, name) in enumerate(some):
-            try:
-                content = source.read_bytes() if isinstance(source, Path) else source
-                pixels = decode(content, look, name)
-            except (UserError, OSError) as error:
-                found.bad[name] = str(error).removeprefix(f"{name}: ")
-                continue
-            if isinstance(source, Path):
-                digests[source] = hashlib.sha256(content).hexdigest()
-            found.add(describe(pixels), 1, name)
-            if pixels.shape == shape:
-                images[place] = pixels
-        return images, found, digests
 
     # In one piece of work, some of what a large photo takes, and no more than a block.
     step = max(1, min(64, BLOCK // math.prod(shape or (1 << 16,))))
@@ -244,13 +231,56 @@ def _blocks(
         return images
 
     pairs = zip(sources, files, strict=True)
-    with ThreadPoolExecutor(threads) as pool:
-        while some := list(islice(pairs, step)):
-            waiting.append(pool.submit(work, some))
-            if len(waiting) > 2 * threads:
+    # Of threads, two would be as fast as one: of a small image Python does half the work.
+    forked = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(processes, forked, initializer=_end_with_parent) as pool:
+        try:
+            while some := list(islice(pairs, step)):
+                waiting.append(pool.submit(_decode_some, some, look, shape))
+                if len(waiting) > 2 * processes:
+                    yield next_done()
+            while waiting:
                 yield next_done()
-        while waiting:
-            yield next_done()
+        except BrokenExecutor:
+            raise UserError(
+                "a process that decodes images was killed, for want of memory perhaps; run again, "
+                "with fewer of them (--threads)"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _decode_some(
+    some: list[tuple[Source, str]], look: Look, shape: Shape | None
+) -> tuple[np.ndarray, Problems, dict[Path, str]]:
+    images = np.zeros((len(some), *(shape or (0,))), np.uint8)
+    found, digests = Problems(), dict[Path, str]()
+    for place, (source, name) in enumerate(some):
+        try:
+            content = source.read_bytes() if isinstance(source, Path) else source
+            pixels = decode(content, look, name)
+        except (UserError, OSError) as error:
+            found.bad[name] = str(error).removeprefix(f"{name}: ")
+            continue
+        if isinstance(source, Path):
+            digests[source] = hashlib.sha256(content).hexdigest()
+        found.add(describe(pixels), 1, name)
+        if pixels.shape == shape:
+            images[place] = pixels
+    return images, found, digests
+
+
+def _end_with_parent() -> None:
+    """Have this process end when the one that started it has, however that was ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's, which ends this one
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _of_no_use(bad: dict[str, str], count: int) -> list[str]:
