@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lockstep.pipeline import launch
+from lockstep.distributed import launcher
 from lockstep.pipeline.cli import main
 
 REPOSITORY = Path(__file__).parent.parent
@@ -46,7 +46,7 @@ def run(words: list[object], cwd: Path, timeout: float = 300) -> subprocess.Comp
 def mpirun(ranks: int) -> list[str]:
     """Return the words that start Python on so many ranks of this machine, be they too many."""
     python = [sys.executable, "-m", "mpi4py"]
-    return [*launch.LOCAL, *launch.as_root(), "-n", str(ranks), *python]
+    return [*launcher.LOCAL, *launcher.as_root(), "-n", str(ranks), *python]
 
 
 # InfiniBand's transport, over whatever there is: it has fewer tags than shared memory and TCP.

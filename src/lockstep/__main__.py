@@ -1,4 +1,4 @@
-"""`lockstep verify ...` is the library's; any other word is a stage of the pipeline.
+"""`lockstep launch`, `stop` and `verify` are the library's; any other word is a stage's.
 
 The pipeline has libraries of its own, and `pip install lockstep` alone brings none of them.
 """
@@ -6,11 +6,17 @@ The pipeline has libraries of its own, and `pip install lockstep` alone brings n
 import importlib
 import sys
 
+OF_THE_LIBRARY = {
+    "launch": "lockstep.distributed.launcher",
+    "stop": "lockstep.checkpoint.stop",
+    "verify": "lockstep.testing.verify",
+}
+
 
 def main() -> None:
     """Run what the command line names: the command `lockstep`, and `python -m lockstep`."""
-    if sys.argv[1:2] == ["verify"]:
-        importlib.import_module("lockstep.testing.verify").main(sys.argv[2:])
+    if module := OF_THE_LIBRARY.get(" ".join(sys.argv[1:2])):
+        importlib.import_module(module).main(sys.argv[2:])
         return
     try:
         from lockstep.pipeline import cli

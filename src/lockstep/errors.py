@@ -3,12 +3,14 @@
 All of it goes to stderr.
 """
 
+import argparse
 import contextlib
 import faulthandler
 import re
 import signal
 import sys
 import tempfile
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -29,6 +31,13 @@ class Interrupted(Exception):  # noqa: N818
             f"interrupted by {signal.Signals(number).name} after step {step}; it is saved, and the "
             f"same command goes on from there"
         )
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, as all of ours are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def say(text: str) -> None:

@@ -5,7 +5,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from lockstep.pipeline import launch as launches
+from lockstep.distributed import launcher
 from tests.conftest import environment
 from tests.hosts.hosts import Host
 
@@ -24,8 +24,8 @@ def flags(data: Path, output: Path, ranks: int, *more: object) -> list[object]:
 
 def launch(ranks: int) -> list[object]:
     """Return the words that start `lockstep` on so many ranks on the hosts of `hostfile`."""
-    mpirun = [*launches.LOCAL, *launches.BETWEEN_HOSTS, "--hostfile", "hostfile"]
-    return [*launches.start(mpirun, ranks), "-m", "lockstep"]
+    mpirun = [*launcher.LOCAL, *launcher.BETWEEN_HOSTS, "--hostfile", "hostfile"]
+    return [*launcher.start(mpirun, ranks), "-m", "lockstep"]
 
 
 class Job:

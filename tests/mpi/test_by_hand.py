@@ -69,7 +69,7 @@ def test_what_cannot_be_stopped_or_launched_is_refused(trained, tmp_path):
         (["stop", tmp_path], "nothing has trained here"),
         (["stop", trained], "trained to its end"),
         (["launch", "-n", 2], "say what the ranks are to run"),
-        (["launch", "-n", 0, "train"], "ranks"),
+        (["launch", "-n", 0, "train"], "-n: expected a number from 1"),
         (["diff", trained, tmp_path], "train.json"),
     ):
         done = run_shared([*LOCKSTEP, *command], REPOSITORY)

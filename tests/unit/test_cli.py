@@ -41,8 +41,8 @@ def lockstep(capsys):
 
 def test_the_stages_are_those_of_the_workflow():
     known = (
-        "average check config diff download evaluate export launch partition predict prepare "
-        "report reproduce stop summarize train weights"
+        "average check config diff download evaluate export partition predict prepare "
+        "report reproduce summarize train weights"
     )
     assert known.split() == STAGES
 

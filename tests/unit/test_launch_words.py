@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from lockstep.distributed import launcher
 from lockstep.pipeline import launch
 from lockstep.pipeline.cli import make_parser
 from lockstep.pipeline.config import UPKEEP, Config, Dataset, Run
@@ -23,16 +24,16 @@ def user(request, monkeypatch):
 def test_ranks_are_started_by_mpirun(user):
     root = [] if user else ["--allow-run-as-root"]
     python = ["python", "-m", "mpi4py"]
-    assert launch.start(MPIRUN, 3) == [*MPIRUN, *root, "-n", "3", *python]
-    assert launch.start(["mpiexec"], 3) == ["mpiexec", "-n", "3", *python]
-    assert launch.start(MPIRUN, 1) == ["python"]
+    assert launcher.start(MPIRUN, 3) == [*MPIRUN, *root, "-n", "3", *python]
+    assert launcher.start(["mpiexec"], 3) == ["mpiexec", "-n", "3", *python]
+    assert launcher.start(MPIRUN, 1) == ["python"]
 
 
 def test_srun_gets_the_numbers_that_the_job_has_and_no_mpi_for_one_rank():
-    four = launch.start(SRUN, 4, threads=3, nodes=2)
+    four = launcher.start(SRUN, 4, threads=3, nodes=2)
     numbers = NUMBERS.format(2, 4, 2, 3)
     assert shlex.join(four) == f"srun {numbers} --mpi=pmix container run python -m mpi4py"
-    one = launch.start(SRUN, 1, threads=2, nodes=2)
+    one = launcher.start(SRUN, 1, threads=2, nodes=2)
     numbers = NUMBERS.format(1, 1, 1, 2)
     assert shlex.join(one) == f"srun {numbers} --mpi=none container run python"
 
@@ -40,12 +41,12 @@ def test_srun_gets_the_numbers_that_the_job_has_and_no_mpi_for_one_rank():
 def test_mpirun_hands_on_what_decides_bits_and_what_is_said_of_the_network(tmp_path, monkeypatch):
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")
-    words = launch.mpirun(tmp_path)
+    words = launcher.mpirun(tmp_path)
     given = {words[at + 1] for at, word in enumerate(words) if word == "-x"}
     assert given >= {"PATH", "PYTHONPATH", "MKL_CBWR", "GLOO_SOCKET_IFNAME"}
     assert "--hostfile" not in words
     (tmp_path / "hostfile").touch()
-    assert launch.mpirun(tmp_path) == [*words, "--hostfile", "hostfile"]
+    assert launcher.mpirun(tmp_path) == [*words, "--hostfile", "hostfile"]
 
 
 @pytest.mark.parametrize(

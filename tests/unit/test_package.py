@@ -100,10 +100,11 @@ def test_the_pipeline_says_what_to_install(python):
     )
 
 
-def test_verify_needs_no_pipeline(python):
-    pytest.importorskip("lockstep.testing.verify")
-    done = python("-m", "lockstep", "verify", "--help")
+@pytest.mark.parametrize("command", ["launch", "stop", "verify"])
+def test_commands_of_the_library_need_no_pipeline(python, command):
+    done = python("-m", "lockstep", command, "--help")
     assert done.returncode == 0, done.stderr
+    assert f"usage: lockstep {command}" in done.stdout
 
 
 def test_the_package_declares_what_it_needs(installed):

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from lockstep.distributed import launcher
 from lockstep.errors import UserError
 from lockstep.pipeline import launch
 from lockstep.pipeline.experiment import folders, load
@@ -46,7 +47,7 @@ PARTITIONS = {run.partition: run for run in RUNS.values()}
 WORLDS = launch.worlds(RUNS.values())
 MEASURED = [name for name, (run, *_) in WORLDS.items() if run.ranks > 1]
 PREDICTED = launch.predicted(RUNS)
-MPIRUN = shlex.join(launch.mpirun())  # a profile sets another
+MPIRUN = shlex.join(launcher.mpirun())  # a profile sets another
 
 
 wildcard_constraints:
@@ -81,7 +82,7 @@ def tasks_per_node(wildcards, rulename):
 def start(wildcards, resources):
     """Return the words that start `python` on the ranks of a run."""
     run, words = launched(wildcards), shlex.split(resources.mpi)
-    words = launch.start(words, run.ranks, run.threads, resources.get("nodes", 1))
+    words = launcher.start(words, run.ranks, run.threads, resources.get("nodes", 1))
     return shlex.join(words)
 
 

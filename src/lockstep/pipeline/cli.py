@@ -13,20 +13,13 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lockstep import __version__
 from lockstep.distributed import ending
-from lockstep.errors import Interrupted, UserError, first_line, say
+from lockstep.errors import Interrupted, Parser, UserError, first_line, say
 from lockstep.pipeline.config import DAY, Config, Dataset, Defaults, Run, Strict, parse
 from lockstep.pipeline.kinds import MODELS
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, as all of ours are."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,8 +48,9 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="lockstep",
         description=sys.modules["lockstep"].__doc__,
-        epilog="`lockstep verify` is of the library: it runs a script on several numbers of ranks "
-        "and compares their bits.",
+        epilog="Of the library are `lockstep launch`, which starts ranks by hand, `lockstep stop`, "
+        "which has a training save and stop, and `lockstep verify`, which runs a script on several "
+        "numbers of ranks and compares their bits.",
     )
     parser.add_argument("--version", action="version", version=f"lockstep {__version__}")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
@@ -85,7 +79,7 @@ def make_parser() -> Parser:
         sub, "output", "the folder that `download` wrote to; gets train/, test/, manifest.json"
     )
     sub.add_argument(
-        "--threads", type=int, help="the threads that decode images (default: one a core)"
+        "--threads", type=int, help="how many decode images at once (default: one a core)"
     )
 
     sub = stage("partition", "Assign every training sample to a shard.", _partition)
@@ -126,17 +120,6 @@ def make_parser() -> Parser:
     _add_path(sub, "partition", "the table of shards that `partition` wrote")
     _add_fields(sub, Run)
     _add_path(sub, "output", "the folder that gets the model and its records")
-
-    sub = stage("launch", "Start a stage, or a script of yours, on several ranks.", _launch)
-    sub.add_argument("-n", dest="ranks", type=int, required=True, help="how many ranks")
-    sub.add_argument(
-        "words",
-        nargs=argparse.REMAINDER,
-        help="what they run: `reproduce results/C/R`, `train …`, or `script.py …`",
-    )
-
-    sub = stage("stop", "Have a training save and stop; the same command goes on.", _stop)
-    sub.add_argument("results", type=Path, help="the folder of the run")
 
     sub = stage("diff", "Say what differs between two runs, and from which epoch on.", _diff)
     sub.add_argument("one", type=Path, help="the folder of a run")
@@ -323,24 +306,6 @@ def _reproduce(args: dict[str, Any]) -> None:
     from lockstep.pipeline.stages.reproduce import reproduce
 
     sys.exit(0 if reproduce(**args) else 1)
-
-
-def _launch(args: dict[str, Any]) -> None:
-    parse(Defaults, {"ranks": args["ranks"]}, "flags")
-    words = args["words"]
-    if words[:1] == ["--"]:  # a later one is of the program that the ranks run
-        words = words[1:]
-    if not words:
-        raise UserError("launch: say what the ranks are to run: `lockstep launch -n 2 train …`")
-    from lockstep.pipeline.launch import run_by_hand
-
-    run_by_hand(args["ranks"], words)
-
-
-def _stop(args: dict[str, Any]) -> None:
-    from lockstep.pipeline.stages.stop import stop
-
-    stop(**args)
 
 
 def _diff(args: dict[str, Any]) -> None:

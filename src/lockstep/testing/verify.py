@@ -21,7 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lockstep.errors import UserError, say
+from lockstep.distributed import launcher
+from lockstep.errors import Parser, UserError, say
 from lockstep.files import sha256
 
 # A place in a run: the run, the step, the pass, and within that what comes first.
@@ -86,7 +87,7 @@ def main(argv: Sequence[str]) -> NoReturn:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lockstep verify",
         usage="lockstep verify script.py [its arguments ...] [--ranks 1,2,3] [--steps 10] "
         "[--backend auto]",
@@ -226,12 +227,10 @@ def _launcher(ranks: int, backend: str) -> list[str]:
     if backend == "gloo" or not mpirun:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         return [sys.executable, *torchrun]
-    words = [mpirun, "-n", str(ranks)]
     version = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False)
     if "Open MPI" in version.stdout:  # which counts cores, and refuses root
-        words += ["--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"]
-        words += ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    return [*words, sys.executable, "-m", "mpi4py"]  # which ends the job where a rank fails
+        return launcher.start([mpirun, *launcher.LOCAL[1:]], ranks, python=sys.executable)
+    return [mpirun, "-n", str(ranks), sys.executable, "-m", "mpi4py"]
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -4,9 +4,7 @@ import collections
 import hashlib
 import math
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import PIL
 
+from lockstep.distributed.ending import set_death_signal
 from lockstep.errors import UserError, say
 from lockstep.pipeline.config import Dataset
 from lockstep.pipeline.data import table
@@ -273,14 +272,7 @@ def _decode_some(
 def _end_with_parent() -> None:
     """Have this process end when the one that started it has, however that was ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's, which ends this one
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+    set_death_signal(signal.SIGKILL)
 
 
 def _of_no_use(bad: dict[str, str], count: int) -> list[str]:
