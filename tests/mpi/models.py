@@ -1,5 +1,6 @@
 """A model for tests: everything that usually makes a result depend on how it was computed."""
 
+import math
 import os
 import resource
 import time
@@ -105,6 +106,21 @@ def other_on_rank_1(shape: tuple[int, int, int], classes: int) -> nn.Module:
         with torch.no_grad():
             model[0].weight[0, 0, 0, 0].view(torch.int32).bitwise_xor_(1)
     return model
+
+
+class LeftOut(nn.Module):
+    """A linear model that has a layer which it does not use."""
+
+    def __init__(self, pixels: int, classes: int) -> None:
+        super().__init__()
+        self.used, self.left_out = nn.Linear(pixels, classes), nn.Linear(2, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.used(images.flatten(1))
+
+
+def left_out(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    return LeftOut(math.prod(shape), classes)
 
 
 def sleepy_on_rank_1(shape: tuple[int, int, int], classes: int) -> nn.Module:

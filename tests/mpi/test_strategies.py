@@ -55,11 +55,18 @@ def test_the_bits_are_those_of_one_process(case, expected, found):
     assert found(case) == expected[case[0]]
 
 
-def test_a_model_with_too_few_blocks_is_refused(digits, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "flags", "said"),
+    [
+        ("linear", GPIPE, "1 blocks with parameters to train, too few for 2 stages"),
+        ("tests.mpi.models:left_out", ("--strategy", "ddp"), "left_out.weight, left_out.bias were"),
+    ],
+)
+def test_a_model_that_a_strategy_cannot_train_is_refused(digits, tmp_path, model, flags, said):
     words = ["train", "--data", digits, "--partition", digits / "4" / "shards.csv"]
-    words += ["--output", tmp_path / "out", "--model", "linear", "--ranks", 2, "--oversubscribe"]
-    done = run_shared([*mpirun(2), "-m", "lockstep", *words, *GPIPE], REPOSITORY)
+    words += ["--output", tmp_path / "out", "--model", model, "--ranks", 2, "--oversubscribe"]
+    done = run_shared([*mpirun(2), "-m", "lockstep", *words, *flags], REPOSITORY)
     assert done.returncode == 2, done.stderr
-    assert "1 blocks with parameters to train, too few for 2 stages" in done.stderr
+    assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out" / "train.json").exists()

@@ -74,7 +74,7 @@ def test_the_records_say_how_the_result_came_about(finished):
 def test_every_rule_leaves_a_log_and_a_benchmark(finished):
     expected = {"summarize", "draw_summary", "report", "check/2x1-auto", "draw_launch/2x1-auto"}
     expected |= {"partition/digits-stratified-4-seed0"}
-    rules = ("download", "prepare", "train", "average", "evaluate", "draw", "predict")
+    rules = ("download", "prepare", "train", "average", "evaluate", "draw", "scale")
     expected |= {f"{rule}/digits" for rule in rules}
     for folder, ending in (("logs/config", ".log"), ("logs/config/benchmarks", ".tsv")):
         folder = finished.folder / folder
@@ -109,7 +109,7 @@ def test_a_learning_rate_reruns_train_and_what_follows(restored):
     assert jobs == dict.fromkeys(
         [
             *("train_run", "average_run", "evaluate_run", "summarize"),
-            *("draw_run", "predict_run", "draw_summary", "report"),
+            *("draw_run", "scale_run", "draw_summary", "report"),
         ],
         1,
     )
@@ -117,7 +117,7 @@ def test_a_learning_rate_reruns_train_and_what_follows(restored):
 
 def test_a_longer_check_reruns_no_training(restored):
     jobs = restored("config/config.yaml", "check_seconds: 5.0", "check_seconds: 6.0").jobs()
-    rules = ["check_world", "draw_launch", "predict_run", "draw_summary", "report"]
+    rules = ["check_world", "draw_launch", "scale_run", "draw_summary", "report"]
     assert jobs == dict.fromkeys(rules, 1)
 
 
@@ -126,7 +126,7 @@ def test_a_model_reruns_train_and_the_check_of_the_model(restored):
     assert jobs == dict.fromkeys(
         [
             *("check_world", "train_run", "average_run", "evaluate_run", "summarize"),
-            *("draw_run", "draw_launch", "predict_run", "draw_summary", "report"),
+            *("draw_run", "draw_launch", "scale_run", "draw_summary", "report"),
         ],
         1,
     )
@@ -140,7 +140,7 @@ def test_a_model_reruns_train_and_the_check_of_the_model(restored):
         thorough("results/config/digits/figures/time.svg", "draw_run"),
         thorough("results/config/check/2x1-auto.json", "check_world"),
         thorough("results/config/check/2x1-auto.csv", "check_world"),
-        thorough("results/config/digits/figures/scaling.svg", "predict_run"),
+        thorough("results/config/digits/figures/scaling.svg", "scale_run"),
         thorough("results/config/figures/2x1-auto/communication.html", "draw_launch"),
         thorough("data/digits/manifest.json", "prepare"),
     ],

@@ -94,7 +94,7 @@ rule draw_launch:
         " > {log:q} 2>&1"
 
 
-rule predict_run:
+rule scale_run:
     """Predict how fast a run would be on more ranks, and draw it as a prediction."""
     input:
         record=rules.train_run.output.record,
@@ -110,9 +110,9 @@ rule predict_run:
             labels={"figure": "predicted scaling"},
         ),
     log:
-        "<logs>/predict/{run}.log",
+        "<logs>/scale/{run}.log",
     benchmark:
-        "<benchmarks>/predict/{run}.tsv"
+        "<benchmarks>/scale/{run}.tsv"
     localrule: True
     conda:
         "../../envs/environment.yaml"
@@ -172,7 +172,7 @@ rule figures:
         rules.draw_summary.output,
         expand(rules.draw_run.output, run=RUNS),
         expand(rules.draw_launch.output, world=MEASURED),
-        expand(rules.predict_run.output, run=PREDICTED),
+        expand(rules.scale_run.output, run=PREDICTED),
 
 
 rule report:

@@ -3,6 +3,7 @@
 The usual way. Its sums are bracketed by rank, so the bits depend on how many there are.
 """
 
+import re
 import time
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
+from lockstep.errors import UserError
 from lockstep.reduce.accumulator import total_items
 from lockstep.strategies import Setup
 from lockstep.strategies.replicated import Replicated
@@ -27,7 +29,10 @@ class DataParallelByTorch(Replicated):
 
     def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
         self.shared.zero_grad()
-        loss = self.task(self.shared, micro_batches)
+        try:
+            loss = self.task(self.shared, micro_batches)
+        except RuntimeError as error:
+            raise self._plainer(error) from None
         self.items = total_items(loss.items)
         loss.value.backward()
         self.metrics.add(micro_batches[0].shard, loss.sums())
@@ -37,6 +42,17 @@ class DataParallelByTorch(Replicated):
         # Buffers are rank 0's from the next forward pass on.
         weights = {name: p.detach() for name, p in self.model.named_parameters()}
         return weights | self.kept_alike()
+
+    def _plainer(self, error: RuntimeError) -> Exception:
+        """Return what torch says of parameters that were not used, in a line."""
+        if "did not receive grad" not in str(error):
+            return error
+        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        unused = [names[int(i)] for i in re.findall(r"\d+", str(error).rpartition(":")[2])]
+        return UserError(
+            f"strategy: ddp wants every parameter used in every step, and {', '.join(unused[:3])} "
+            f"{'was' if len(unused) == 1 else 'were'} not; take sync_sgd, or freeze it"
+        )
 
     def _all_reduce(self, _: None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         # Buckets that are sent while backward goes on count as communication too.
