@@ -5,8 +5,10 @@ No file gets its final name before its SHA-256 held.
 
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pooch
 import requests
@@ -18,6 +20,8 @@ from lockstep.files import atomic, sha256, sweep, write_json
 from lockstep.pipeline.config import Dataset
 from lockstep.pipeline.data.folder import describe
 from lockstep.pipeline.data.sources import SOURCES, Source
+
+T = TypeVar("T")
 
 # Seconds that a server may send nothing, and over which it sends at least SLOWEST bytes a second.
 PATIENCE = 30.0
@@ -69,17 +73,11 @@ def _fetch(
     for mirror in mirrors:
         url = f"{mirror.rstrip('/')}/{name}"
         fetcher = pooch.create(folder, base_url="", registry={name: known}, urls={name: url})
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                path = Path(fetcher.fetch(name, downloader=_get))
-                return {"url": url, "bytes": path.stat().st_size, "sha256": known}
-            except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-                why = _reason(error)
-                if attempt == ATTEMPTS or not _may_pass(error):
-                    break
-                say(f"{url}: {why}; trying again ({attempt + 1} of {ATTEMPTS})")
-                time.sleep(attempt * PAUSE)
-        failures.append(f"{url}: {why}")
+        try:
+            path = _patiently(url, partial(fetcher.fetch, name, downloader=_get))
+            return {"url": url, "bytes": Path(path).stat().st_size, "sha256": known}
+        except UserError as error:
+            failures.append(str(error))
         if mirror != mirrors[-1]:
             say(f"{failures[-1]}; asking the next mirror")
     raise UserError(
@@ -115,17 +113,38 @@ def fetch_weights(model: str, weights: str, mirror: str | None, output: Path) ->
     begins = name.rpartition("-")[2].partition(".")[0]
     url = f"{mirror.rstrip('/')}/{name}" if mirror else url
     sweep(output)
-    try:
+
+    def fetch() -> None:
         with atomic(output) as draft:
             _get(url, str(draft), None)
-            if not (found := sha256(draft)).startswith(begins):
-                raise ValueError(f"has SHA-256 {found[:12]}, and its name says {begins}")
-    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-        why = str(error) if type(error) is ValueError else _reason(error)
+            if not sha256(draft).startswith(begins):
+                raise ValueError
+
+    try:
+        _patiently(url, fetch)
+    except UserError as error:
         raise UserError(
-            f"weights: {url}: {why}; check the network, set dataset.mirror to an address that has "
+            f"weights: {error}; check the network, set dataset.mirror to an address that has "
             f"{name}, or set weights to the file"
         ) from None
+
+
+def _patiently(url: str, fetch: Callable[[], T]) -> T:
+    """Return what `fetch` returns, and call it again while what goes wrong may pass.
+
+    Raises:
+        UserError: says why not, and of what address.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return fetch()
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+            why = _reason(error)
+            if attempt == ATTEMPTS or not _may_pass(error):
+                break
+            say(f"{url}: {why}; trying again ({attempt + 1} of {ATTEMPTS})")
+            time.sleep(attempt * PAUSE)
+    raise UserError(f"{url}: {why}")
 
 
 class _TooSlow(requests.RequestException):
