@@ -21,7 +21,7 @@ from pyarrow import parquet
 from lockstep.errors import UserError
 from lockstep.pipeline.config import Dataset
 from lockstep.pipeline.data.arrays import open_part
-from lockstep.pipeline.data.manifest import read_manifest
+from lockstep.pipeline.data.manifest import check_files, read_manifest
 from lockstep.pipeline.data.pixels import Look, decode
 from lockstep.pipeline.data.split import PARTS
 from lockstep.pipeline.stages.download import download
@@ -153,6 +153,12 @@ def test_photos_are_prepared_and_described(own, tmp_path, refused):
     for row, image, label in zip(files.itertuples(), part.inputs, part.targets, strict=True):
         assert np.array_equal(decode(own / row.file, Look.of(record["image"]), "x"), image)
         assert row.label == record["classes"][label] == Path(row.file).parts[0]
+    manifest = read_manifest(tmp_path / "o")
+    check_files(tmp_path / "o", manifest, "test")
+    with (tmp_path / "o" / "test" / "files.csv").open("a") as file:
+        file.write("rose/9.jpg,rose\n")
+    with refused("test/files.csv", "run `prepare` again"):
+        check_files(tmp_path / "o", manifest, "test")
 
 
 def test_bad_files_are_skipped_where_that_is_asked_for(own, tmp_path, capsys):

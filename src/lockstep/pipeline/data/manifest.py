@@ -1,6 +1,6 @@
 """What a prepared dataset is: its manifest.json, which `prepare` writes and the others read."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ class Manifest:
 
     `shape` is that of what a model gets of a sample, and `outputs` how many classes, targets or
     tokens there are. Channels of inputs have `mean` and `std`, tokens have none. `sha256` is of the
-    arrays, by file. `samples` says how many each part has, and `counts` how many of the training
-    samples each class has. `image` is how images of any size were brought to one, where that was
-    done.
+    arrays, by file, and `lists` that of the files.csv of photos. `samples` says how many each part
+    has, and `counts` how many of the training samples each class has. `image` is how images of any
+    size were brought to one, where that was done.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Manifest:
     samples: dict[str, int]
     counts: list[int]
     image: dict[str, Any] | None = None
+    lists: dict[str, str] = field(default_factory=dict)
 
     def seen_by(self, run: Run) -> "Manifest":
         """Return what a run trains on: with the mean and deviation that its weights want.
@@ -87,13 +88,14 @@ def read_manifest(data: Path) -> Manifest:
             samples={part: int(record.get(part, {}).get("samples", 0)) for part in PARTS},
             counts=list(record.get("train", {}).get("per_class", {}).values()),
             image=record.get("image"),
+            lists=record.get("lists_sha256", {}),
         )
     except DAMAGE as error:
         raise UserError(f"{path}: not {what} ({first_line(error)}); {do}") from None
 
 
 def check_files(data: Path, manifest: Manifest, part: str) -> None:
-    """Read the arrays of a part once, and compare them with the manifest.
+    """Read the files of a part once, and compare them with the manifest.
 
     Args:
         part: "train", "validation" or "test", or one of its files alone ("train/labels.npy").
@@ -101,7 +103,7 @@ def check_files(data: Path, manifest: Manifest, part: str) -> None:
     Raises:
         UserError: one is not what `prepare` wrote.
     """
-    for file, expected in manifest.sha256.items():
+    for file, expected in {**manifest.sha256, **manifest.lists}.items():
         if f"{file}/".startswith(f"{part}/") and (found := sha256(data / file)) != expected:
             raise UserError(
                 f"{data / file}: has SHA-256 {found[:12]}, and had {expected[:12]} when it was "

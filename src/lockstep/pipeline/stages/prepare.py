@@ -79,7 +79,9 @@ def prepare(dataset: Dataset, output: Path, threads: int | None = None) -> dict[
             record["sha256"][f"{part}/{name}.npy"] = sha256(path)
         if decoded.files:
             table = pd.DataFrame(decoded.files[part])
-            write_text(output / part / "files.csv", table.to_csv(index=False))
+            path = output / part / "files.csv"
+            write_text(path, table.to_csv(index=False))
+            record.setdefault("lists_sha256", {})[f"{part}/files.csv"] = sha256(path)
     write_manifest(output, record)
     return record
 
