@@ -84,6 +84,17 @@ def test_the_best_setting_is_that_of_the_validation_part():
     assert choice(found[:1]) == ""
 
 
+def test_settings_that_some_runs_do_not_have_are_settings():
+    some = {"freeze": ["backbone"] * 3 + [None] * 4, "weights": [None] * 6 + ["w.pth"]}
+    found = groups(of_seeds(lr=0.1, **some), CLASSIFICATION)
+    assert found["runs"].tolist() == [3, 3, 1]
+    assert found["freeze"].tolist() == ["backbone", "", ""]
+    assert found["weights"].tolist() == ["", "", "w.pth"]
+    best = {VALIDATION: [1, 1, 1, 3, 3, 3, 2.0]}
+    found = groups(of_seeds(**some, **best), CLASSIFICATION)
+    assert choice(found).endswith(": lr 0.1, freeze backbone.")
+
+
 def test_groups_are_written_and_told(table, tmp_path):
     table(**{f"a{seed}": {"seed": seed} for seed in range(2)}, b={"lr": 0.5})
     found = pd.read_csv(tmp_path / "groups.csv")

@@ -32,12 +32,15 @@ def groups(table: pd.DataFrame, kind: Kind) -> pd.DataFrame:
         best first; else in that of the table.
     """
     inputs = [n for n in table if n not in ("run", "seed", *outcomes(kind))]
-    differing = [name for name in inputs if table[name].astype(str).nunique() > 1]
+    # What a run has not set is a value too, and pandas would leave out such runs.
+    settings = table[inputs].astype(object).where(table[inputs].notna(), "")
+    texts = settings.astype(str)
+    differing = [name for name in inputs if texts[name].nunique() > 1]
     metrics = [f"{name}_{model}" for name in kind.compared for model in MODELS]
     metrics = [name for name in (*metrics, VALIDATION) if name in table]
     rows = []
-    for _, group in table.groupby([table[n].astype(str) for n in inputs], sort=False):
-        row = {name: group[name].iloc[0] for name in differing} | {"runs": len(group)}
+    for _, group in table.groupby([texts[n] for n in inputs], sort=False):
+        row = {n: settings[n][group.index[0]] for n in differing} | {"runs": len(group)}
         for name in metrics:
             values = group[name].astype(float)
             row |= {f"{name}_mean": values.mean(), f"{name}_sd": values.std(ddof=1)}
@@ -72,5 +75,5 @@ def choice(found: pd.DataFrame) -> str:
             "makes its numbers too good. Set dataset.validation_fraction."
         )
     names = list(found.columns[: list(found.columns).index("runs")])
-    setting = ", ".join(f"{name} {found[name].iloc[0]}" for name in names)
+    setting = ", ".join(f"{n} {found[n].iloc[0]}" for n in names if found[n].iloc[0] != "")
     return f"Best by the loss on the validation part: {setting}."
