@@ -33,6 +33,10 @@ class Interrupted(Exception):  # noqa: N818
         )
 
 
+class RanksLost(RuntimeError):  # noqa: N818
+    """Ranks have died. Those that are left may go on, in a smaller world."""
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, as all of ours are."""
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from lockstep.checkpoint.agreement import check_same, gather
+from lockstep.distributed.elastic import together
 from lockstep.errors import UserError
 from lockstep.metrics import ITEMS, Metrics
 from lockstep.reduce.accumulator import Accumulator
@@ -112,7 +113,7 @@ class Gradients:
         _check_done(shard)
         self.accumulator.add(shard.index, self.term)
 
-    def reduce(self, step: "Step", sums: Metrics) -> dict[str, float]:
+    def reduce(self, step: "Step", sums: Metrics) -> Metrics:
         """Sum over all shards and ranks, and leave the mean gradients in the parameters.
 
         A parameter that no shard used has no gradient, as in plain PyTorch.
@@ -122,26 +123,45 @@ class Gradients:
             sums: those of this rank's shards, with the items of each loss.
 
         Returns:
-            The sums of the global batch, by name.
+            Those of all shards.
+
+        Raises:
+            RanksLost: on all that are left: some have died before this was done.
         """
-        names = sums.names or ()
-        self._check_metrics(step, names)
+        world = self.session.world
+        rows, used, total = together(world, lambda: self._exchange(step, sums))
+        everyones = Metrics(sums.shards, None)
+        everyones.add_all(sums.names or (), rows)
+        totals = everyones.totals()
+        items = sum(value for name, value in totals.items() if name.startswith(ITEMS))
+        if not items:
+            raise UserError(f"{self.where}: no shard has any items; expected some in each step")
+        self.accumulator.finish(total, items)
+        for parameter, uses in zip(self.parameters, used.tolist(), strict=True):
+            if not uses:
+                parameter.grad = None
+        self.tree.free(total)  # its values stay until the next pass takes a buffer
+        return everyones
+
+    def _exchange(
+        self, step: "Step", sums: Metrics
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self._check_metrics(step, sums.names or ())
         # One message tells every rank what was summed, over what, and which parameters were used.
         message = torch.cat([sums.rows.flatten(), self.used.double()])
         if self.session.size > 1:
             dist.all_reduce(message)
-        everyones, used = message.split([sums.rows.numel(), len(self.used)])
-        totals = everyones.view(sums.rows.shape).sum(dim=0).tolist()
-        found = dict(zip(names, totals, strict=True))
-        items = sum(value for name, value in found.items() if name.startswith(ITEMS))
-        if not items:
-            raise UserError(f"{self.where}: no shard has any items; expected some in each step")
-        mean = self.accumulator.reduce(items)
-        for parameter, uses in zip(self.parameters, used.tolist(), strict=True):
-            if not uses:
-                parameter.grad = None
-        self.tree.free(mean)  # its values stay until the next pass takes a buffer
-        return found
+        rows, used = message.split([sums.rows.numel(), len(self.used)])
+        total = self.accumulator.sum(keep=self.session.world.survives)
+        return rows.view(sums.rows.shape), used, total
+
+    def deal_again(self) -> list[int]:
+        """Go on with the ranks that are left; all of them call it.
+
+        Returns:
+            The shards that this one is to do, beside those that it has done in the pass under way.
+        """
+        return self.accumulator.deal_again(self.session.rank, self.session.size)
 
     def _check_metrics(self, step: "Step", names: tuple[str, ...]) -> None:
         """Refuse metrics that are not the same on all ranks and in all steps."""

@@ -17,18 +17,18 @@ ITEMS = "items of "
 
 
 class Metrics:
-    """Running sums of each shard (float64, S x names); a rank has those of its shards.
+    """Running sums of each shard (float64, S x names).
 
     Args:
         shards: S.
-        mine: the shards whose sums are this rank's to add to.
+        mine: the shards whose sums are this rank's to add to; None: every rank has all of them.
         names: what is summed; None: what the first `add` has.
     """
 
     def __init__(
-        self, shards: int, mine: Iterable[int], names: Iterable[str] | None = None
+        self, shards: int, mine: Iterable[int] | None, names: Iterable[str] | None = None
     ) -> None:
-        self.shards, self.mine = shards, tuple(mine)
+        self.shards, self.mine = shards, None if mine is None else tuple(mine)
         self.names: tuple[str, ...] | None = None if names is None else tuple(names)
         self.rows = torch.zeros(shards, len(self.names or ()), dtype=torch.float64)
 
@@ -48,10 +48,16 @@ class Metrics:
             )
         self.rows[shard] += torch.tensor([sums[name] for name in self.names], dtype=torch.float64)
 
+    def add_all(self, names: Iterable[str], rows: torch.Tensor) -> None:
+        """Add to the sums of all shards (float64, S x names)."""
+        if self.names is None:
+            self.names, self.rows = tuple(names), torch.zeros_like(rows)
+        self.rows += rows
+
     def gather(self) -> torch.Tensor:
         """Return the sums of all shards (float64, S x names), on all ranks; all call it."""
         rows = self.rows.clone()
-        if dist.get_world_size() > 1:
+        if self.mine is not None and dist.get_world_size() > 1:
             dist.all_reduce(rows)  # a shard is one rank's: to its row the others add zeros
         return rows
 
@@ -62,7 +68,7 @@ class Metrics:
     def load(self, names: Iterable[str], rows: torch.Tensor) -> None:
         """Go on from what `gather` returned, with the rows of this rank's shards."""
         self.names, self.rows = tuple(names), torch.zeros_like(rows)
-        for shard in self.mine:
+        for shard in range(self.shards) if self.mine is None else self.mine:
             self.rows[shard] = rows[shard]
 
     def reset(self) -> None:

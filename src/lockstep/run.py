@@ -1,10 +1,9 @@
 """A training under way in a loop of one's own: what it is of, where it is, what is kept of it."""
 
-import datetime
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,10 +11,11 @@ from torch import nn
 
 from lockstep import determinism, provenance, tensors
 from lockstep.checkpoint import period
-from lockstep.checkpoint.checkpointer import Checkpointer, new_segment, resume
+from lockstep.checkpoint.checkpointer import Checkpointer, new_segment, now, resume
 from lockstep.checkpoint.plain import from_plain, to_plain
 from lockstep.checkpoint.state import Progress
 from lockstep.checkpoint.store import Store
+from lockstep.distributed.elastic import again, end_with_the_first, survive, surviving, together
 from lockstep.errors import UserError, say
 from lockstep.files import sha256, write_json
 from lockstep.gradients import Gradients
@@ -27,6 +27,8 @@ from lockstep.testing import faults, trace
 
 if TYPE_CHECKING:
     from lockstep.loop import OwnSession
+
+T = TypeVar("T")
 
 
 class Scheduler(Protocol):
@@ -87,7 +89,7 @@ class Run:
         settle(self.model)
         session.check_built(self.model)
         optimizers = [*optimizer] if isinstance(optimizer, Sequence) else [optimizer]
-        self.strategy = OwnLoop(self.model, optimizers, session.shards, session.deal())
+        self.strategy = OwnLoop(self.model, optimizers, session.shards)
         initial = tensors.digest(self.model.state_dict() | dict(self.model.named_buffers()))
         inputs = _inputs()
         session.check_same(**inputs, **{"initial weights": initial})
@@ -105,6 +107,8 @@ class Run:
         self.progress = Progress()
         self.is_under_way = self._stopped = False
         self._step: Step | None = None
+        self.checkpointer: Checkpointer
+        self._store: Store | None = None
         self._sha256 = ""
         self.trace = trace.of(self)
         if self.trace:
@@ -135,32 +139,52 @@ class Run:
             one.register_step_pre_hook(lambda *_: self.check_reduced("optimizer.step()"))
             for one in self.strategy.optimizers
         ]
-        store = None
-        if self.session.rank == 0:
-            store = Store(self.folder / "checkpoints", self.about, self.keep)
+        self._store = self._open() if self.session.rank == 0 else None
         self.is_under_way = True
         try:
-            checkpointer = self._resume(store)
-            self.meter = checkpointer.meter
+            self.checkpointer = self._resume(self._store)
+            self.meter = self.checkpointer.meter
             last = epochs * self.sampler.batches
-            if store and (self._stopped or self.progress.step == last):
+            if self._store and (self._stopped or self.progress.step == last):
                 say("all steps are done already: nothing is trained")
+            survive(self.session.world, self.session.backend)
             while self.progress.step < last and not self._stopped:
                 faults.point("step", self.progress.step)
                 self._step = Step(self, self.progress.step)
                 yield self._step
                 self._commit(self._step)
                 if self.progress.step < last and not self._stopped:
-                    checkpointer.after_step(self.progress)
-            checkpointer.save(self.progress, wait=True)
-            self._write(checkpointer)
+                    self._together(lambda: self.checkpointer.after_step(self.progress))
+            self._together(lambda: self.checkpointer.save(self.progress, wait=True))
+            self._sha256 = self._together(self._write)
             self.is_under_way = False
         finally:
+            end_with_the_first(self.session.world)
             self.gradients.let_go()
             for hook in hooks:
                 hook.remove()
-            if store:
-                store.close()
+            if self._store:
+                self._store.close()
+
+    def _open(self) -> Store:
+        return Store(self.folder / "checkpoints", self.about, self.keep)
+
+    def _together(self, call: Callable[[], T]) -> T:
+        """Return what a call returns that all ranks make, or all that are left."""
+        world = self.session.world
+        return surviving(world, lambda: together(world, call), self._mend)
+
+    def mend(self) -> Sequence[int]:
+        """Go on with the ranks that are left; all of them call it.
+
+        Returns:
+            The shards that this one is to do, beside those that it has done in the pass under way.
+        """
+        return again(self.session.world, self._mend)
+
+    def _mend(self) -> Sequence[int]:
+        self._store = self.checkpointer.go_on(self.progress, self.session, self._open)
+        return self.gradients.deal_again()
 
     def stop(self) -> None:
         """End the run after this step, as if it were the last; all ranks call it alike."""
@@ -196,8 +220,7 @@ class Run:
 
     def _resume(self, store: Store | None) -> Checkpointer:
         """Go on from the last checkpoint, if there is one."""
-        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        session, batches = self.session, self.sampler.batches
+        began, session, batches = now(), self.session, self.sampler.batches
         if store:
             for name in ("run.json", "model.safetensors"):
                 (self.folder / name).unlink(missing_ok=True)
@@ -209,12 +232,12 @@ class Run:
                 scheduler.load_state_dict(state)
             self.state, self._stopped = from_plain(kept["state"]), kept["stopped"]
             if store and kept["arguments"] != sys.argv[1:] and not self.given:
-                then, now = (" ".join(a) or "none" for a in (kept["arguments"], sys.argv[1:]))
+                then, given = (" ".join(a) or "none" for a in (kept["arguments"], sys.argv[1:]))
                 say(
-                    f"going on with other arguments: they were {then}, and are {now}; give those "
+                    f"going on with other arguments: they were {then}, and are {given}; give those "
                     f"that decide the bits as session.run(configuration=...)"
                 )
-        new_segment(self.progress, started, session)
+        new_segment(self.progress, session, began)
         return Checkpointer(
             session.world,
             session.interrupt,
@@ -258,8 +281,7 @@ class Run:
                 f"{step.where}: the loop over its shards has not come to its end; expected "
                 f"`for shard in step:` once or more in each step, without break"
             )
-        for index, sums in step.sums.items():
-            self.strategy.metrics.add(index, sums)
+        self.strategy.metrics.add_all(step.sums, torch.stack([*step.sums.values()], dim=1))
         self.progress.step += 1
         if self.progress.step % self.sampler.batches == 0:
             row = {"epoch": self.progress.step // self.sampler.batches}
@@ -268,8 +290,8 @@ class Run:
         if self.trace:
             self.trace.after_step()
 
-    def _write(self, checkpointer: Checkpointer) -> None:
-        """Write the model, and how it came about."""
+    def _write(self) -> str:
+        """Write the model, and how it came about; return its SHA-256."""
         message = [""]
         if self.session.rank == 0:
             weights = self.model.state_dict()
@@ -282,7 +304,7 @@ class Run:
                 "history": self.history,
                 "steps": self.progress.step,
                 "segments": self.progress.segments,
-                "checkpoint_pauses": checkpointer.pauses,
+                "checkpoint_pauses": self.checkpointer.pauses,
                 "ranks": self.session.places,
                 "arithmetic": determinism.arithmetic(),
                 "versions": provenance.versions(),
@@ -290,7 +312,7 @@ class Run:
             }
             write_json(self.folder / "run.json", record)
         dist.broadcast_object_list(message)
-        self._sha256 = message[0]
+        return message[0]
 
 
 def _inputs() -> dict[str, Any]:

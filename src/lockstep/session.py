@@ -16,10 +16,10 @@ from typing import Any
 
 from lockstep import determinism
 from lockstep.checkpoint.agreement import check_same, gather
-from lockstep.distributed import devices, ending, rendezvous
+from lockstep.distributed import devices, elastic, ending, rendezvous
 from lockstep.distributed.signals import Interrupt, name_of
 from lockstep.distributed.world import TIMEOUT, discover
-from lockstep.errors import Interrupted, UserError, say
+from lockstep.errors import Interrupted, RanksLost, UserError, say
 
 
 class Session:
@@ -101,9 +101,22 @@ class Session:
         if self.world.rank == 0 and (kinds := devices.unlike(self.places)):
             say(f"ranks compute in {kinds}: the bits depend on which rank is where")
 
+    def mend(self) -> tuple[list[str], float]:
+        """Go on with the ranks that are left; all of them call it.
+
+        Returns:
+            Which ranks are gone, for a person, and the seconds that it took.
+        """
+        before = self.places
+        gone, seconds = elastic.mend(self.world, self.device)
+        self.places = gather(devices.describe(self.world, self.device))
+        return [f"rank {rank} ({before[rank]['host']})" for rank in gone], seconds
+
     def close(self) -> None:
         """Leave the others together: only when all got here, what was computed counts."""
-        rendezvous.stop()
+        with contextlib.suppress(RanksLost):  # all had come to the end
+            rendezvous.stop()
+        rendezvous.leave()
 
     def __enter__(self) -> "Session":
         return self

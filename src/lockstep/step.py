@@ -12,7 +12,7 @@ they had be dealt out and yielded anew.
 
 import math
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from lockstep.determinism import draw_for
-from lockstep.errors import UserError
+from lockstep.errors import RanksLost, UserError
 from lockstep.metrics import ITEMS, Metrics
 from lockstep.testing import faults
 
@@ -106,25 +106,33 @@ class Step:
         self.gradients.where = self.where
         self.passes = 0
         self.is_reduced = False
-        self.sums: dict[int, dict[str, float]] = {}
+        self.sums: dict[str, torch.Tensor] = {}
 
     def __iter__(self) -> Iterator[Shard]:
-        gradients, mine, trace = self.gradients, self.session.deal(), self._run.trace
+        gradients, trace = self.gradients, self._run.trace
+        mine: Sequence[int] = self.session.deal()
         sums = Metrics(self.session.shards, mine)
         self.is_reduced = False
         gradients.begin()
         yield from gradients.rehearse(self, mine[0])
-        for index in mine:
-            faults.point("shard", self.number)
-            shard = self.shard(index)
-            yield shard
-            if trace:
-                trace.after_shard(self, shard)
-            gradients.add(shard)
-            sums.add(index, shard.sums)
-            self.sums[index] = _added(self.sums.get(index, {}), shard.sums)
-        with self._run.meter:
-            self.metrics |= means(gradients.reduce(self, sums))
+        everyones = None
+        while everyones is None:
+            for index in mine:
+                faults.point("shard", self.number)
+                shard = self.shard(index)
+                yield shard
+                if trace:
+                    trace.after_shard(self, shard)
+                gradients.add(shard)
+                sums.add(index, shard.sums)
+            try:
+                with self._run.meter:
+                    everyones = gradients.reduce(self, sums)
+            except RanksLost:  # those that are left do what nobody has done
+                mine = self._run.mend()
+        self.metrics |= means(everyones.totals())
+        for name, column in zip(everyones.names or (), everyones.rows.unbind(1), strict=True):
+            self.sums[name] = self.sums.get(name, 0.0) + column
         if trace:
             trace.after_reduce(self)
         self.is_reduced = True
@@ -155,10 +163,6 @@ class Step:
         self._run.check_reduced("clip")
         trained = self.gradients.parameters if parameters is None else parameters
         return nn.utils.clip_grad_norm_(trained, longest)
-
-
-def _added(some: dict[str, float], more: dict[str, float]) -> dict[str, float]:
-    return some | {name: some.get(name, 0.0) + value for name, value in more.items()}
 
 
 def means(totals: dict[str, float]) -> dict[str, float]:

@@ -80,10 +80,11 @@ def test_the_bits_are_those_of_one_process(name, ranks, digits, reference, tmp_p
 def test_the_bytes_sent_are_those_of_a_ring(digits, reference, tmp_path):
     record = train(digits, tmp_path, "cnn", mpirun(4), 4)
     assert bits(tmp_path, record) == reference("cnn")
-    # The gradients (float32) in 4 parts, of which a step sends 3 twice; and how many items there
-    # were (one float64).
+    # The gradients (float32) in 4 parts, of which a step sends 3 twice; and what each shard has
+    # summed: items, losses, right answers and samples (float64).
     part = -(-record["parameters"] // 4)
-    assert record["bytes_sent"] == [record["steps"] * (2 * 3 * part * 4 + 2 * 3 * 8 // 4)] * 4
+    sums = record["configuration"]["shards"] * 4 * 8
+    assert record["bytes_sent"] == [record["steps"] * (2 * 3 * part * 4 + 2 * 3 * sums // 4)] * 4
 
 
 def test_the_bits_are_the_same_under_torchrun(digits, reference, tmp_path):

@@ -75,7 +75,7 @@ def test_shards_of_unequal_items_give_the_gradient_of_all_of_them_as_one_batch()
     assert items == 21
     accumulator = make(ours, 5)
     do(accumulator, range(5), images, labels)
-    accumulator.reduce(items)
+    accumulator.finish(accumulator.sum(), items)
     functional.cross_entropy(theirs(torch.cat(images)), torch.cat(labels)).backward()
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-6)
@@ -87,7 +87,7 @@ def test_buffers_change_by_the_mean_over_the_shards_however_many_items_they_have
     images, labels = data(5)
     accumulator = make(model, 5)
     do(accumulator, range(5), images, labels)
-    accumulator.reduce(16.0)
+    accumulator.finish(accumulator.sum(), 16.0)
     for one, some in zip(alone, images, strict=True):
         one(some)
     mean = torch.stack([one[0].running_mean for one in alone]).mean(dim=0)
@@ -102,9 +102,9 @@ def test_what_was_added_and_not_summed_is_dropped():
     do(accumulator, [0], images, labels)
     accumulator.flat.restore(accumulator.before)
     do(accumulator, range(2), images, labels)
-    accumulator.reduce(5.0)
+    accumulator.finish(accumulator.sum(), 5.0)
     other = make(before, 2)
     do(other, range(2), images, labels)
-    other.reduce(5.0)
+    other.finish(other.sum(), 5.0)
     for one, two in zip(accumulator.model.parameters(), before.parameters(), strict=True):
         assert torch.equal(one.grad, two.grad)

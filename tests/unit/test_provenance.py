@@ -139,7 +139,7 @@ WORDS = [
 DEEDS = [
     ("reduce/tree.py", "node.index // 2", "node.index >> 1"),
     ("random.py", '"stable"', '"quicksort"'),
-    ("strategies/sync_sgd.py", "mean, _ = accumulate(", "mean, x = accumulate("),
+    ("strategies/sync_sgd.py", "rows, total = together(", "rows, sum_ = together("),
     ("strategies/replicated.py", "import torch\n", "import torch\n\nchanged = True\n"),
     ("pipeline/tasks/classification.py", "argmax(dim=1)", "argmin(dim=1)"),
     ("pipeline/optim.py", "math.pi", "3.14"),

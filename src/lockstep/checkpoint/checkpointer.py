@@ -1,5 +1,6 @@
 """When a run is saved, and what it goes on from."""
 
+import datetime
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lockstep.checkpoint.agreement import check_alike
+from lockstep.checkpoint.agreement import check_alike, gather
 from lockstep.checkpoint.state import (
     Checkpoint,
     Progress,
@@ -27,6 +28,9 @@ from lockstep.strategies import Kept
 from lockstep.tensors import digest
 
 T = TypeVar("T", bound=Kept)
+
+# Seconds after its death that a rank's lock may still be there, on a network's file system.
+LOCK_OF_THE_DEAD = 30.0
 
 
 def resume(
@@ -114,6 +118,39 @@ class Checkpointer:
         if number:
             raise Interrupted(number, progress.step)
 
+    def go_on(self, progress: Progress, session: Any, make: Callable[[], Store]) -> Store | None:
+        """Go on with the ranks that are left; all of them call it.
+
+        Args:
+            progress: of the run, whose record says it.
+            session: whose ranks they are.
+            make: opens the store, where this has become rank 0.
+
+        Returns:
+            The store, on rank 0.
+        """
+        rank, sent, over = self.world.rank, round(self.meter.sent), progress.segments[-1]
+        ranks = self.world.size
+        lost, seconds = session.mend()
+        for number, size in gather((rank, sent)):
+            over["bytes_sent"][number] = size
+        over["last_step"] = progress.step
+        new_segment(progress, session)
+        progress.segments[-1] |= {"lost": lost, "mended_in": round(seconds, 3)}
+        if self.world.rank == 0:
+            say(
+                f"lost in step {progress.step + 1}: {', '.join(lost)}; {self.world.size} of "
+                f"{ranks} ranks go on, {seconds:.2f} s later"
+            )
+        self.agreement.ask_soon()
+        self.meter.begin()
+        if self.store is None and self.world.rank == 0:
+            self.store = _patiently(make)
+            self.store.take_over()
+        # The rank that was to write the last one may be gone.
+        self.saved = -1
+        return self.store
+
     def _is_told(self) -> bool:
         return self.store is not None and self.store.told_to_stop()
 
@@ -167,6 +204,11 @@ class Checkpointer:
         if self.store:
             self.store.put_snapshot(name, weights)
 
+    def finish(self) -> None:
+        """Wait until all that is to be written is."""
+        if self.store:
+            self.store.finish()
+
     def keep_snapshots(self, names: set[str]) -> None:
         """Keep no snapshots but these."""
         if self.store:
@@ -180,8 +222,25 @@ class Checkpointer:
         )
 
 
-def new_segment(progress: Progress, started: str, session: Any) -> None:
-    """Begin a part of a run: who goes on with it, when and where.
+def _patiently(make: Callable[[], Store]) -> Store:
+    """Open a store whose owner has just died: its lock may not be free yet."""
+    until = time.monotonic() + LOCK_OF_THE_DEAD
+    while True:
+        try:
+            return make()
+        except UserError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+
+
+def now() -> str:
+    """Return the time, as records have it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def new_segment(progress: Progress, session: Any, started: str = "") -> None:
+    """Begin a part of a run: who goes on with it, when (now, unless that is said) and where.
 
     Other processors than those of the part before, which may have other bits, are said.
     """
@@ -197,7 +256,7 @@ def new_segment(progress: Progress, started: str, session: Any) -> None:
         {
             "first_step": progress.step,
             "last_step": progress.step,
-            "started": started,
+            "started": started or now(),
             "launcher": session.world.launcher,
             "backend": session.backend,
             "hosts": [place["host"] for place in session.places],

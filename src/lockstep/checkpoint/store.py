@@ -129,6 +129,15 @@ class Store:
         self._jobs.put(None)
         self._lock.close()
 
+    def take_over(self) -> None:
+        """Go on where another rank has died that has written before.
+
+        What it had written whole has its name.
+        """
+        self.newest()  # knows the snapshots of its time
+        for path in sorted((self.folder / "snapshots").glob("[!.]*")):
+            self._snapshots[f"snapshots/{path.name}"] = sha256(path)
+
     def others(self) -> list[str]:
         """Return a line for each other configuration of this run that has checkpoints."""
         lines = []

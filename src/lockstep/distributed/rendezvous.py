@@ -99,6 +99,20 @@ def start(
     return chosen
 
 
+def meet_again(world: World) -> None:
+    """Start a process group of the ranks that are left, after `leave`.
+
+    Groups of some of them cannot be made in it: there is no store that all can reach.
+    """
+    dist.init_process_group(
+        "cpu:mpi4py,cuda:mpi4py",
+        store=dist.HashStore(),
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timedelta(seconds=world.patience),
+    )
+
+
 _meetings = itertools.count()
 
 

@@ -113,6 +113,10 @@ class Agreement:
         self._next = step + steps
         return number, bool(due)
 
+    def ask_soon(self) -> None:
+        """Have all ranks ask after the next step."""
+        self._next = 0
+
     def _until_next(self) -> int:
         now = time.monotonic()
         rate = self._steps / max(now - self._since, 1e-6)

@@ -5,11 +5,12 @@ inherits that. mpi4py is imported only where a launcher of MPI's has started thi
 the import alone can abort.
 """
 
+import atexit
 import faulthandler
 import os
 import socket
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from lockstep.distributed.ending import bind_to_launcher
@@ -30,9 +31,12 @@ TIMEOUT = 600.0
 BETWEEN_HOSTS = 20.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class World:
-    """This process's place: `rank` of `size`, `local_rank` of `local_size` on this host."""
+    """This process's place: `rank` of `size`, `local_rank` of `local_size` on this host.
+
+    It is another one when ranks have died (`lockstep.distributed.elastic`).
+    """
 
     rank: int
     size: int
@@ -43,6 +47,8 @@ class World:
     """mpi4py's communicator over all ranks, watched, where MPI started them."""
     timeout: float = TIMEOUT
     """Seconds that ranks are to wait for one another."""
+    survives: bool = False
+    """Whether ranks go on when others die."""
 
     @property
     def patience(self) -> float:
@@ -134,23 +140,57 @@ def from_mpi(timeout: float = TIMEOUT) -> World:
     if starts:  # it waits for all ranks, and MPI cannot be asked yet whether one has given up
         faulthandler.dump_traceback_later(longest, exit=True, file=sys.__stderr__ or 2)
     try:
+        import mpi4py
+
+        if starts:
+            mpi4py.rc.finalize = False
+            atexit.register(_finalize)
         from mpi4py import MPI
     finally:  # without MPI, too: a script may go on by Gloo
         if starts:
             faulthandler.cancel_dump_traceback_later()
-    from lockstep.mpi.watchdog import Watched
-
-    comm = MPI.COMM_WORLD
     said = os.environ.get("WORLD_SIZE")
-    if comm.size == 1 and not _started_by_mpi() and said not in (None, "1"):
+    if MPI.COMM_WORLD.size == 1 and not _started_by_mpi() and said not in (None, "1"):
         raise UserError(
             f"mpi://: WORLD_SIZE is {said}, and MPI has started 1 rank: another launcher started "
             f"this process; launch with mpirun, or `srun --mpi=pmix`, or take env:// under torchrun"
         )
-    local = Watched(comm, "world", longest).Split_type(MPI.COMM_TYPE_SHARED)
-    place = (comm.rank, comm.size, local.rank, local.size)
+    launcher = "srun" if "SLURM_STEP_ID" in os.environ else "mpirun"
+    world = World(0, 1, 0, 1, launcher=launcher, timeout=timeout)
+    take_place(world, longest)
+    return world
+
+
+def _finalize() -> None:
+    """Leave MPI, which waits for all ranks: not where some have died, or that might be for ever."""
+    from mpi4py import MPI
+
+    from lockstep.mpi import losses
+
+    if not MPI.Is_finalized() and losses.world() == MPI.COMM_WORLD:
+        MPI.Finalize()
+
+
+def take_place(world: World, limit: float) -> None:
+    """Have a world say who this process is among the ranks that MPI has now; all call it.
+
+    Args:
+        world: gets its place, and the communicator.
+        limit: the seconds that they may wait for one another in finding out.
+    """
+    from mpi4py import MPI
+
+    from lockstep.mpi import losses
+    from lockstep.mpi.watchdog import Watched
+
+    comm = losses.world()
+    local = Watched(comm, "world", limit).Split_type(MPI.COMM_TYPE_SHARED)
+    world.rank, world.size, world.local_rank, world.local_size = place = (
+        comm.rank,
+        comm.size,
+        local.rank,
+        local.size,
+    )
     local.Free()
     os.environ.update({name: str(value) for name, value in zip(_PLACE, place, strict=True)})
-    launcher = "srun" if "SLURM_STEP_ID" in os.environ else "mpirun"
-    world = World(*place, launcher=launcher, timeout=timeout)
-    return replace(world, comm=Watched(comm, "world", world.patience))
+    world.comm = Watched(comm, "world", world.patience)

@@ -32,7 +32,12 @@ class Meter:
     """The bytes that this rank sends while it counts, over every process group that there is."""
 
     def __init__(self) -> None:
-        self.sent, self.counts = 0.0, False
+        self.counts = False
+        self.begin()
+
+    def begin(self) -> None:
+        """Count anew, over all process groups that there are now."""
+        self.sent = 0.0
         # Strategies make groups, and so do torch's device meshes.
         for group in process_groups():
             self._watch(group)

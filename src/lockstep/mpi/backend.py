@@ -22,7 +22,7 @@ import torch.distributed as dist
 from mpi4py import MPI
 from torch.distributed import Work
 
-from lockstep.mpi import watchdog, wrapper
+from lockstep.mpi import losses, watchdog, wrapper
 from lockstep.mpi.buffers import (
     LIMIT,
     blocks,
@@ -63,7 +63,7 @@ def create(opts: Any, _: Any) -> "MPIBackend":
         RuntimeError: the group has more ranks than MPI has started.
         UserError: MPI does not let several threads call it.
     """
-    world = MPI.COMM_WORLD
+    world = losses.world()
     if opts.group_size > world.size:
         raise RuntimeError(
             f"mpi4py: a group of {opts.group_size} ranks was asked for, and MPI has started "
@@ -78,7 +78,7 @@ def create(opts: Any, _: Any) -> "MPIBackend":
 
 def _communicator(opts: Any) -> Any:
     """Return a new communicator whose ranks are the group's."""
-    world = MPI.COMM_WORLD
+    world = losses.world()
     if opts.group_size == world.size:
         return world.Split(0, opts.group_rank)
     # torch's ranks are MPI's only where init_method was mpi://: the members tell each other.
@@ -99,7 +99,7 @@ class MPIBackend(Backend):
     def __init__(self, comm: Any, name: str, timeout: timedelta) -> None:
         super().__init__(comm.rank, comm.size)
         watcher = watchdog.start()
-        self.comm, self.ranks, self.me = comm, comm.size, comm.rank
+        self.comm, self.ranks, self.me = losses.use(comm), comm.size, comm.rank
         self.label = name or "default"
         self._options = Backend.Options(NAME, timeout=timeout)
         # The last tag that this MPI has is that of messages which are part of a collective: MPI
@@ -163,8 +163,8 @@ class MPIBackend(Backend):
         """Finish what was issued, and give the communicator back."""
         _alive.discard(self)
         self.queue.close()
-        if self.comm is not None and not MPI.Is_finalized():
-            self.comm.Free()
+        if self.comm is not None:
+            losses.forget(self.comm)
         self.comm = None
         if not _alive:
             watchdog.stop()
@@ -420,14 +420,14 @@ class MPIBackend(Backend):
 
     def _exchange(self, sent: Sequence[torch.Tensor], received: Sequence[torch.Tensor]) -> None:
         """Send each rank its tensor and receive one from each; they may be of any size."""
-        requests = [
-            self.comm.Irecv(moved(buffer), rank, self.internal)
-            for rank, buffer in enumerate(received)
-        ]
-        requests += [
-            self.comm.Isend(moved(buffer), rank, self.internal) for rank, buffer in enumerate(sent)
-        ]
-        MPI.Request.Waitall(requests)
+        requests = []
+        try:
+            for rank, buffer in enumerate(received):
+                requests.append(self.comm.Irecv(moved(buffer), rank, self.internal))
+            for rank, buffer in enumerate(sent):
+                requests.append(self.comm.Isend(moved(buffer), rank, self.internal))
+        finally:
+            losses.wait_for(requests)
 
     def barrier(self, opts: Any) -> Work:
         return self._run("barrier", self.comm.Barrier, [], opts)

@@ -24,6 +24,8 @@ import torch
 import torch.distributed as dist
 from mpi4py import MPI
 
+from lockstep.errors import RanksLost
+from lockstep.mpi import losses
 from lockstep.mpi.watchdog import Watchdog
 
 # torch says by a timeout of 0, or below, that it sets none.
@@ -233,6 +235,8 @@ class Transfer(Unfinished):
             self.end(status)
         except BaseException as caught:
             error = caught
+            if isinstance(caught, MPI.Exception) and losses.is_one(caught):
+                error = RanksLost(f"{self.what} on group {self.queue.name!r}: a rank has died")
         self.finish(error)
 
 

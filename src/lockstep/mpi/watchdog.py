@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 
 from mpi4py import MPI
 
-from lockstep.errors import UserError, print_stacks
+from lockstep.errors import RanksLost, UserError, print_stacks
+from lockstep.mpi import losses
 
 # Seconds that ranks have for printing before the job ends.
 FAREWELL = 2.0
@@ -64,7 +65,6 @@ class Watchdog:
     """Watches a process's calls, and ends the job when it must; one for a process."""
 
     def __init__(self) -> None:
-        self._comm = MPI.COMM_WORLD
         self._calls: dict[int, _Call] = {}
         self._period = 1.0
         self._leaving = threading.Event()
@@ -88,11 +88,18 @@ class Watchdog:
 
         Returns:
             What the call returns.
+
+        Raises:
+            RanksLost: it needs a rank that has died.
         """
         thread = threading.get_ident()
         self._calls[thread] = (what, group, limit, time.monotonic())
         try:
             return call()
+        except MPI.Exception as error:
+            if losses.is_one(error):
+                raise RanksLost(f"{what} on group {group!r}: a rank has died") from None
+            raise
         finally:
             del self._calls[thread]
 
@@ -109,8 +116,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._leaving.wait(self._period):
-            if self._comm.Iprobe(MPI.ANY_SOURCE, ALARM):
-                self._say("another rank has failed, or waits in vain")
+            if why := self._alarm():
+                self._say(why)
                 if not self._leaving.wait(5 * FAREWELL):  # that rank may have died in between
                     MPI.COMM_WORLD.Abort(1)
                 return
@@ -122,11 +129,25 @@ class Watchdog:
                     time.sleep(FAREWELL)
                     MPI.COMM_WORLD.Abort(1)
 
+    def _alarm(self) -> str:
+        """Return why the job must end, as the others have it, or nothing."""
+        try:
+            told = losses.world().Iprobe(MPI.ANY_SOURCE, ALARM)
+        except MPI.Exception as error:
+            if not losses.is_one(error):
+                raise
+            if losses.are_survived or not (dead := losses.dead()):
+                return ""
+            return f"rank {', '.join(map(str, dead))} has died"
+        return "another rank has failed, or waits in vain" if told else ""
+
     def _tell_all(self) -> None:
         # Not waited for: the receiver may be past reading, and empty messages need no buffer.
-        for rank in range(self._comm.size):
-            if rank != self._comm.rank:
-                self._comm.Isend([None, 0, MPI.BYTE], rank, ALARM).Free()
+        comm = losses.world()
+        for rank in range(comm.size):
+            if rank != comm.rank:
+                with contextlib.suppress(MPI.Exception):  # it may be dead
+                    comm.Isend([None, 0, MPI.BYTE], rank, ALARM).Free()
 
     def _say(self, why: str) -> None:
         """Print why the job ends, what this rank is in, and the stacks of its threads, as one."""
@@ -141,7 +162,7 @@ class Watchdog:
         if self._leaving.is_set():  # stopped, and another hook still calls this one
             return self._hook_before(kind, error, stack)
         text = "".join(traceback.format_exception(kind, error, stack))  # whole, not line by line
-        all_end = self._comm.size > 1 and not MPI.Is_finalized()
+        all_end = losses.world().size > 1 and not MPI.Is_finalized()
         if all_end:
             summary = traceback.format_exception_only(kind, error)[-1].strip()
             text += f"{self._who()}: {summary}; ending all ranks\n"
@@ -153,7 +174,8 @@ class Watchdog:
             MPI.COMM_WORLD.Abort(1)
 
     def _who(self) -> str:
-        place = f"rank {self._comm.rank} of {self._comm.size}"
+        comm = losses.world()
+        place = f"rank {comm.rank} of {comm.size}"
         return f"{place} ({socket.gethostname()}, process {os.getpid()})"
 
     def _leave(self) -> None:

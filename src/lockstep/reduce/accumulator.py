@@ -27,10 +27,14 @@ class Accumulator:
         self.model, self.flat, self.tree = model, flat, tree
         self.communication = 0.0
         """Seconds that sums have taken so far."""
+        self.is_under_way = False
+        """Whether a step has begun and is not done."""
+        self.stack: list[Node] = []
 
     def begin(self) -> None:
         """Begin a step: what was added and not summed is dropped."""
-        self.stack: list[Node] = []
+        self.stack = []
+        self.is_under_way = True
         self.before: Statistics = self.flat.read()
 
     def begin_shard(self) -> torch.Tensor:
@@ -45,23 +49,36 @@ class Accumulator:
         self.flat.put_changes(term, self.before)
         self.tree.add(self.stack, shard, term)
 
-    def reduce(self, items: float) -> torch.Tensor:
-        """Sum over all shards and ranks; all ranks call it.
+    def sum(self, keep: bool = False) -> torch.Tensor:
+        """Return the sum over all shards and ranks; all ranks call it.
 
         Args:
-            items: what the sum of gradients is divided by: the items of the global batch.
-
-        Returns:
-            The mean gradients, where the parameters have them as theirs until the tree gets them
-            back by `free`. Buffers have changed by the mean over the shards of what each saw.
+            keep: whether it may be in vain, for a rank may die: what was added stays.
         """
         started = time.perf_counter()
-        total = self.tree.all_reduce(self.stack)
+        total = (self.tree.all_reduce_a_copy if keep else self.tree.all_reduce)(self.stack)
         self.communication += time.perf_counter() - started
+        return total
+
+    def finish(self, total: torch.Tensor, items: float) -> None:
+        """End the step: the parameters have the mean gradients, until the tree gets them back by
+        `free`; buffers have changed by the mean over the shards of what each saw.
+
+        Args:
+            total: what `sum` returned.
+            items: what the sum of gradients is divided by: the items of the global batch.
+        """
+        self.tree.clear(self.stack)
+        self.is_under_way = False
         self.flat.divide(total, items, self.tree.shards)
         self.flat.take_changes(total, self.before)
         self.flat.attach(total)
-        return total
+
+    def deal_again(self, rank: int, ranks: int) -> list[int]:
+        """Go on with the ranks that are left: see `TreeReduce.deal_again`."""
+        assert isinstance(self.tree, TreeReduce)
+        self.flat.forget()
+        return self.tree.deal_again(rank, ranks, self.stack)
 
 
 def total_items(items: float, group: dist.ProcessGroup | None = None) -> float:

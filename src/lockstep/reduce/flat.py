@@ -74,6 +74,10 @@ class Flat:
         for parameter, view in zip(self.parameters, views, strict=True):
             parameter.grad = view
 
+    def forget(self) -> None:
+        """Forget the places that `attach` has made ready: no other has them any more."""
+        self._views.clear()
+
     def hold(self, flat: torch.Tensor) -> None:
         """Move the parameters to `flat`, in the place of their gradients."""
         for parameter, view in zip(self.parameters, self._make_views(flat), strict=True):

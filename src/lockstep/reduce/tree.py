@@ -54,10 +54,18 @@ def fold(stack: list[Node]) -> torch.Tensor:
     return total
 
 
-def places(shards: Iterable[int]) -> list[tuple[int, int]]:
-    """Return the (level, index) of the nodes that a block of shards adds up to by itself."""
-    stack: list[Node] = []
+Place = tuple[int, int]
+
+
+def places(shards: Iterable[int], held: Iterable[Place] = ()) -> list[Place]:
+    """Return the (level, index) of the nodes that shards add up to by themselves.
+
+    Args:
+        shards: in ascending order.
+        held: what they are added to.
+    """
     nothing = torch.empty(0)
+    stack = [Node(level, index, nothing) for level, index in held]
     for shard in shards:
         push(stack, Node(0, shard, nothing))
     return [(node.level, node.index) for node in stack]
@@ -66,6 +74,14 @@ def places(shards: Iterable[int]) -> list[tuple[int, int]]:
 def block(rank: int, ranks: int, shards: int) -> range:
     """Return the shards of a rank: the `rank`-th of contiguous blocks as even as can be."""
     return range(rank * shards // ranks, (rank + 1) * shards // ranks)
+
+
+def _join(nodes: list[Node]) -> torch.Tensor:
+    """Return the tree's root, given nodes that have all S shards below them, in any order."""
+    stack: list[Node] = []
+    for node in sorted(nodes, key=lambda node: node.index << node.level):
+        push(stack, node)
+    return fold(stack)
 
 
 class TreeReduce:
@@ -91,14 +107,47 @@ class TreeReduce:
         device: torch.device,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        self.length, self.shards, self.rank, self.ranks = length, shards, rank, ranks
+        self.length, self.shards = length, shards
         self.group = group
-        self.places = [places(block(r, ranks, shards)) for r in range(ranks)]
-        # Padded so that every rank finishes an equal part of the sum.
-        self.part = -(-length // ranks)
-        self._spare: list[torch.Tensor] = []
         self.dtype, self.device = dtype, device
+        self._deal(rank, ranks)
+
+    def _deal(self, rank: int, ranks: int) -> None:
+        self.rank, self.ranks = rank, ranks
+        self.places = self._blocks = [places(block(r, ranks, self.shards)) for r in range(ranks)]
+        # Padded so that every rank finishes an equal part of the sum.
+        self.part = -(-self.length // ranks)
+        self._spare: list[torch.Tensor] = []
         self.way = self._choose()
+
+    def deal_again(self, rank: int, ranks: int, stack: list[Node]) -> list[int]:
+        """Go on with the ranks that are left; all of them call it together.
+
+        Args:
+            rank, ranks: this one among them.
+            stack: what it has added up of the sum under way.
+
+        Returns:
+            The shards that it is to add for that sum: those that nobody has are shared evenly.
+        """
+        held = [(node.level, node.index) for node in stack]
+        everyones: list[list[Place]] = [[] for _ in range(ranks)]
+        dist.all_gather_object(everyones, held, group=self.group)
+        self._deal(rank, ranks)
+        for node in stack:  # terms are padded otherwise
+            term = self.take()
+            term[: self.length] = node.value[: self.length]
+            node.value = term
+        there = {shard for some in everyones for place in some for shard in self._under(place)}
+        missing = [shard for shard in range(self.shards) if shard not in there]
+        more = [[missing[i] for i in block(r, ranks, len(missing))] for r in range(ranks)]
+        self.places = [places(new, old) for new, old in zip(more, everyones, strict=True)]
+        return more[rank]
+
+    def _under(self, place: Place) -> range:
+        """Return the shards whose sum a node is."""
+        level, index = place
+        return range(index << level, min((index + 1) << level, self.shards))
 
     def take(self) -> torch.Tensor:
         """Return a buffer for a term: part x ranks elements, of which the first `length` count."""
@@ -111,10 +160,25 @@ class TreeReduce:
     def all_reduce(self, stack: list[Node]) -> torch.Tensor:
         """Return the sum of all ranks' stacks (a buffer that the caller gives back by `free`)."""
         values = [node.value for node in stack]
-        total = self.way(stack)
+        total = self.way(stack) if self.places is self._blocks else self._meet(stack)
         stack.clear()
         self._spare += [value for value in values if value is not total]
         return total
+
+    def all_reduce_a_copy(self, stack: list[Node]) -> torch.Tensor:
+        """Do what `all_reduce` does, and leave the stack as it is: a rank may die in it.
+
+        When the sum counts, `clear` is next.
+        """
+        terms = [self.take().copy_(node.value) for node in stack]
+        nodes = zip(stack, terms, strict=True)
+        return self.all_reduce([Node(node.level, node.index, term) for node, term in nodes])
+
+    def clear(self, stack: list[Node]) -> None:
+        """Take the terms of a sum that is done; ranks have blocks again."""
+        self._spare += [node.value for node in stack]
+        stack.clear()
+        self.places = self._blocks
 
     def free(self, buffer: torch.Tensor) -> None:
         """Give a buffer back."""
@@ -217,12 +281,13 @@ class TreeReduce:
             splits = [part if j < len(stack) else 0] * ranks
             dist.all_to_all_single(theirs, mine, counts, splits, group=self.group)
             arrived.append(iter(theirs.split(part)))
-        meeting: list[Node] = []
-        for some in self.places:
-            for (level, index), values in zip(some, arrived, strict=False):
-                push(meeting, Node(level, index, next(values)))
-        total = stack[0].value
-        dist.all_gather_single(total, fold(meeting).contiguous(), group=self.group)
+        nodes = [
+            Node(level, index, next(values))
+            for some in self.places
+            for (level, index), values in zip(some, arrived, strict=False)
+        ]
+        total = stack[0].value if stack else self.take()
+        dist.all_gather_single(total, _join(nodes).contiguous(), group=self.group)
         return total
 
 
@@ -252,15 +317,17 @@ class GatherReduce:
         stack.append(Node(0, shard, term))
 
     def all_reduce(self, stack: list[Node]) -> torch.Tensor:
-        """Return the sum of all ranks' stacks."""
+        """Return the sum of all ranks' stacks, and leave those as they are."""
         if not self.length:  # a model without buffers
-            stack.clear()
             return self.take()
         mine = torch.stack([node.value for node in stack])
-        stack.clear()
         everyones = mine.new_empty(self.shards, self.length)
         dist.all_gather_single(everyones, mine)
         in_order = everyones.view(self.ranks, -1, self.length).transpose(0, 1).flatten(0, 1)
-        for shard, term in enumerate(in_order):
-            push(stack, Node(0, shard, term))
-        return fold(stack)
+        return _join([Node(0, shard, term) for shard, term in enumerate(in_order)])
+
+    all_reduce_a_copy = all_reduce
+
+    def clear(self, stack: list[Node]) -> None:
+        """Take the terms of a sum that is done."""
+        stack.clear()

@@ -35,4 +35,4 @@ class DataParallel(Replicated):
         loss = self.task(self.shared, micro_batches)
         (loss.value / loss.items).backward()
         self.metrics.add(micro_batches[0].shard, loss.sums())
-        self.update(micro_batches, lr)
+        self.update(micro_batches[0].step, lr)

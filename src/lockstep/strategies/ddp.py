@@ -36,7 +36,7 @@ class DataParallelByTorch(Replicated):
         self.items = total_items(loss.items)
         loss.value.backward()
         self.metrics.add(micro_batches[0].shard, loss.sums())
-        self.update(micro_batches, lr)
+        self.update(micro_batches[0].step, lr)
 
     def alike(self) -> dict[str, torch.Tensor]:
         # Buffers are rank 0's from the next forward pass on.

@@ -19,12 +19,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lockstep import optimizer
 from lockstep.errors import UserError, first_line
-from lockstep.reduce.accumulator import Accumulator
+from lockstep.reduce.accumulator import Accumulator, total_items
 from lockstep.reduce.flat import Flat
 from lockstep.reduce.tree import GatherReduce, Node, fold, push
 from lockstep.strategies import Setup
 from lockstep.strategies.parts import Part, whole
-from lockstep.strategies.replicated import accumulate
+from lockstep.strategies.replicated import form
 from lockstep.strategies.split import blocks_apart, evaluating
 from lockstep.strategies.task import Loss, MicroBatch, sums_of
 from lockstep.tensors import digest
@@ -68,7 +68,9 @@ class FullySharded:
 
     def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
         before = self.accumulator.communication
-        _, items = accumulate(self._zeroed, micro_batches, self.accumulator, self.metrics)
+        self.accumulator.begin()
+        items = total_items(form(self._zeroed, micro_batches, self.accumulator, self.metrics))
+        self.accumulator.finish(self.accumulator.sum(), items)
         self._check_passes()
         self.passes = 0
         seconds = self.accumulator.communication - before

@@ -21,7 +21,6 @@ class OwnLoop:
         model: all that is trained.
         optimizers: its optimizers.
         shards: S.
-        mine: this rank's shards.
 
     Raises:
         UserError: an optimizer has a parameter that is none of the model's.
@@ -32,10 +31,9 @@ class OwnLoop:
         model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
         shards: int,
-        mine: Sequence[int],
     ) -> None:
         self.model, self.optimizers = model, optimizers
-        self.metrics = Metrics(shards, mine)
+        self.metrics = Metrics(shards, None)
         known = {id(p) for p in model.parameters()}
         for one in optimizers:
             for parameter in optimizer.parameters(one):

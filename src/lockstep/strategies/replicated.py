@@ -7,7 +7,7 @@ from torch import nn
 
 from lockstep import optimizer
 from lockstep.metrics import Metrics
-from lockstep.reduce.accumulator import Accumulator, total_items
+from lockstep.reduce.accumulator import Accumulator
 from lockstep.reduce.tree import block
 from lockstep.strategies import Setup
 from lockstep.strategies.ema import Ema
@@ -26,11 +26,11 @@ class Replicated:
         self.communication = 0.0
         self.ema = None if setup.run.ema is None else Ema(setup.model, setup.run.ema)
 
-    def update(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
+    def update(self, step: int, lr: float) -> None:
         """Have the optimizer take a step with the gradients that are there."""
         optimizer.update(self.optimizer, lr, self.run.clip)
         if self.ema:
-            self.ema.update(micro_batches[0].step)
+            self.ema.update(step)
 
     def model_state(self) -> dict[str, torch.Tensor]:
         return self.model.state_dict()
@@ -60,18 +60,17 @@ class Replicated:
         return optimizer.named(self.optimizer_state()) | self.own_state()
 
 
-def accumulate(
+def form(
     task: Callable[[nn.Module, Sequence[MicroBatch]], Loss],
     micro_batches: Sequence[MicroBatch],
     accumulator: Accumulator,
     metrics: Metrics,
-) -> tuple[torch.Tensor, float]:
-    """Do the forward and backward passes of this rank's shards, and average over all of them.
+) -> float:
+    """Do the forward and backward passes of this rank's shards, one after the other.
 
     Returns:
-        The mean gradients, as `Accumulator.reduce` does, and the items of the global batch.
+        Their items.
     """
-    accumulator.begin()
     items = 0.0
     for micro_batch in micro_batches:
         term = accumulator.begin_shard()
@@ -80,5 +79,4 @@ def accumulate(
         accumulator.add(micro_batch.shard, term)
         metrics.add(micro_batch.shard, loss.sums())
         items += loss.items
-    items = total_items(items)
-    return accumulator.reduce(items), items
+    return items

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from lockstep.distributed.elastic import together
 from lockstep.reduce.accumulator import Accumulator, total_items
 from lockstep.reduce.flat import Flat
-from lockstep.reduce.tree import TreeReduce
+from lockstep.reduce.tree import TreeReduce, block
 from lockstep.strategies import Setup
-from lockstep.strategies.replicated import Replicated, accumulate
-from lockstep.strategies.task import MicroBatch
+from lockstep.strategies.replicated import Replicated, form
+from lockstep.strategies.task import MicroBatch, sums_of
 
 
 class TreeReduction(Replicated):
@@ -26,17 +27,36 @@ class TreeReduction(Replicated):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        world, flat = setup.world, Flat(self.model)
+        self.world, flat = setup.world, Flat(self.model)
         self.tree = TreeReduce(
-            flat.length, self.run.shards, world.rank, world.size, flat.dtype, flat.device
+            flat.length, self.run.shards, self.world.rank, self.world.size, flat.dtype, flat.device
         )
         self.accumulator = Accumulator(self.model, flat, self.tree)
+        # Every rank gets to know each shard's sums: who has formed them may be gone the next time.
+        self.metrics = sums_of(setup.task, self.run.shards, None)
+        self.sums = sums_of(setup.task, self.run.shards, ())
 
     def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
-        mean, _ = accumulate(self.task, micro_batches, self.accumulator, self.metrics)
+        if not self.accumulator.is_under_way:  # else it is taken up again, by fewer ranks
+            self.accumulator.begin()
+            self.sums.reset()
+            self.number = micro_batches[0].step
+        form(self.task, micro_batches, self.accumulator, self.sums)
+        rows, total = together(self.world, self._sum)
         self.communication = self.accumulator.communication
-        self.update(micro_batches, lr)
-        self.tree.free(mean)
+        items = dict(zip(self.sums.names or (), rows.sum(dim=0).tolist(), strict=True))["items"]
+        self.accumulator.finish(total, items)
+        self.metrics.add_all(self.sums.names or (), rows)
+        self.update(self.number, lr)
+        self.tree.free(total)
+        self.shards = block(self.world.rank, self.world.size, self.run.shards)
+
+    def _sum(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.sums.gather(), self.accumulator.sum(keep=self.world.survives)
+
+    def deal_again(self) -> None:
+        """Go on with the ranks that are left, in the middle of a step, too; all of them call it."""
+        self.shards = self.accumulator.deal_again(self.world.rank, self.world.size)
 
 
 class FastReduction(Replicated):
@@ -61,4 +81,4 @@ class FastReduction(Replicated):
         self.communication += time.perf_counter() - started
         flat.divide(total, total_items(loss.items), self.ranks)
         flat.take_changes(total, before)
-        self.update(micro_batches, lr)
+        self.update(micro_batches[0].step, lr)

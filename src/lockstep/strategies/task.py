@@ -43,12 +43,12 @@ class Loss:
         return sums | {name: float(value) for name, value in self.metrics.items()}
 
 
-def sums_of(task: "Task", shards: int, mine: Iterable[int]) -> Metrics:
+def sums_of(task: "Task", shards: int, mine: Iterable[int] | None) -> Metrics:
     """Return running sums of what `Loss.sums` has by name.
 
     Args:
         shards: S.
-        mine: the shards whose losses come up on this rank.
+        mine: the shards whose losses come up on this rank; None: every rank gets to know all.
     """
     return Metrics(shards, mine, ("items", "loss", *task.metrics))
 

@@ -8,14 +8,24 @@ done), and `written`, `synced`, `renamed` (inside the writing of the checkpoint 
 """
 
 import os
+import random
 import signal
+import threading
 import time
 
 from lockstep.errors import say
 
+# Seconds within which `kill-later` kills.
+LATER = 0.008
+
 
 def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_later() -> None:
+    """Be killed within some milliseconds, wherever that is: the process does not wait for it."""
+    threading.Timer(random.uniform(0, LATER), _kill).start()  # noqa: S311
 
 
 def _kill_launcher() -> None:
@@ -33,6 +43,7 @@ def _be_interrupted() -> None:
 
 ACTIONS = {
     "kill": _kill,
+    "kill-later": _kill_later,
     "kill-launcher": _kill_launcher,
     "raise": _fail,
     "exit": lambda: os._exit(0),
@@ -51,7 +62,9 @@ POISON = False
 def point(name: str, number: int) -> None:
     """Have the faults that are asked for at this place, on this rank."""
     if WANTED:
-        here = f"{name}:{number}:{os.environ.get('RANK', '0')}:"
+        # As MPI numbered it first: the number changes where others have died.
+        rank = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("RANK", "0"))
+        here = f"{name}:{number}:{rank}:"
         for fault in WANTED.split(","):
             if fault.startswith(here):
                 say(f"fault: {fault}")

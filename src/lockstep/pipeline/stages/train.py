@@ -4,7 +4,6 @@ Every rank runs this. What a step does is the strategy's affair; what is here is
 the order of the batches, the learning rate, and what is kept.
 """
 
-import datetime
 import sys
 import time
 from functools import partial
@@ -17,9 +16,10 @@ from tqdm import tqdm
 from lockstep import determinism, provenance, tensors
 from lockstep import strategies as parallel
 from lockstep.checkpoint import period
-from lockstep.checkpoint.checkpointer import Checkpointer, new_segment, resume
+from lockstep.checkpoint.checkpointer import Checkpointer, new_segment, now, resume
 from lockstep.checkpoint.state import Progress, moved
 from lockstep.checkpoint.store import Store
+from lockstep.distributed import elastic
 from lockstep.errors import UserError, in_one_line, say
 from lockstep.pipeline import identity
 from lockstep.pipeline.config import Run
@@ -112,7 +112,7 @@ def train_in(
     output: Path,
 ) -> Training | None:
     """Do what `train` does, as one of the ranks of a session."""
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    started = now()
     world, device = session.world, session.device
 
     # What is learned, and from what.
@@ -146,7 +146,8 @@ def train_in(
 
     # Where the run is: at its beginning, or where it was cut off.
     about = identity.about(run, inputs, initial, device, session.backend)
-    store = Store(output / "checkpoints", about, run.checkpoint_keep) if world.rank == 0 else None
+    open_store = partial(Store, output / "checkpoints", about, run.checkpoint_keep)
+    store = open_store() if world.rank == 0 else None
     try:
         if store:
             clear_results(output)
@@ -164,8 +165,20 @@ def train_in(
             batches.steps_per_epoch,
             saved=progress.step,
         )
-        new_segment(progress, started, session)
-        _run_epochs(run, batches, task, kind, strategy, checkpointer, progress, session, validation)
+        new_segment(progress, session, started)
+
+        def mended() -> None:
+            nonlocal store
+            store = checkpointer.go_on(progress, session, open_store)
+            strategy.deal_again()  # type: ignore[attr-defined]
+
+        if hasattr(strategy, "deal_again"):
+            elastic.survive(world, session.backend)
+        train_on = partial(
+            _run_epochs,
+            *(run, batches, task, kind, strategy, checkpointer, progress, session, validation),
+        )
+        elastic.surviving(world, train_on, mended)
 
         # What came of it.
         if store:
@@ -231,13 +244,16 @@ def _run_epochs(
     session: Session,
     validation: Validation | None,
 ) -> None:
-    """Train from where `progress` is to the end, and keep it up to date."""
-    steps, first = batches.steps_per_epoch, session.world.rank == 0
-    history = progress.history
-    for epoch in range(progress.step // steps, run.epochs):
-        if is_over(history, run.patience):
-            break
-        done = progress.step % steps
+    """Train from where `progress` is to the end, and keep it up to date.
+
+    Raises:
+        RanksLost: on all that are left: some have died. What is done is in `progress`.
+    """
+    world, steps, history = session.world, batches.steps_per_epoch, progress.history
+    first = world.rank == 0
+    while len(history) < run.epochs and not is_over(history, run.patience):
+        epoch = len(history)
+        done = progress.step - epoch * steps
         if not done:
             progress.seconds = {"seconds": 0.0, "input_seconds": 0.0, "communication_seconds": 0.0}
         spent, last = progress.seconds, time.perf_counter()
@@ -248,12 +264,9 @@ def _run_epochs(
             before, communicated = time.perf_counter(), strategy.communication
             micro_batches = [batches.get(epoch, index, shard) for shard in strategy.shards]
             waited = time.perf_counter() - before
-            lr = learning_rate(run, step, steps)
             with checkpointer.meter:
-                strategy.step(micro_batches, lr)
+                strategy.step(micro_batches, learning_rate(run, step, steps))
             progress.step += 1
-            if index + 1 == steps:
-                totals = strategy.metrics.totals()
             now = time.perf_counter()
             spent["seconds"] += now - last
             spent["input_seconds"] += waited
@@ -267,34 +280,66 @@ def _run_epochs(
                     f"{rate:,.0f} {kind.unit}/s"
                 )
             if index + 1 < steps:
-                checkpointer.after_step(progress)
+                elastic.together(world, partial(checkpointer.after_step, progress))
+
+        end = partial(
+            _end_epoch,
+            run,
+            steps,
+            task,
+            kind,
+            strategy,
+            checkpointer,
+            progress,
+            session,
+            validation,
+        )
+        history.append(row := elastic.together(world, end))
         strategy.metrics.reset()
-        means, weights = task.means(totals), {}
-        if validation:
-            started = time.perf_counter()
-            weights = moved(_result(strategy), session.world)
-            means |= validation.measure(weights, epoch + 1)
-            spent[VALIDATION] = time.perf_counter() - started
-        row = make_row(epoch, lr, means, steps * run.batch, spent, kind.rate)
-        history.append(row)
         if first:
             say(_line(row, run.epochs, kind))
-        if run.keep == "best" and best_of(history) is row:
-            checkpointer.put_snapshot(best_name(history), weights)
-        # Which epochs will be the last ones, nobody knows who may stop early.
-        if (run.patience or epoch >= run.epochs - run.snapshots) and not run.one_shot:
-            checkpointer.snapshot(snapshot_name(epoch + 1))
         if run.patience or run.keep == "best":
             kept = {snapshot_name(epoch + 1 - back) for back in range(run.snapshots)}
             checkpointer.keep_snapshots(kept | {best_name(history)})
         if epoch + 1 < run.epochs and not is_over(history, run.patience):
-            checkpointer.after_step(progress)
+            elastic.together(world, partial(checkpointer.after_step, progress))
     if first and is_over(history, run.patience) and (best := best_of(history)):
         say(
             f"over after epoch {len(history)}: in {run.patience} epochs {LOSS} was not below that "
             f"of epoch {best['epoch']}, {best[LOSS]:.4f}"
         )
-    checkpointer.save(progress, wait=True)
+    elastic.together(world, partial(checkpointer.save, progress, wait=True))
+
+
+def _end_epoch(
+    run: Run,
+    steps: int,
+    task: Supervised,
+    kind: Kind,
+    strategy: parallel.Strategy,
+    checkpointer: Checkpointer,
+    progress: Progress,
+    session: Session,
+    validation: Validation | None,
+) -> dict[str, float]:
+    """Measure an epoch whose steps are done, and keep its weights; return its row of history."""
+    epoch, history, spent = len(progress.history), progress.history, progress.seconds
+    means, weights = task.means(strategy.metrics.totals()), {}
+    if validation:
+        started = time.perf_counter()
+        weights = moved(_result(strategy), session.world)
+        means |= validation.measure(weights, epoch + 1)
+        spent[VALIDATION] = time.perf_counter() - started
+    lr = learning_rate(run, progress.step - 1, steps)
+    row = make_row(epoch, lr, means, steps * run.batch, spent, kind.rate)
+    if run.keep == "best" and best_of([*history, row]) is row:
+        checkpointer.put_snapshot(best_name([*history, row]), weights)
+    # Which epochs will be the last ones, nobody knows who may stop early.
+    if (run.patience or epoch >= run.epochs - run.snapshots) and not run.one_shot:
+        checkpointer.snapshot(snapshot_name(epoch + 1))
+    if session.world.survives:  # the rank that has the weights to write must not be the only one
+        checkpointer.finish()
+    return row
 
 
 def _result(strategy: parallel.Strategy) -> dict[str, torch.Tensor]:

@@ -1,0 +1,107 @@
+"""Ranks that die: MPI tells the others, which go on in a smaller world.
+
+By ULFM (Bland et al., "Post-failure recovery of MPI communication capability", IJHPCA 2013), which
+`mpirun --with-ft ulfm` of Open MPI turns on. A call that needs a dead rank raises an error on those
+that notice; who notices revokes the communicators, so that nobody waits in one for ever; then all
+that are left agree, and shrink.
+"""
+
+import contextlib
+import os
+from typing import Any
+
+from mpi4py import MPI
+
+_KINDS = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED}
+
+_world: Any = MPI.COMM_WORLD
+_used: list[Any] = []
+
+are_survived = False
+"""Whether those that are left go on; else a death ends the job."""
+
+
+def are_told() -> bool:
+    """Return whether MPI tells of dead ranks, in place of ending the job with them."""
+    return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112 - its name is that
+
+
+def world() -> Any:
+    """Return the communicator of all ranks that are left; of all, as long as nobody has died."""
+    return _world
+
+
+def dead() -> list[int]:
+    """Return the ranks of the world that are known to have died."""
+    if not are_told():
+        return []
+    found = _world.Get_failed()
+    return sorted(MPI.Group.Translate_ranks(found, range(found.size), _world.Get_group()))
+
+
+def use(comm: Any) -> Any:
+    """Return a communicator, which is revoked with the world."""
+    _used.append(comm)
+    return comm
+
+
+def forget(comm: Any) -> None:
+    """Give a communicator back, unless it is revoked: that would wait for the dead."""
+    if comm in _used:
+        _used.remove(comm)
+    if not MPI.Is_finalized() and not (are_told() and comm.Is_revoked()):
+        comm.Free()
+
+
+def is_one(error: MPI.Exception) -> bool:
+    """Return whether an error of MPI's says that a rank has died."""
+    kind = error.Get_error_class()
+    if kind == MPI.ERR_IN_STATUS:  # of one of several requests
+        return are_told() and (bool(dead()) or any(c.Is_revoked() for c in (_world, *_used)))
+    return kind in _KINDS
+
+
+def wait_for(requests: list[Any]) -> None:
+    """Wait until requests are done, or, where a rank has died, use no memory any more.
+
+    Raises:
+        MPI.Exception: one has failed.
+    """
+    try:
+        MPI.Request.Waitall(requests)
+    except MPI.Exception as error:
+        if is_one(error):
+            revoke()
+            for request in requests:
+                with contextlib.suppress(MPI.Exception):
+                    request.Wait()
+        raise
+
+
+def revoke() -> None:
+    """Have every call of every rank end, in which it may be waiting for a dead one."""
+    for comm in (_world, *_used):
+        if not comm.Is_revoked():
+            comm.Revoke()
+
+
+def agree(well: bool) -> bool:
+    """Return whether all that are left say that all is well; all of them call it."""
+    while True:
+        try:
+            return bool(_world.Agree(int(well)))
+        except MPI.Exception as error:  # on all of them alike, until all know of the dead
+            if not is_one(error):
+                raise
+            _world.Ack_failed()
+
+
+def shrink() -> list[int]:
+    """Have those that are left be the world, and return which of the ranks before are gone."""
+    global _world
+    revoke()
+    before, _world = _world, _world.Shrink()
+    _world.Set_errhandler(MPI.ERRORS_RETURN)
+    left = _world.Get_group()
+    there = MPI.Group.Translate_ranks(left, range(left.size), before.Get_group())
+    return sorted({*range(before.size)} - {*there})

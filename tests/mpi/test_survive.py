@@ -1,0 +1,100 @@
+"""Ranks that die in a running job: those that are left go on, to the bits of one process."""
+
+import json
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY, mpirun, run, thorough
+from tests.mpi.matrix import PARTS
+
+TRAIN = [
+    *("--shards", 4, "--batch", 64, "--epochs", 2, "--checkpoint-every", "5 steps"),
+    *("--model", "tests.mpi.models:busy", "--ema", 0.9, "--oversubscribe"),
+]
+STEPS = 44
+
+OWN = """
+import sys, torch, lockstep
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+def net():
+    return nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.Dropout(0.2), nn.Linear(32, 3))
+
+with lockstep.init(shards=8, seed=1) as session:
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(512, 8, generator=draw), torch.randint(0, 3, (512,), generator=draw)
+    model = session.build(net)
+    optimizer = torch.optim.AdamW(model.parameters())
+    run = session.run(
+        model, optimizer, folder=sys.argv[1], checkpoint_every="5 steps", configuration={}
+    )
+    for step in run.steps(512, batch=64, epochs=5):
+        for shard in step:
+            loss = cross_entropy(model(x[shard.ids]), y[shard.ids], reduction="sum")
+            shard.backward(loss, items=len(shard.ids))
+        optimizer.step()
+"""
+
+
+def surviving(ranks):
+    """Return the words that start Python on ranks of which some may die."""
+    launcher, *words = mpirun(ranks)
+    return [launcher, "--with-ft", "ulfm", *words]
+
+
+def trained(digits, output, launcher, ranks, *flags, fault=""):
+    """Train in the pipeline; return the hashes of what came of it, and the record."""
+    words = ["--data", digits, "--partition", digits / "4/shards.csv", "--output", output]
+    stage = [*launcher, "-m", "lockstep", "train", *words, *TRAIN, "--ranks", ranks, *flags]
+    done = run(["env", f"LOCKSTEP_FAULT={fault}", *stage], REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((output / "train.json").read_text())
+    return {part: record[key] for part, key in PARTS.items()}, record
+
+
+@pytest.fixture(scope="module")
+def alone(digits, tmp_path_factory):
+    output = tmp_path_factory.mktemp("alone") / "run"
+    return trained(digits, output, [sys.executable], 1, "--strategy", "single")[0]
+
+
+FAULTS = [
+    (2, "step:20:0:kill"),  # the one that writes
+    (3, "step:21:1:kill-later,step:23:0:kill"),  # at the end of an epoch
+    thorough(4, "step:7:3:kill,step:7:0:kill-later,step:22:2:kill-later"),
+    thorough(2, "written:20:0:kill"),  # inside of a checkpoint
+    thorough(3, "step:43:2:kill-later"),  # in the last step, or just after it
+]
+
+
+@pytest.mark.parametrize(("ranks", "faults"), FAULTS)
+def test_those_that_are_left_go_on_to_the_same_bits(digits, alone, tmp_path, ranks, faults):
+    found, record = trained(digits, tmp_path / "r", surviving(ranks), ranks, fault=faults)
+    assert found == alone
+    segments = record["segments"]
+    assert segments[0]["first_step"] == 0
+    assert segments[-1]["last_step"] == STEPS
+    lost = [one for part in segments[1:] for one in part["lost"]]
+    assert len(lost) == len(faults.split(",")), segments
+    assert all(part["mended_in"] < 5 for part in segments[1:])
+
+
+@pytest.mark.parametrize(
+    ("ranks", "faults"),
+    [
+        (3, "step:4:0:kill,shard:11:2:kill"),
+        thorough(4, "step:9:1:kill-later,shard:10:3:kill,step:33:0:kill-later"),
+    ],
+)
+def test_a_loop_of_ones_own_goes_on_without_knowing(tmp_path, ranks, faults):
+    (tmp_path / "own.py").write_text(OWN)
+    assert run([sys.executable, "own.py", "alone"], tmp_path).returncode == 0
+    words = ["env", f"LOCKSTEP_FAULT={faults}", *surviving(ranks), "own.py", "many"]
+    done = run(words, tmp_path)
+    assert done.returncode == 0, done.stderr
+    one, many = (json.loads((tmp_path / n / "run.json").read_text()) for n in ("alone", "many"))
+    for name in ("model_sha256", "optimizer_sha256", "history", "steps"):
+        assert one[name] == many[name], name
+    assert sum(len(part.get("lost", [])) for part in many["segments"]) == len(faults.split(","))
