@@ -76,7 +76,9 @@ class Shard:
         _check_loss(loss, items, self.where)
         self._gradients.backward(self, loss)
         count = operator.index(items)
-        for key, value in {name: loss.detach(), f"{ITEMS}{name}": count, **metrics}.items():
+        for key, value in {name: loss, f"{ITEMS}{name}": count, **metrics}.items():
+            if isinstance(value, torch.Tensor):
+                value = value.detach()
             self.sums[key] = self.sums.get(key, 0.0) + float(value)
 
 

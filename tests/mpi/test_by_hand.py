@@ -146,3 +146,12 @@ def test_a_loop_of_ones_own_is_stopped_by_hand(tmp_path):
     done = run([sys.executable, "own.py", "done", "1"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "trained to its end" in run([*LOCKSTEP, "stop", "done"], tmp_path).stderr
+
+
+def test_a_run_that_nothing_trains_is_said_so_at_once(digits, tmp_path):
+    command = [*LOCKSTEP, *words(digits, tmp_path / "cut", "--ranks", 1, "--strategy", "single")]
+    done = run(["env", "LOCKSTEP_FAULT=step:5:0:usr1", *command], tmp_path)
+    assert done.returncode == 75, done.stderr
+    said = run([*LOCKSTEP, "stop", tmp_path / "cut"], tmp_path, timeout=20)
+    assert said.returncode == 2
+    assert "nothing is training here now" in said.stderr

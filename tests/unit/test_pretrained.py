@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -208,3 +209,23 @@ def test_names_that_torchvision_does_not_have_are_refused(tmp_path, refused):
         fetch_weights("resnet18", "V9", None, tmp_path / "w.pth")
     with refused("model", "'cnn'"):
         fetch_weights("cnn", "V9", None, tmp_path / "w.pth")
+
+
+def test_a_head_for_other_classes_is_drawn_anew_though_its_shape_is_the_same(tmp_path, capsys):
+    model = build("cnn", (1, 28, 28), 3, seed=1)
+    path = tmp_path / "w.safetensors"
+    about = {"lockstep": json.dumps({"classes": ["bird", "dog", "truck"]})}
+    tensors.save(model.state_dict(), path, about)
+    run, weights = Run(weights=str(path), freeze="backbone"), read(path)
+
+    def begun(classes):
+        one = build("cnn", (1, 28, 28), 3, seed=2)
+        head = prepare(one, run, 3, weights, classes)
+        return head, one.state_dict()
+
+    head, other = begun(["cat", "frog", "ship"])
+    assert "drawn anew" in capsys.readouterr().err
+    assert {n for n in other if not other[n].equal(weights[n])} == {*head.names}
+    same = begun(["bird", "dog", "truck"])[1]
+    assert all(same[name].equal(weights[name]) for name in same)
+    assert "drawn anew" not in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """`lockstep stop`: have a training save and stop, from anywhere that sees its folder."""
 
+import fcntl
 import sys
 import time
 from collections.abc import Sequence
@@ -32,6 +33,18 @@ def main(argv: Sequence[str]) -> NoReturn:
     sys.exit(0)
 
 
+def _is_held(lock: Path) -> bool:
+    """Return whether a process holds a lock, or may: not every file system knows."""
+    try:
+        with lock.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def stop(results: Path, patience: float = PATIENCE) -> None:
     """Ask the training that writes to `results` to save and stop, and wait until it has heard.
 
@@ -46,6 +59,8 @@ def stop(results: Path, patience: float = PATIENCE) -> None:
         raise UserError(f"{results}: nothing has trained here; expected the folder of a run")
     if any((results / record).exists() for record in RECORDS):
         raise UserError(f"{results}: this run has been trained to its end")
+    if not _is_held(checkpoints / "lock"):
+        raise UserError(f"{results}: nothing is training here now; the same command goes on")
     file = checkpoints / STOP
     file.touch()
     until = time.monotonic() + patience

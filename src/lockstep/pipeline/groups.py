@@ -76,4 +76,12 @@ def choice(found: pd.DataFrame) -> str:
         )
     names = list(found.columns[: list(found.columns).index("runs")])
     setting = ", ".join(f"{n} {found[n].iloc[0]}" for n in names if found[n].iloc[0] != "")
-    return f"Best by the loss on the validation part: {setting}."
+    said = f"Best by the loss on the validation part: {setting}."
+    mean, sd = found[f"{VALIDATION}_mean"], found[f"{VALIDATION}_sd"].fillna(0)
+    if (found["runs"] < 2).any():
+        said += " Of a single seed, nobody knows how far that can be trusted."
+    elif mean[1] - mean[0] < max(sd[0], sd[1]):
+        said += " The next one is closer than they spread over seeds: not known to be worse."
+    if "class_weights" in names:
+        said += " Where classes are of very different sizes, look at balanced accuracy as well."
+    return said

@@ -198,13 +198,19 @@ def read_training(results: Path) -> Training:
         UserError: it is missing or damaged, was edited, or is of an older version.
     """
     path, what, do = results / "train.json", "the record of a run of this version", "train again"
+    if not path.exists():
+        found = sorted(one.parent.name for one in results.glob("*/train.json"))
+        what = (
+            f"take a run in it: {', '.join(found[:5])}" if found else "take another, or train again"
+        )
+        raise UserError(f"{path}: No such file; expected {results} to be that of a run; {what}")
     values = read_json(path, what, do)
-    found = _checked(Training, values, path, what, do)
+    training = _checked(Training, values, path, what, do)
     try:
         unsealed(values, SEAL)
     except ValueError as error:
         raise UserError(f"{path}: not {what} ({error}); {do}") from None
-    return found
+    return training
 
 
 def read_averaged(results: Path, training: Training) -> Averaged:

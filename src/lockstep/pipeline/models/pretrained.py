@@ -1,18 +1,21 @@
 """Fine-tuning: weights that a model begins with, the head that it gets anew, what stays frozen."""
 
 import difflib
+import json
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from lockstep.errors import UserError, first_line, say
 from lockstep.pipeline.config import Run
+from lockstep.pipeline.model_file import KEY
 
 # Where others' checkpoints have the weights among other things.
 INSIDE = ("state_dict", "model", "model_state_dict")
@@ -164,8 +167,21 @@ def _stay(layer: nn.Module, mode: bool = True) -> nn.Module:
     return layer
 
 
+def classes_of(path: Path) -> list[str]:
+    """Return the classes of the model whose file this is, where it says so: one of a run's does."""
+    if path.suffix != ".safetensors":
+        return []
+    with safe_open(path, "pt") as file:
+        return [*json.loads((file.metadata() or {}).get(KEY, "{}")).get("classes", [])]
+
+
 def prepare(
-    model: nn.Module, run: Run, outputs: int, weights: Mapping[str, Any] | None, first: bool = True
+    model: nn.Module,
+    run: Run,
+    outputs: int,
+    weights: Mapping[str, Any] | None,
+    classes: Sequence[str] = (),
+    first: bool = True,
 ) -> Head:
     """Make of a model with its first weights what a run begins with; return its head.
 
@@ -174,6 +190,7 @@ def prepare(
         run: the run's configuration.
         outputs: how many the model has.
         weights: what is to be loaded, if there is something.
+        classes: those that the run learns. A head for others is drawn anew, whatever its shape.
         first: whether to say what was drawn anew, as one rank does.
 
     Raises:
@@ -182,6 +199,8 @@ def prepare(
     head = head_of(model, outputs)
     if weights is not None:
         where = run.weights_file or Path()
+        if (known := classes_of(where)) and known != [*classes]:
+            weights = {name: value for name, value in weights.items() if name not in head.names}
         if (drawn := load(model, weights, head, where)) and first:
             say(f"weights: all of {where} but {', '.join(drawn)}, drawn anew")
     if run.freeze is not None:

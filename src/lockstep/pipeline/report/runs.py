@@ -28,6 +28,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "loss": "{:.4f}".format,
     "seconds": "{:,.2f}".format,
     "bytes_sent": lambda sent: f"{sent / 1e6:,.2f}",
+    VALIDATION: "{:.4f}".format,
 }
 NOTE = """<p class="note">Runs with the same letter have the same model, bit for bit; a hollow
 letter is a model that one run alone gave. Point at a hash to see all of it.</p>"""
@@ -196,11 +197,15 @@ def read_baseline(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> list[str]
         return []
     poor = table[table[f"{kind.main}_last"] <= table[kind.baseline]]
     return [
-        f"<b>{escape(row['run'])} has learned nothing that shows:</b> its last model's "
+        f"<b>{escape(row['run'])} is no better than the largest class:</b> its last model's "
         f"{escape(kind.title(kind.main))} is {kind.text(kind.main, row[f'{kind.main}_last'])}, and "
-        f"always saying the largest class has {kind.text(kind.main, row[kind.baseline])}. Look at "
-        f"the balanced accuracy; where classes are of very different sizes, try "
-        f"<code>class_weights: balanced</code>"
+        f"always saying the largest class has {kind.text(kind.main, row[kind.baseline])}; its "
+        f"balanced accuracy is {kind.text(kind.main, row['balanced_accuracy_last'])}"
+        + (
+            ". Where classes are of very different sizes, try <code>class_weights: balanced</code>"
+            if row.get("class_weights") in (None, "", "none")
+            else ", which is what <code>class_weights</code> are for"
+        )
         for row in poor.to_dict("records")
     ]
 

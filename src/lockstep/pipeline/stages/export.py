@@ -84,7 +84,8 @@ def export(results: Path, to: str, model: str, output: Path) -> Path:
     else:
         target = output / ("model.pt2" if to == "torch" else "model.onnx")
         try:
-            _write_program(Whole(network_of(training, path), training), training, to, target)
+            whole = Whole(network_of(training, path), training).eval()
+            _write_program(whole, training, to, target)
         except UserError:
             raise
         except Exception as error:  # of torch's exporter, whatever the model has run it into
@@ -142,8 +143,8 @@ def card(results: Path, training: Training, model: str, file: str) -> str:
         "inputs": f"{shape}: {inputs}" if file != "model.safetensors" else shape,
         "outputs": f"{training.outputs} {kind.counted}",
         "data": f"{training.dataset}, SHA-256 of the arrays in `train.json`",
-        "trained": f"{run.epochs} epochs, batch {run.batch}, {run.optimizer}, lr {run.lr:g}, "
-        f"seed {run.seed}",
+        "trained": f"{_epochs(results, training)}, batch {run.batch}, {run.optimizer}, "
+        f"lr {run.lr:g}, seed {run.seed}",
         **said,
         "run": f"`{about(training)['run_sha256']}`",
         "license": "to be said by you",
@@ -157,6 +158,16 @@ def card(results: Path, training: Training, model: str, file: str) -> str:
     if file == "model.safetensors":
         lines += ["", "Inputs are (value - mean) / std by channel, of pixels / 255; `config.json`."]
     return "\n".join([*lines, "", "```python", *_how_to_load(file, training), "```", ""])
+
+
+def _epochs(results: Path, training: Training) -> str:
+    """Return how many epochs there were, and which of them is the result."""
+    history = results / "history.csv"
+    with history.open(encoding="utf-8") as file:
+        done = f"{sum(1 for _ in file) - 1} epochs"
+    if training.configuration.keep == "best" and training.best:
+        return f"{done}, of which this is epoch {training.best.epoch}"
+    return done
 
 
 def _how_to_load(file: str, training: Training) -> list[str]:

@@ -162,6 +162,8 @@ def _photos(path: Path, training: Training) -> Iterator[tuple[str, np.ndarray]]:
     )
     told = known.size is not None
     for photo in photos:
+        if not photo.is_file():
+            raise UserError(f"{photo}: there is no such file")
         if not told:
             own = decode(photo, Look(), photo).shape[:2]
             if own != look.size:

@@ -130,7 +130,9 @@ def train_in(
     weights = None if file is None else pretrained.read(file)
     like = {name: tuple(value.shape) for name, value in (weights or {}).items()}
     model = build(run.model, manifest.shape, manifest.outputs, run.seed, kind, like)
-    head = pretrained.prepare(model, run, manifest.outputs, weights, world.rank == 0)
+    head = pretrained.prepare(
+        model, run, manifest.outputs, weights, manifest.class_names, world.rank == 0
+    )
     initial = tensors.digest(model.state_dict() | dict(model.named_buffers()))
     parameters = sum(p.numel() for p in model.parameters())
     move(model, device)
