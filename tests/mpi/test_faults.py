@@ -110,7 +110,7 @@ def test_a_rank_that_never_has_a_model_is_found(digits, tmp_path):
     done = train(digits, tmp_path, 2, *more)
     assert done.returncode != 0
     assert "rank 0 of 2" in done.stderr
-    assert re.search(r"\w+ on group 'world' was not answered within 3 s", done.stderr)
+    assert re.search(r"\w+ on group 'default' was not answered within 3 s", done.stderr)
     assert re.search(r"rank 1 of 2 .*in no communication over MPI: it may be what", done.stderr)
     assert "in sleepy_on_rank_1" in done.stderr
     assert not (tmp_path / "train.json").exists()

@@ -5,7 +5,6 @@ inherits that. mpi4py is imported only where a launcher of MPI's has started thi
 the import alone can abort.
 """
 
-import atexit
 import faulthandler
 import os
 import socket
@@ -142,9 +141,9 @@ def from_mpi(timeout: float = TIMEOUT) -> World:
     try:
         import mpi4py
 
-        if starts:
+        # Where ranks may die: to leave MPI is to wait for all, for ever perhaps. None need do it.
+        if os.environ.get("OMPI_MCA_mpi_ft_enable") == "1":  # noqa: SIM112 - its name is that
             mpi4py.rc.finalize = False
-            atexit.register(_finalize)
         from mpi4py import MPI
     finally:  # without MPI, too: a script may go on by Gloo
         if starts:
@@ -159,16 +158,6 @@ def from_mpi(timeout: float = TIMEOUT) -> World:
     world = World(0, 1, 0, 1, launcher=launcher, timeout=timeout)
     take_place(world, longest)
     return world
-
-
-def _finalize() -> None:
-    """Leave MPI, which waits for all ranks: not where some have died, or that might be for ever."""
-    from mpi4py import MPI
-
-    from lockstep.mpi import losses
-
-    if not MPI.Is_finalized() and losses.world() == MPI.COMM_WORLD:
-        MPI.Finalize()
 
 
 def take_place(world: World, limit: float) -> None:

@@ -100,7 +100,7 @@ class MPIBackend(Backend):
         super().__init__(comm.rank, comm.size)
         watcher = watchdog.start()
         self.comm, self.ranks, self.me = losses.use(comm), comm.size, comm.rank
-        self.label = name or "default"
+        self.label = "default" if name in ("", "0") else name  # torch numbers groups
         self._options = Backend.Options(NAME, timeout=timeout)
         # The last tag that this MPI has is that of messages which are part of a collective: MPI
         # promises 2^15 - 1, and UCX has 2^23 - 1. The others are for torch's users, who count
