@@ -81,6 +81,15 @@ def test_those_that_are_left_go_on_to_the_same_bits(digits, alone, tmp_path, ran
     assert all(part["mended_in"] < 5 for part in segments[1:])
 
 
+def test_a_rank_that_hangs_ends_itself_and_the_others_go_on(digits, alone, tmp_path):
+    flags = ("--timeout", 3)
+    fault = "step:20:0:hang"
+    found, record = trained(digits, tmp_path / "r", surviving(3), 3, *flags, fault=fault)
+    assert found == alone
+    (lost,) = record["segments"][1]["lost"]
+    assert lost.startswith("rank 0 (")
+
+
 @pytest.mark.parametrize(
     ("ranks", "faults"),
     [

@@ -94,9 +94,7 @@ def test_every_stage_is_a_target(finished):
 
 
 def test_a_comment_reruns_nothing(restored):
-    workspace = restored(
-        "src/lockstep/pipeline/stages/train.py", "import sys", "# why\nimport sys"
-    )
+    workspace = restored("src/lockstep/pipeline/stages/train.py", "import sys", "# why\nimport sys")
     assert workspace.jobs() == {}
 
 

@@ -55,9 +55,9 @@ def together(world: World, call: Callable[[], T]) -> T:
         found = call()
     except RanksLost:
         losses.revoke()
-        losses.agree(False)
+        world.comm.watch("agree", lambda: losses.agree(False))
         raise
-    if not losses.agree(True):
+    if not world.comm.watch("agree", lambda: losses.agree(True)):
         raise RanksLost("ranks have died")
     return found
 

@@ -10,6 +10,7 @@ they would wait for it. When the last group is left, the thread ends.
 import atexit
 import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -26,6 +27,8 @@ from lockstep.mpi import losses
 
 # Seconds that ranks have for printing before the job ends.
 FAREWELL = 2.0
+# Seconds between two looks whether a call has ended.
+LOOK_EVERY = 0.05
 # The tag by which ranks tell each other, on COMM_WORLD: a communicator for it could only be made by
 # all ranks at once, and a first group may be one of some of them.
 ALARM = 2**15 - 1
@@ -67,6 +70,7 @@ class Watchdog:
     def __init__(self) -> None:
         self._calls: dict[int, _Call] = {}
         self._period = 1.0
+        self._alarmed: Any = None  # the communicator on which somebody waits in vain
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -116,18 +120,40 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._leaving.wait(self._period):
+            if (comm := losses.world()) == self._alarmed:
+                continue  # until those that are left have another
             if why := self._alarm():
                 self._say(why)
-                if not self._leaving.wait(5 * FAREWELL):  # that rank may have died in between
+                if losses.are_survived:
+                    self._alarmed = comm
+                    if not self._calls:  # it is this one that the others wait for
+                        os.kill(os.getpid(), signal.SIGKILL)
+                if not self._ends(5 * FAREWELL):  # that rank may have died in between
                     MPI.COMM_WORLD.Abort(1)
-                return
+                continue
             now = time.monotonic()
             for what, group, limit, since in list(self._calls.values()):
                 if now - since > limit:
                     self._say(f"{what} on group {group!r} was not answered within {limit:g} s")
                     self._tell_all()
-                    time.sleep(FAREWELL)
-                    MPI.COMM_WORLD.Abort(1)
+                    self._alarmed = comm
+                    if not (losses.are_survived and self._ends(5 * FAREWELL)):
+                        time.sleep(FAREWELL)
+                        MPI.COMM_WORLD.Abort(1)
+                    break
+
+    def _ends(self, seconds: float) -> bool:
+        """Return whether the watch ends, or the calls that last too long do, within some time.
+
+        Where ranks are survived, one that hangs ends itself, and those that wait for it go on.
+        """
+        calls, until = [*self._calls.values()], time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self._leaving.wait(LOOK_EVERY):
+                return True
+            if losses.are_survived and not {*calls} & {*self._calls.values()}:
+                return True
+        return False
 
     def _alarm(self) -> str:
         """Return why the job must end, as the others have it, or nothing."""
@@ -200,6 +226,10 @@ class Watched:
     def longer(self, seconds: float) -> "Watched":
         """Return the same communicator, whose calls may last so much longer."""
         return Watched(self._comm, self._group, self._limit + seconds)
+
+    def watch(self, what: str, call: Callable[[], _T]) -> _T:
+        """Make a call that is none of the communicator's own; all ranks make it."""
+        return self._watchdog.watch(what, self._group, self._limit, call)
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._comm, name)
