@@ -50,8 +50,9 @@ promise: setup  ## train the matrix of the promise and models drawn at random, a
 	python -m tests.mpi.matrix
 	python -m tests.mpi.drawn_runs
 
-kills: setup  ## kill runs at every place, go on, compare, and write docs/kill-matrix.md
+kills: setup  ## kill runs and ranks at every place, go on, compare, and write their tables to docs
 	python -m tests.mpi.kill_matrix
+	python -m tests.mpi.survive_matrix
 
 torch-suite: setup  ## run PyTorch's tests of torch.distributed over MPI and over Gloo
 	python -m tests.mpi.torch_suite

@@ -79,3 +79,17 @@ def test_a_bad_link_changes_nothing(backend, network, digits, reference, tmp_pat
     with network.hosts[2].bad_cable(delay=0.02, loss=0.01):
         assert job.process.wait(timeout=300) == 0, job.said()
     assert hashes(tmp_path) == reference
+
+
+def test_ranks_that_die_on_other_hosts_are_survived(network, digits, reference, tmp_path):
+    launcher, *others = words(digits, tmp_path)
+    faults = "LOCKSTEP_FAULT=step:15:0:kill,step:25:2:kill-later"
+    told = [launcher, "--with-ft", "ulfm", "-x", faults, *others]
+    done = network.hosts[0].run(told, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert hashes(tmp_path) == reference
+    assert [part["lost"] for part in record(tmp_path)["segments"][1:]] == [
+        ["rank 0 (node1)"],
+        ["rank 1 (node3)"],
+    ]
+    wait_for_the_end(network)
