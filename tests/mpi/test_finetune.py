@@ -100,3 +100,14 @@ def test_other_weights_under_the_same_name_are_another_run(digits, weights, alon
     found, said = train(digits, folder, 1, "--weights", path, "--strategy", "single")
     assert "going on" not in said
     assert found != alone[1]
+
+
+@pytest.mark.thorough
+def test_classes_that_are_balanced_are_so_on_any_ranks(digits, tmp_path):
+    table = tmp_path / "shards.csv"
+    words = ["--data", digits, "--output", tmp_path, "--shards", 6, "--scheme", "balanced"]
+    done = run_shared([sys.executable, "-m", "lockstep", "partition", *words], REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    flags = ["--partition", table, "--scheme", "balanced", "--freeze", "conv1", "--flip"]
+    one = train(digits, tmp_path / "1", 1, *flags, "--strategy", "single")[0]
+    assert train(digits, tmp_path / "3", 3, *flags)[0] == one

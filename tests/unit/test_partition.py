@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lockstep.errors import UserError
 from lockstep.files import sha256
-from lockstep.pipeline.data.shards import assign, is_edited, read_members
+from lockstep.pipeline.data.shards import assign, balance, is_edited, read_members
 from lockstep.pipeline.stages.partition import partition
 
 SCHEMES = ("iid", "stratified", "contiguous", "dirichlet")
@@ -47,6 +48,36 @@ def test_stratified_shards_have_each_class_within_one(case):
     for label in np.unique(labels):
         of_class = np.bincount(shard[labels == label], minlength=shards)
         assert of_class.max() - of_class.min() <= 1
+
+
+@given(cases())
+def test_balanced_shards_have_as_many_of_each_class(case):
+    labels, shards, seed, _ = case
+    samples = balance(labels, seed)
+    classes, counts = np.unique(labels, return_counts=True)
+    assert np.array_equal(samples, balance(labels, seed))
+    assert np.unique(labels[samples], return_counts=True)[1].tolist() == [counts.max()] * len(
+        classes
+    )
+    for label in classes:
+        times = np.bincount(samples, minlength=len(labels))[labels == label]
+        assert times.min() >= 1
+        assert times.max() - times.min() <= 1
+    shard = assign(labels[samples], "balanced", shards, seed)
+    sizes = np.bincount(shard, minlength=shards)
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_a_balanced_table_is_written_and_read(tmp_path, digits):
+    table = tmp_path / "out" / "shards.csv"
+    counts = partition(digits, "balanced", 4, 0, 0.5, tmp_path / "out")
+    labels = np.load(digits / "train" / "labels.npy")
+    most = np.bincount(labels).max()
+    assert counts.groupby("label")["samples"].sum().tolist() == [most] * 10
+    members = read_members(table, labels, 4, repeats=True)
+    assert sum(map(len, members)) == 10 * most
+    with pytest.raises(UserError, match=r"each of .* samples once"):
+        read_members(table, labels, 4)
 
 
 @given(cases())

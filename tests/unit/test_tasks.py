@@ -96,7 +96,7 @@ def test_samples_without_labels_are_shared_evenly(npz):
         members = read_members(folder / scheme / "shards.csv", 240, 7)
         assert {len(ids) for ids in members} == {34, 35}
         assert list(pd.read_csv(folder / scheme / "summary.csv")) == ["shard", "samples"]
-    with pytest.raises(UserError, match="'dirichlet' skews classes, and regression has none"):
+    with pytest.raises(UserError, match="'dirichlet' is about classes, and regression has none"):
         partition(folder, "dirichlet", 7, 0, 0.5, folder / "no")
 
 
@@ -229,7 +229,7 @@ def test_what_a_gpt_foretells_does_not_look_ahead():
         ("regression", {"flip": True}, "flip: True is for images with classes"),
         ("language", {"model": "gpt", "label_smoothing": 0.1}, "label_smoothing: 0.1"),
         ("language", {"model": "mlp"}, "model: 'mlp' does not take the sequences of language"),
-        ("regression", {"scheme": "dirichlet"}, "scheme: 'dirichlet' skews classes"),
+        ("regression", {"scheme": "dirichlet"}, "scheme: 'dirichlet' is about classes"),
     ],
 )
 def test_a_run_that_a_task_cannot_follow_is_refused(task, values, words):

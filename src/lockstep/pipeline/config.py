@@ -197,7 +197,7 @@ class Defaults(Strict):
     shards: int = Field(default=4, ge=1, le=MOST_RANKS)
     """S, the number of disjoint parts of the training set. The result depends on it."""
 
-    scheme: Literal["iid", "stratified", "contiguous", "dirichlet"] = "stratified"
+    scheme: Literal["iid", "stratified", "contiguous", "dirichlet", "balanced"] = "stratified"
     """How samples are assigned to shards: at random, at random within each class, in the order of
     the files, or with classes skewed by `alpha`."""
 
@@ -442,6 +442,11 @@ class Run(Defaults):
             )
         if self.mixup and self.cutmix:
             raise ValueError("mixup: and cutmix mix in two ways; take one")
+        if self.scheme == "balanced" and self.class_weights != "none":
+            raise ValueError(
+                "class_weights: count rare classes more, and scheme: balanced shows them more "
+                "often; take one"
+            )
         if (self.mixup or self.cutmix) and self.class_weights != "none":
             key = "mixup" if self.mixup else "cutmix"
             raise ValueError(f"{key}: mixes classes, which class_weights tells apart; take one")

@@ -122,9 +122,9 @@ class Kind:
         Raises:
             UserError: it does.
         """
-        if scheme == "dirichlet" and not self.classes:
+        if scheme in ("dirichlet", "balanced") and not self.classes:
             raise UserError(
-                f"scheme: 'dirichlet' skews classes, and {self.name} has none; take iid, or "
+                f"scheme: {scheme!r} is about classes, and {self.name} has none; take iid, or "
                 f"contiguous"
             )
 

@@ -21,12 +21,28 @@ def assign(
     if scheme == "dirichlet":
         return _dirichlet(labels, shards, seed, alpha)
     order = streams.permutation(count, "partition", seed)
-    if scheme == "stratified":
+    if scheme in ("stratified", "balanced"):
         # Dealt out like cards, class by class: each shard gets each class to within one sample.
         order = order[np.argsort(labels[order], kind="stable")]
     shard = np.empty(count, np.int64)
     shard[order] = np.arange(count) % shards
     return shard
+
+
+def balance(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Return samples (int64), of each class as many as the largest has.
+
+    Those of smaller classes come several times, each as often as any other of its class to within
+    one.
+
+    Args:
+        labels: of all samples (int64, N).
+        seed: what decides which come once more.
+    """
+    order = streams.permutation(len(labels), "balance", seed)
+    classes, counts = np.unique(labels, return_counts=True)
+    some = [np.resize(order[labels[order] == label], counts.max()) for label in classes]
+    return np.sort(np.concatenate(some))
 
 
 def _dirichlet(labels: np.ndarray, shards: int, seed: int, alpha: float) -> np.ndarray:
@@ -57,13 +73,16 @@ def _dirichlet(labels: np.ndarray, shards: int, seed: int, alpha: float) -> np.n
     return shard
 
 
-def read_members(table: Path, labels: np.ndarray | int, shards: int) -> list[np.ndarray]:
+def read_members(
+    table: Path, labels: np.ndarray | int, shards: int, repeats: bool = False
+) -> list[np.ndarray]:
     """Read a partition: the sample ids (int64, ascending) of each shard.
 
     Args:
         table: with a row for each sample.
         labels: of the samples; or how many there are, where they have none.
         shards: S.
+        repeats: whether a sample may be there more than once, in one shard or several.
 
     Raises:
         UserError: the table is not a partition of samples with these labels into `shards` shards.
@@ -77,13 +96,15 @@ def read_members(table: Path, labels: np.ndarray | int, shards: int) -> list[np.
         what = f"{', '.join(columns[:-1])} and {columns[-1]}"
         raise UserError(f"{table}: not a table of {what} ({first_line(error)})") from None
     ids = frame["sample"].to_numpy()
-    if not np.array_equal(np.sort(ids), np.arange(samples)):
-        raise UserError(f"{table}: does not name each of {samples} samples once; partition again")
+    found = np.unique(ids) if repeats else np.sort(ids)
+    if not np.array_equal(found, np.arange(samples)):
+        once = "at least once" if repeats else "once"
+        raise UserError(f"{table}: does not name each of {samples} samples {once}; partition again")
     if not isinstance(labels, int) and (frame["label"].to_numpy() != labels[ids]).any():
         raise UserError(f"{table}: its labels are not those of the data; partition again")
     shard = frame["shard"].to_numpy()
     members = [np.sort(ids[shard == number]) for number in range(shards)]
-    if sum(map(len, members)) != samples or not all(map(len, members)):
+    if sum(map(len, members)) != len(ids) or not all(map(len, members)):
         raise UserError(f"{table}: expected shards 0 to {shards - 1}, none empty; partition again")
     return members
 

@@ -1,4 +1,4 @@
-"""partition: assign every training sample to one of S shards.
+"""partition: assign every training sample to one of S shards, or, to balance classes, to several.
 
 The table depends on the labels, the scheme, S and the seed, and on nothing else. Sizes are equal to
 within one. Samples without labels are all of one class: `stratified` is `iid` for them.
@@ -14,7 +14,7 @@ from lockstep.errors import UserError
 from lockstep.files import sweep, write_json, write_text
 from lockstep.pipeline.data.arrays import open_part
 from lockstep.pipeline.data.manifest import check_files, read_manifest
-from lockstep.pipeline.data.shards import assign
+from lockstep.pipeline.data.shards import assign, balance
 
 
 def partition(
@@ -25,7 +25,7 @@ def partition(
 
     Args:
         data: the folder of the prepared dataset.
-        scheme: iid, stratified, contiguous or dirichlet.
+        scheme: iid, stratified, contiguous, dirichlet, or balanced.
         shards: S.
         seed: what the random schemes draw from.
         alpha: the concentration of dirichlet.
@@ -46,8 +46,10 @@ def partition(
         raise UserError(
             f"shards: {shards} is more than the {len(labels)} training samples in {data}"
         )
+    samples = balance(labels, seed) if scheme == "balanced" else np.arange(len(labels))
+    labels = labels[samples]
     shard = assign(labels, scheme, shards, seed, alpha)
-    table = pd.DataFrame({"sample": np.arange(len(labels)), "label": labels, "shard": shard})
+    table = pd.DataFrame({"sample": samples, "label": labels, "shard": shard})
     counts = pd.crosstab(table["shard"], table["label"]).reset_index()
     counts = counts.melt(id_vars="shard", value_name="samples").sort_values(["shard", "label"])
     if not file:

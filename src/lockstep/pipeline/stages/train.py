@@ -121,7 +121,7 @@ def train_in(
     part = open_part(data / "train", kind)
     problem = _problem_of_files(data, manifest, part, session)
     labels = part.targets if kind.classes else len(part)
-    members = read_members(partition, labels, run.shards)
+    members = read_members(partition, labels, run.shards, repeats=run.scheme == "balanced")
     edited = is_edited(partition)
     if edited and world.rank == 0:
         say(f"{partition}: is not what `partition` wrote; trained with all the same, and recorded")
