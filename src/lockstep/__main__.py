@@ -6,6 +6,8 @@ The pipeline has libraries of its own, and `pip install lockstep` alone brings n
 import importlib
 import sys
 
+from lockstep.errors import UserError, in_one_line, say
+
 OF_THE_LIBRARY = {
     "launch": "lockstep.distributed.launcher",
     "stop": "lockstep.checkpoint.stop",
@@ -15,8 +17,12 @@ OF_THE_LIBRARY = {
 
 def main() -> None:
     """Run what the command line names: the command `lockstep`, and `python -m lockstep`."""
-    if module := OF_THE_LIBRARY.get(" ".join(sys.argv[1:2])):
-        importlib.import_module(module).main(sys.argv[2:])
+    if module := OF_THE_LIBRARY.get(word := " ".join(sys.argv[1:2])):
+        try:
+            importlib.import_module(module).main(sys.argv[2:])
+        except (UserError, OSError) as error:
+            say(f"lockstep {word}: {in_one_line(error)}")
+            sys.exit(2)
         return
     try:
         from lockstep.pipeline import cli

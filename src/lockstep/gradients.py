@@ -113,7 +113,7 @@ class Gradients:
         _check_done(shard)
         self.accumulator.add(shard.index, self.term)
 
-    def reduce(self, step: "Step", sums: Metrics) -> Metrics:
+    def reduce(self, step: "Step", sums: Metrics) -> tuple[dict[str, float], torch.Tensor]:
         """Sum over all shards and ranks, and leave the mean gradients in the parameters.
 
         A parameter that no shard used has no gradient, as in plain PyTorch.
@@ -123,16 +123,14 @@ class Gradients:
             sums: those of this rank's shards, with the items of each loss.
 
         Returns:
-            Those of all shards.
+            The sums of the global batch, by name, and those of each shard (float64, S x names).
 
         Raises:
             RanksLost: on all that are left: some have died before this was done.
         """
         world = self.session.world
         rows, used, total = together(world, lambda: self._exchange(step, sums))
-        everyones = Metrics(sums.shards, None)
-        everyones.add_all(sums.names or (), rows)
-        totals = everyones.totals()
+        totals = dict(zip(sums.names or (), rows.sum(dim=0).tolist(), strict=True))
         items = sum(value for name, value in totals.items() if name.startswith(ITEMS))
         if not items:
             raise UserError(f"{self.where}: no shard has any items; expected some in each step")
@@ -141,7 +139,7 @@ class Gradients:
             if not uses:
                 parameter.grad = None
         self.tree.free(total)  # its values stay until the next pass takes a buffer
-        return everyones
+        return totals, rows
 
     def _exchange(
         self, step: "Step", sums: Metrics

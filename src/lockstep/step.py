@@ -117,8 +117,7 @@ class Step:
         self.is_reduced = False
         gradients.begin()
         yield from gradients.rehearse(self, mine[0])
-        everyones = None
-        while everyones is None:
+        while True:
             for index in mine:
                 faults.point("shard", self.number)
                 shard = self.shard(index)
@@ -129,11 +128,12 @@ class Step:
                 sums.add(index, shard.sums)
             try:
                 with self._run.meter:
-                    everyones = gradients.reduce(self, sums)
+                    totals, rows = gradients.reduce(self, sums)
+                break
             except RanksLost:  # those that are left do what nobody has done
                 mine = self._run.mend()
-        self.metrics |= means(everyones.totals())
-        for name, column in zip(everyones.names or (), everyones.rows.unbind(1), strict=True):
+        self.metrics |= means(totals)
+        for name, column in zip(totals, rows.unbind(1), strict=True):
             self.sums[name] = self.sums.get(name, 0.0) + column
         if trace:
             trace.after_reduce(self)

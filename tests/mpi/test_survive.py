@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.conftest import run, thorough
+from tests.conftest import prepare_digits, run, thorough
 from tests.mpi.survivors import STEPS, surviving, trained
 
 OWN = """
@@ -57,6 +57,18 @@ def test_those_that_are_left_go_on_to_the_same_bits(digits, alone, tmp_path, ran
     lost = [one for part in segments[1:] for one in part["lost"]]
     assert len(lost) == len(faults.split(",")), segments
     assert all(part["mended_in"] < 5 for part in segments[1:])
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("faults", ["validation:1:0:kill", "validation:2:2:kill-later"])
+def test_one_that_dies_in_validation_is_survived_with_the_same_best_epoch(tmp_path, faults):
+    data = prepare_digits(tmp_path, (4,), "--validation-fraction", 0.2)
+    flags = ("--keep", "best")
+    single = ("--strategy", "single", *flags)
+    alone, _ = trained(data, tmp_path / "1", [sys.executable], 1, *single)
+    found, record = trained(data, tmp_path / "3", surviving(3), 3, *flags, fault=faults)
+    assert found == alone
+    assert len(record["segments"]) == 2
 
 
 def test_a_rank_that_hangs_ends_itself_and_the_others_go_on(digits, alone, tmp_path):

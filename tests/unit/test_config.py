@@ -347,6 +347,11 @@ def test_the_configuration_may_say_where_results_and_logs_are():
     assert found == {"results": "results/mine", "logs": "out", "benchmarks": "out/benchmarks"}
 
 
+def test_a_folder_that_another_has_by_default_is_refused(refused):
+    with refused("pathvars: expected three folders", "results 'logs/mine', logs 'logs/mine'"):
+        folders(Config(pathvars={"results": "logs/mine"}), [Path("config/mine.yaml")])
+
+
 def test_folders_may_lie_within_one_another(read):
     pathvars = {"results": "out", "logs": "out/logs", "benchmarks": "/elsewhere/benchmarks"}
     assert read("run\na\n", {"pathvars": pathvars})[0].pathvars == pathvars

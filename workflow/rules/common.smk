@@ -27,6 +27,9 @@ try:
     for file in workflow.configfiles:
         check_file(Path(file))
     EXPERIMENT, RUNS = load(config, where=", ".join(map(str, workflow.configfiles)))
+    # Snakemake lays the files that it was given over the standard one.
+    FILES = workflow.overwrite_configfiles or workflow.configfiles
+    FOLDERS = folders(EXPERIMENT, map(Path, FILES))
     launch.check_nodes(RUNS, nodes("train_run"))
     TRAIN_CODE = {
         name: training_digest(run.strategy, run.model) for name, run in RUNS.items()
@@ -36,9 +39,6 @@ except UserError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
 
-# Snakemake lays the files that it was given over the standard one.
-FILES = workflow.overwrite_configfiles or workflow.configfiles
-FOLDERS = folders(EXPERIMENT, map(Path, FILES))
 DATASET = EXPERIMENT.dataset
 DATA = f"data/{DATASET.id}"
 TASK = TASKS[DATASET.task]

@@ -1,14 +1,12 @@
 """`lockstep stop`: have a training save and stop, from anywhere that sees its folder."""
 
 import fcntl
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from lockstep.checkpoint import STOP
-from lockstep.errors import Parser, UserError, in_one_line, say
+from lockstep.errors import Parser, UserError
 
 # Seconds in which a training looks for the file: a step may take long, and its beginning too.
 PATIENCE = 120.0
@@ -18,19 +16,14 @@ LOOK_EVERY = 0.2
 RECORDS = ("train.json", "run.json")
 
 
-def main(argv: Sequence[str]) -> NoReturn:
-    """Do what the command line says, and exit."""
+def main(argv: Sequence[str]) -> None:
+    """Do what the command line says."""
     parser = Parser(
         prog="lockstep stop",
         description="Have a training save and stop; the same command goes on.",
     )
     parser.add_argument("results", type=Path, help="the folder of the run")
-    try:
-        stop(parser.parse_args(argv).results)
-    except (UserError, OSError) as error:
-        say(f"lockstep stop: {in_one_line(error)}")
-        sys.exit(2)
-    sys.exit(0)
+    stop(parser.parse_args(argv).results)
 
 
 def _is_held(lock: Path) -> bool:

@@ -136,7 +136,8 @@ class Store:
         """
         self.newest()  # knows the snapshots of its time
         for path in sorted((self.folder / "snapshots").glob("[!.]*")):
-            self._snapshots[f"snapshots/{path.name}"] = sha256(path)
+            if (name := f"snapshots/{path.name}") not in self._snapshots:
+                self._snapshots[name] = sha256(path)
 
     def others(self) -> list[str]:
         """Return a line for each other configuration of this run that has checkpoints."""

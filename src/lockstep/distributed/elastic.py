@@ -24,9 +24,9 @@ def survive(world: World, backend: str) -> None:
     """Have the ranks go on when some of them die, from here on, if that can be."""
     if world.comm is None or backend != "mpi4py":
         return
-    from lockstep.mpi import losses
+    from lockstep.mpi import losses, tells_of_the_dead
 
-    world.survives = losses.are_survived = losses.are_told()
+    world.survives = losses.are_survived = tells_of_the_dead()
 
 
 def end_with_the_first(world: World) -> None:

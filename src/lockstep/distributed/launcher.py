@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from lockstep.errors import Parser, UserError, say
+from lockstep.errors import Parser, UserError
 from lockstep.provenance import caps
 
 # Starts ranks on this machine. Cores are not bound, since two jobs of one machine would be bound to
@@ -85,7 +85,7 @@ def _srun_numbers(ranks: int, threads: int, nodes: int) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> NoReturn:
-    """Do what the command line says: become mpirun, or exit with status 2."""
+    """Do what the command line says: become mpirun."""
     parser = Parser(
         prog="lockstep launch",
         description="Start a script, or a stage of the pipeline, on several ranks.",
@@ -103,11 +103,7 @@ def main(argv: Sequence[str]) -> NoReturn:
         parser.error("-n: expected a number from 1")
     if not words:
         parser.error("say what the ranks are to run: lockstep launch -n 2 train.py")
-    try:
-        launch(given.ranks, words)
-    except UserError as error:
-        say(f"lockstep launch: {error}")
-        sys.exit(2)
+    launch(given.ranks, words)
 
 
 def launch(ranks: int, words: Sequence[str]) -> NoReturn:

@@ -14,6 +14,7 @@ from typing import Any
 
 from lockstep.distributed.ending import bind_to_launcher
 from lockstep.errors import UserError
+from lockstep.mpi import tells_of_the_dead
 
 # Set by the launchers of Open MPI, of any MPI over PMIx, and of MPICH and Intel MPI.
 _MPI_SIGNS = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "MPI_LOCALRANKID")
@@ -142,7 +143,7 @@ def from_mpi(timeout: float = TIMEOUT) -> World:
         import mpi4py
 
         # Where ranks may die: to leave MPI is to wait for all, for ever perhaps. None need do it.
-        if os.environ.get("OMPI_MCA_mpi_ft_enable") == "1":  # noqa: SIM112 - its name is that
+        if tells_of_the_dead():
             mpi4py.rc.finalize = False
         from mpi4py import MPI
     finally:  # without MPI, too: a script may go on by Gloo

@@ -7,10 +7,11 @@ that are left agree, and shrink.
 """
 
 import contextlib
-import os
 from typing import Any
 
 from mpi4py import MPI
+
+from lockstep.mpi import tells_of_the_dead
 
 _KINDS = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED}
 
@@ -21,11 +22,6 @@ are_survived = False
 """Whether those that are left go on; else a death ends the job."""
 
 
-def are_told() -> bool:
-    """Return whether MPI tells of dead ranks, in place of ending the job with them."""
-    return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112 - its name is that
-
-
 def world() -> Any:
     """Return the communicator of all ranks that are left; of all, as long as nobody has died."""
     return _world
@@ -33,7 +29,7 @@ def world() -> Any:
 
 def dead() -> list[int]:
     """Return the ranks of the world that are known to have died."""
-    if not are_told():
+    if not tells_of_the_dead():
         return []
     found = _world.Get_failed()
     return sorted(MPI.Group.Translate_ranks(found, range(found.size), _world.Get_group()))
@@ -49,7 +45,7 @@ def forget(comm: Any) -> None:
     """Give a communicator back, unless it is revoked: that would wait for the dead."""
     if comm in _used:
         _used.remove(comm)
-    if not MPI.Is_finalized() and not (are_told() and comm.Is_revoked()):
+    if not MPI.Is_finalized() and not (tells_of_the_dead() and comm.Is_revoked()):
         comm.Free()
 
 
@@ -57,7 +53,8 @@ def is_one(error: MPI.Exception) -> bool:
     """Return whether an error of MPI's says that a rank has died."""
     kind = error.Get_error_class()
     if kind == MPI.ERR_IN_STATUS:  # of one of several requests
-        return are_told() and (bool(dead()) or any(c.Is_revoked() for c in (_world, *_used)))
+        revoked = (comm.Is_revoked() for comm in (_world, *_used))
+        return tells_of_the_dead() and (bool(dead()) or any(revoked))
     return kind in _KINDS
 
 

@@ -3,8 +3,10 @@
 MPI has no way to take back a call that another rank does not answer. A thread on each rank watches
 the calls that this rank is in; `world` starts it before the first. When one has lasted longer than
 its group allows, the rank tells the others, every rank prints the stacks of its threads, and MPI
-ends the job. A rank that an exception ends which nobody caught takes the others with it at once:
-they would wait for it. When the last group is left, the thread ends.
+ends the job. Where the others go on without the dead (`losses`), the rank that is in no call kills
+itself instead: it is the one that they wait for. A rank that an exception ends which nobody caught
+takes the others with it at once: they would wait for it. When the last group is left, the thread
+ends.
 """
 
 import atexit
@@ -70,7 +72,6 @@ class Watchdog:
     def __init__(self) -> None:
         self._calls: dict[int, _Call] = {}
         self._period = 1.0
-        self._alarmed: Any = None  # the communicator on which somebody waits in vain
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -120,14 +121,10 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._leaving.wait(self._period):
-            if (comm := losses.world()) == self._alarmed:
-                continue  # until those that are left have another
             if why := self._alarm():
                 self._say(why)
-                if losses.are_survived:
-                    self._alarmed = comm
-                    if not self._calls:  # it is this one that the others wait for
-                        os.kill(os.getpid(), signal.SIGKILL)
+                if losses.are_survived and not self._calls:  # the others wait for this one
+                    os.kill(os.getpid(), signal.SIGKILL)
                 if not self._ends(5 * FAREWELL):  # that rank may have died in between
                     MPI.COMM_WORLD.Abort(1)
                 continue
@@ -136,7 +133,6 @@ class Watchdog:
                 if now - since > limit:
                     self._say(f"{what} on group {group!r} was not answered within {limit:g} s")
                     self._tell_all()
-                    self._alarmed = comm
                     if not (losses.are_survived and self._ends(5 * FAREWELL)):
                         time.sleep(FAREWELL)
                         MPI.COMM_WORLD.Abort(1)
@@ -145,20 +141,26 @@ class Watchdog:
     def _ends(self, seconds: float) -> bool:
         """Return whether the watch ends, or the calls that last too long do, within some time.
 
-        Where ranks are survived, one that hangs ends itself, and those that wait for it go on.
+        Where ranks are survived, one that hangs ends itself, and those that wait for it go on. Or
+        it was late, and has come: then what others have said meanwhile is of the past.
         """
         calls, until = [*self._calls.values()], time.monotonic() + seconds
         while time.monotonic() < until:
             if self._leaving.wait(LOOK_EVERY):
                 return True
             if losses.are_survived and not {*calls} & {*self._calls.values()}:
+                self._leaving.wait(FAREWELL)
+                while self._alarm():
+                    pass
                 return True
         return False
 
     def _alarm(self) -> str:
         """Return why the job must end, as the others have it, or nothing."""
+        comm = losses.world()
         try:
-            told = losses.world().Iprobe(MPI.ANY_SOURCE, ALARM)
+            if told := comm.Iprobe(MPI.ANY_SOURCE, ALARM):
+                comm.Recv([None, 0, MPI.BYTE], MPI.ANY_SOURCE, ALARM)
         except MPI.Exception as error:
             if not losses.is_one(error):
                 raise

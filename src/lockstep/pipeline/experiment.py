@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,12 +25,19 @@ def folders(config: Config, files: Iterable[Path]) -> dict[str, str]:
     Args:
         config: the configuration, whose `pathvars` say otherwise.
         files: those it is from. They name the place, and their folder does for a `config.yaml`.
+
+    Raises:
+        UserError: two of them are one folder.
     """
     stems = (file.resolve().parent.name if file.stem == "config" else file.stem for file in files)
     name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", "+".join(stems)).lstrip(".") or "config"
     logs = config.pathvars.get("logs", f"logs/{name}")
     standard = {"results": f"results/{name}", "logs": logs, "benchmarks": f"{logs}/benchmarks"}
-    return standard | config.pathvars
+    found = standard | config.pathvars
+    if len({os.path.realpath(folder) for folder in found.values()}) < len(found):
+        said = ", ".join(f"{name} {folder!r}" for name, folder in found.items())
+        raise UserError(f"pathvars: expected three folders, not {said}; take others")
+    return found
 
 
 def load(

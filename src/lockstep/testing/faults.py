@@ -4,7 +4,8 @@
     LOCKSTEP_FAULT=renamed:12:0:kill   rank 0 is, just after the checkpoint of step 12 has its name
 
 Without the variable a point is a look at an empty string. The points are `step` (so many steps are
-done), and `written`, `synced`, `renamed` (inside the writing of the checkpoint of a step).
+done), `validation` (inside that after so many epochs), and `written`, `synced`, `renamed` (inside
+the writing of the checkpoint of a step).
 """
 
 import os

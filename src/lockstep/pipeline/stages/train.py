@@ -6,6 +6,7 @@ the order of the batches, the learning rate, and what is kept.
 
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -176,11 +177,10 @@ def train_in(
 
         if hasattr(strategy, "deal_again"):
             elastic.survive(world, session.backend)
-        train_on = partial(
-            _run_epochs,
-            *(run, batches, task, kind, strategy, checkpointer, progress, session, validation),
+        at = UnderWay(
+            run, batches, task, kind, strategy, checkpointer, progress, session, validation
         )
-        elastic.surviving(world, train_on, mended)
+        elastic.surviving(world, partial(_run_epochs, at), mended)
 
         # What came of it.
         if store:
@@ -235,23 +235,30 @@ def train_in(
             store.close()
 
 
-def _run_epochs(
-    run: Run,
-    batches: Batches,
-    task: Supervised,
-    kind: Kind,
-    strategy: parallel.Strategy,
-    checkpointer: Checkpointer,
-    progress: Progress,
-    session: Session,
-    validation: Validation | None,
-) -> None:
+@dataclass(frozen=True)
+class UnderWay:
+    """A training under way: what it is of, and where it is."""
+
+    run: Run
+    batches: Batches
+    task: Supervised
+    kind: Kind
+    strategy: parallel.Strategy
+    checkpointer: Checkpointer
+    progress: Progress
+    session: Session
+    validation: Validation | None
+
+
+def _run_epochs(at: UnderWay) -> None:
     """Train from where `progress` is to the end, and keep it up to date.
 
     Raises:
         RanksLost: on all that are left: some have died. What is done is in `progress`.
     """
-    world, steps, history = session.world, batches.steps_per_epoch, progress.history
+    run, batches, strategy, progress = at.run, at.batches, at.strategy, at.progress
+    kind, checkpointer = at.kind, at.checkpointer
+    world, steps, history = at.session.world, batches.steps_per_epoch, progress.history
     first = world.rank == 0
     while len(history) < run.epochs and not is_over(history, run.patience):
         epoch = len(history)
@@ -284,19 +291,7 @@ def _run_epochs(
             if index + 1 < steps:
                 elastic.together(world, partial(checkpointer.after_step, progress))
 
-        end = partial(
-            _end_epoch,
-            run,
-            steps,
-            task,
-            kind,
-            strategy,
-            checkpointer,
-            progress,
-            session,
-            validation,
-        )
-        history.append(row := elastic.together(world, end))
+        history.append(row := elastic.together(world, partial(_end_epoch, at)))
         strategy.metrics.reset()
         if first:
             say(_line(row, run.epochs, kind))
@@ -313,33 +308,25 @@ def _run_epochs(
     elastic.together(world, partial(checkpointer.save, progress, wait=True))
 
 
-def _end_epoch(
-    run: Run,
-    steps: int,
-    task: Supervised,
-    kind: Kind,
-    strategy: parallel.Strategy,
-    checkpointer: Checkpointer,
-    progress: Progress,
-    session: Session,
-    validation: Validation | None,
-) -> dict[str, float]:
+def _end_epoch(at: UnderWay) -> dict[str, float]:
     """Measure an epoch whose steps are done, and keep its weights; return its row of history."""
-    epoch, history, spent = len(progress.history), progress.history, progress.seconds
-    means, weights = task.means(strategy.metrics.totals()), {}
-    if validation:
+    run, strategy, progress, world = at.run, at.strategy, at.progress, at.session.world
+    steps, history, spent = at.batches.steps_per_epoch, progress.history, progress.seconds
+    epoch, checkpointer = len(history), at.checkpointer
+    means, weights = at.task.means(strategy.metrics.totals()), {}
+    if at.validation:
         started = time.perf_counter()
-        weights = moved(_result(strategy), session.world)
-        means |= validation.measure(weights, epoch + 1)
+        weights = moved(_result(strategy), world)
+        means |= at.validation.measure(weights, epoch + 1)
         spent[VALIDATION] = time.perf_counter() - started
     lr = learning_rate(run, progress.step - 1, steps)
-    row = make_row(epoch, lr, means, steps * run.batch, spent, kind.rate)
+    row = make_row(epoch, lr, means, steps * run.batch, spent, at.kind.rate)
     if run.keep == "best" and best_of([*history, row]) is row:
         checkpointer.put_snapshot(best_name([*history, row]), weights)
     # Which epochs will be the last ones, nobody knows who may stop early.
     if (run.patience or epoch >= run.epochs - run.snapshots) and not run.one_shot:
         checkpointer.snapshot(snapshot_name(epoch + 1))
-    if session.world.survives:  # the rank that has the weights to write must not be the only one
+    if world.survives:  # the rank that has the weights to write must not be the only one
         checkpointer.finish()
     return row
 

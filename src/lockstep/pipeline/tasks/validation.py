@@ -22,6 +22,7 @@ from lockstep.pipeline.data.arrays import Part, open_part
 from lockstep.pipeline.data.manifest import Manifest
 from lockstep.pipeline.tasks.supervised import Supervised
 from lockstep.reduce.layout import copy_of
+from lockstep.testing import faults
 
 LOSS = "validation_loss"
 
@@ -105,6 +106,7 @@ class Validation:
         """
         source = None if self.world.rank else weights
         fill(self.model, Broadcast(list(self.model.state_dict()), source))
+        faults.point("validation", epoch)
         where = f"the model after epoch {epoch}", "validation part"
         found = score(self.model, self.part, self.task, self.world, where)
         message: list[dict[str, float]] = [{}]
