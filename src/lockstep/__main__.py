@@ -1,4 +1,4 @@
-"""`lockstep launch`, `stop` and `verify` are the library's; any other word is a stage's.
+"""Some words are the library's (`lockstep launch`, `stop`, `verify`); any other is a stage's.
 
 The pipeline has libraries of its own, and `pip install lockstep` alone brings none of them.
 """
@@ -9,8 +9,10 @@ import sys
 from lockstep.errors import UserError, in_one_line, say
 
 OF_THE_LIBRARY = {
+    "grow": "lockstep.checkpoint.ask",
     "launch": "lockstep.distributed.launcher",
-    "stop": "lockstep.checkpoint.stop",
+    "shrink": "lockstep.checkpoint.ask",
+    "stop": "lockstep.checkpoint.ask",
     "verify": "lockstep.testing.verify",
 }
 
@@ -19,7 +21,7 @@ def main() -> None:
     """Run what the command line names: the command `lockstep`, and `python -m lockstep`."""
     if module := OF_THE_LIBRARY.get(word := " ".join(sys.argv[1:2])):
         try:
-            importlib.import_module(module).main(sys.argv[2:])
+            importlib.import_module(module).main(word, sys.argv[2:])
         except (UserError, OSError) as error:
             say(f"lockstep {word}: {in_one_line(error)}")
             sys.exit(2)

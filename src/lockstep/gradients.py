@@ -42,9 +42,9 @@ class Gradients:
             raise UserError("model: it has no parameter that is trained (requires_grad)")
         self.names = [name for name, _ in named]
         self.parameters = [p for _, p in named]
-        flat = Flat(model)
+        flat, world = Flat(model), session.world
         self.tree = TreeReduce(
-            flat.length, session.shards, session.rank, session.size, flat.dtype, flat.device
+            flat.length, session.shards, world.rank, world.size, flat.dtype, flat.device
         )
         self.accumulator = Accumulator(model, flat, self.tree)
         self.used = torch.zeros(len(named), dtype=torch.bool)  # by the shards of the pass so far
@@ -147,19 +147,20 @@ class Gradients:
         self._check_metrics(step, sums.names or ())
         # One message tells every rank what was summed, over what, and which parameters were used.
         message = torch.cat([sums.rows.flatten(), self.used.double()])
-        if self.session.size > 1:
+        if self.session.world.size > 1:
             dist.all_reduce(message)
         rows, used = message.split([sums.rows.numel(), len(self.used)])
         total = self.accumulator.sum(keep=self.session.world.survives)
         return rows.view(sums.rows.shape), used, total
 
     def deal_again(self) -> list[int]:
-        """Go on with the ranks that are left; all of them call it.
+        """Go on with the ranks that there are now; all of them call it.
 
         Returns:
             The shards that this one is to do, beside those that it has done in the pass under way.
         """
-        return self.accumulator.deal_again(self.session.rank, self.session.size)
+        self._metrics.clear()  # some may be new, and all compare them together
+        return self.accumulator.deal_again(self.session.world.rank, self.session.world.size)
 
     def _check_metrics(self, step: "Step", names: tuple[str, ...]) -> None:
         """Refuse metrics that are not the same on all ranks and in all steps."""

@@ -22,8 +22,9 @@ Model = TypeVar("Model", bound=nn.Module)
 class OwnSession(Session):
     """A session of a training loop of one's own: see `init`."""
 
-    def __init__(self, shards: int, seed: int, **options: Any) -> None:
+    def __init__(self, shards: int, seed: int, replace: bool, **options: Any) -> None:
         self.shards, self.seed, self.threads = shards, seed, options["threads"]
+        self.replace = replace
         self._built: list[nn.Module] = []
         self._runs: list[Run] = []
         super().__init__(same={"flags": {"shards": shards, "seed": seed, **options}}, **options)
@@ -43,12 +44,12 @@ class OwnSession(Session):
     @property
     def rank(self) -> int:
         """This rank's number, from 0."""
-        return self.world.rank
+        return self.world.ahead + self.world.rank
 
     @property
     def size(self) -> int:
         """P, how many ranks there are."""
-        return self.world.size
+        return self.world.ahead + self.world.size
 
     def deal(self) -> range:
         """Return the shards that are this rank's: whoever has one computes the same for it."""
@@ -107,6 +108,7 @@ def init(
     backend: str = "auto",
     init_method: str = "auto",
     timeout: float = TIMEOUT,
+    replace: bool = False,
 ) -> OwnSession:
     """Begin a session: this process becomes one of the ranks that were launched.
 
@@ -122,6 +124,7 @@ def init(
         backend: what carries tensors: `auto`, `mpi4py`, `gloo`, `nccl`.
         init_method: how ranks meet: `auto`, `mpi://`, `env://`, `file:///path`, `tcp://host:port`.
         timeout: the seconds that ranks wait for one another before the job is ended.
+        replace: whether a new rank is started for each one that dies, where the others go on.
 
     Raises:
         UserError: the launch cannot be used so; the line says why.
@@ -131,6 +134,7 @@ def init(
     return OwnSession(
         shards,
         seed,
+        replace,
         threads=threads,
         device=device,
         backend=backend,

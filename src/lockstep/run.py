@@ -16,9 +16,10 @@ from lockstep.checkpoint.plain import from_plain, to_plain
 from lockstep.checkpoint.state import Progress
 from lockstep.checkpoint.store import Store
 from lockstep.distributed.elastic import again, end_with_the_first, survive, surviving, together
-from lockstep.errors import UserError, say
+from lockstep.errors import RanksLost, UserError, say
 from lockstep.files import sha256, write_json
 from lockstep.gradients import Gradients
+from lockstep.members import Members, join
 from lockstep.reduce.layout import settle
 from lockstep.sampler import Sampler, split
 from lockstep.step import Step, means
@@ -139,27 +140,26 @@ class Run:
             one.register_step_pre_hook(lambda *_: self.check_reduced("optimizer.step()"))
             for one in self.strategy.optimizers
         ]
-        self._store = self._open() if self.session.rank == 0 else None
         self.is_under_way = True
         try:
-            self.checkpointer = self._resume(self._store)
-            self.meter = self.checkpointer.meter
+            if self.session.world.is_first:
+                self._open()
+            self._begin()
             last = epochs * self.sampler.batches
             if self._store and (self._stopped or self.progress.step == last):
                 say("all steps are done already: nothing is trained")
-            survive(self.session.world, self.session.backend)
             while self.progress.step < last and not self._stopped:
                 faults.point("step", self.progress.step)
                 self._step = Step(self, self.progress.step)
                 yield self._step
                 self._commit(self._step)
                 if self.progress.step < last and not self._stopped:
-                    self._together(lambda: self.checkpointer.after_step(self.progress))
+                    self._keep()
             self._together(lambda: self.checkpointer.save(self.progress, wait=True))
             self._sha256 = self._together(self._write)
             self.is_under_way = False
-        finally:
             end_with_the_first(self.session.world)
+        finally:
             self.gradients.let_go()
             for hook in hooks:
                 hook.remove()
@@ -167,12 +167,21 @@ class Run:
                 self._store.close()
 
     def _open(self) -> Store:
-        return Store(self.folder / "checkpoints", self.about, self.keep)
+        self._store = Store(self.folder / "checkpoints", self.about, self.keep)
+        return self._store
 
     def _together(self, call: Callable[[], T]) -> T:
         """Return what a call returns that all ranks make, or all that are left."""
         world = self.session.world
-        return surviving(world, lambda: together(world, call), self._mend)
+        return surviving(world, lambda: together(world, call), self.members.mend)
+
+    def _keep(self) -> None:
+        """Save the run and change its ranks, if that is due."""
+        if self._together(lambda: self.checkpointer.after_step(self.progress)):
+            try:
+                self.members.change()
+            except RanksLost:
+                self.mend()
 
     def mend(self) -> Sequence[int]:
         """Go on with the ranks that are left; all of them call it.
@@ -180,11 +189,7 @@ class Run:
         Returns:
             The shards that this one is to do, beside those that it has done in the pass under way.
         """
-        return again(self.session.world, self._mend)
-
-    def _mend(self) -> Sequence[int]:
-        self._store = self.checkpointer.go_on(self.progress, self.session, self._open)
-        return self.gradients.deal_again()
+        return again(self.session.world, self.members.mend)
 
     def stop(self) -> None:
         """End the run after this step, as if it were the last; all ranks call it alike."""
@@ -218,28 +223,23 @@ class Run:
                 f"shards come to its end first"
             )
 
-    def _resume(self, store: Store | None) -> Checkpointer:
-        """Go on from the last checkpoint, if there is one."""
+    def _begin(self) -> None:
+        """Go on from the last checkpoint, if there is one; or join ranks that train already."""
         began, session, batches = now(), self.session, self.sampler.batches
+        store, world = self._store, self.session.world
         if store:
             for name in ("run.json", "model.safetensors"):
                 (self.folder / name).unlink(missing_ok=True)
         _, self.progress = resume(store, self.model, lambda: self.strategy, batches)
+        if joins := world.ahead > 0:
+            deal = self.gradients.deal_again
+            self.progress = join(session, self.model, self.strategy, batches, deal)
         if kept := self.progress.kept:
-            self.strategy.put(from_plain(kept["optimizers"]), from_plain(kept["numbers"]))
-            states = from_plain(kept["schedulers"])
-            for scheduler, state in zip(self.schedulers, states, strict=True):
-                scheduler.load_state_dict(state)
-            self.state, self._stopped = from_plain(kept["state"]), kept["stopped"]
-            if store and kept["arguments"] != sys.argv[1:] and not self.given:
-                then, given = (" ".join(a) or "none" for a in (kept["arguments"], sys.argv[1:]))
-                say(
-                    f"going on with other arguments: they were {then}, and are {given}; give those "
-                    f"that decide the bits as session.run(configuration=...)"
-                )
-        new_segment(self.progress, session, began)
-        return Checkpointer(
-            session.world,
+            self._take(kept)
+        if not joins:
+            new_segment(self.progress, session, began)
+        self.checkpointer = Checkpointer(
+            world,
             session.interrupt,
             self.strategy,
             store,
@@ -249,6 +249,31 @@ class Run:
             saved=self.progress.step,
             kept=self.kept,
         )
+        self.meter = self.checkpointer.meter
+        survive(world, session.backend)
+        self.members = Members(
+            session,
+            self.progress,
+            self.checkpointer,
+            self.gradients.deal_again,
+            self._open,
+            session.shards,
+            session.replace,
+        )
+
+    def _take(self, kept: dict[str, Any]) -> None:
+        """Go on from what `kept` returned."""
+        self.strategy.put(from_plain(kept["optimizers"]), from_plain(kept["numbers"]))
+        states = from_plain(kept["schedulers"])
+        for scheduler, state in zip(self.schedulers, states, strict=True):
+            scheduler.load_state_dict(state)
+        self.state, self._stopped = from_plain(kept["state"]), kept["stopped"]
+        if self._store and kept["arguments"] != sys.argv[1:] and not self.given:
+            then, given = (" ".join(a) or "none" for a in (kept["arguments"], sys.argv[1:]))
+            say(
+                f"going on with other arguments: they were {then}, and are {given}; give those "
+                f"that decide the bits as session.run(configuration=...)"
+            )
 
     def kept(self) -> dict[str, Any]:
         """Return what the run keeps beside tensors."""

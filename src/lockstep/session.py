@@ -69,7 +69,9 @@ class Session:
             self.same = {"versions": {"python": platform.python_version()}, **(same or {})}
             if self.world.comm is not None:  # at once: with other flags, they may not even meet
                 check_same(self.same, self.world.comm.allgather)
-            self.device = devices.choose_device(self.world, device)
+            # Ranks come and go where they compute on CPUs.
+            wanted = "cpu" if self.world.ahead else device
+            self.device = devices.choose_device(self.world, wanted)
             if not oversubscribe:
                 devices.check_cores(self.world, threads)
             self._stack.callback(determinism.pin(threads, self.device, reproducible))
@@ -108,9 +110,20 @@ class Session:
             Which ranks are gone, for a person, and the seconds that it took.
         """
         before = self.places
-        gone, seconds = elastic.mend(self.world, self.device)
-        self.places = gather(devices.describe(self.world, self.device))
+        gone, seconds = elastic.mend(self.world)
+        self._find_places()
         return [f"rank {rank} ({before[rank]['host']})" for rank in gone], seconds
+
+    def regroup(self) -> None:
+        """Go on with the ranks that MPI has now; all of them call it."""
+        rendezvous.leave()
+        elastic.meet(self.world)
+        self.world.ahead = 0
+        self._find_places()
+
+    def _find_places(self) -> None:
+        self.interrupt.who = name_of(self.world)
+        self.places = gather(devices.describe(self.world, self.device))
 
     def close(self) -> None:
         """Leave the others together: only when all got here, what was computed counts."""
@@ -131,7 +144,7 @@ class Session:
             if error is None:
                 rendezvous.stop_if_started()
                 self._stop_watching()
-            elif self.world.comm is None or self.world.size == 1:
+            elif self.world.comm is None or (self.world.size == 1 and not self.world.survives):
                 rendezvous.leave()  # else MPI ends a job that does not get to `stop`
                 if not isinstance(error, UserError | Interrupted):  # these are said by the hook
                     self._stop_watching()

@@ -8,6 +8,8 @@ PATTERN = r"^([0-9]{1,9}(\.[0-9]{1,9})? ?(s|min|h)|[1-9][0-9]{0,8} (step|steps|e
 
 # The file beside a run's checkpoints by which somebody asks it to save and stop.
 STOP = "stop"
+# The one by which somebody asks for another number of ranks.
+RANKS = "ranks"
 
 
 def period(text: str) -> tuple[float, str]:

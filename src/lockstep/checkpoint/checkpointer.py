@@ -9,15 +9,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lockstep.checkpoint.agreement import check_alike, gather
+from lockstep.checkpoint.agreement import check_alike
 from lockstep.checkpoint.state import (
     Checkpoint,
     Progress,
     broadcast_state,
     copied,
+    count_sent,
     fill,
     gather_model,
     gather_state,
+    load,
 )
 from lockstep.checkpoint.store import Store
 from lockstep.distributed.signals import Agreement, Interrupt
@@ -56,9 +58,7 @@ def resume(
         return make(), Progress()
     fill(model, found.model)
     strategy = make()
-    strategy.load(found.optimizer, found.strategy)
-    if found.progress.step % batches:
-        strategy.metrics.load(found.progress.metrics, found.strategy["metrics"])
+    load(found, strategy, batches)
     return strategy, found.progress
 
 
@@ -104,52 +104,40 @@ class Checkpointer:
         self.pauses = {"checkpoints": 0, "seconds": 0.0, "longest": 0.0}
         """How many checkpoints there were, and for how long they held this rank up."""
 
-    def after_step(self, progress: Progress) -> None:
+    def after_step(self, progress: Progress) -> bool:
         """Save the run if that is due.
+
+        Returns:
+            Whether the ranks are to change.
 
         Raises:
             Interrupted: on all ranks, when it is saved, because one of them has been told to stop.
             UserError: on all ranks: they have drifted apart. On rank 0: a weight is not finite, or
                 the last checkpoint before the end cannot be written.
         """
-        number, late = self.agreement.after(progress.step)
+        number, late, changes = self.agreement.after(progress.step)
         if number or late or (self.steps and progress.step % self.steps == 0):
             self.save(progress, wait=bool(number))
         if number:
             raise Interrupted(number, progress.step)
+        return changes
 
-    def go_on(self, progress: Progress, session: Any, make: Callable[[], Store]) -> Store | None:
-        """Go on with the ranks that are left; all of them call it.
+    def state(self, progress: Progress) -> Checkpoint | None:
+        """Return the run's state on rank 0, copied, so that training may go on; all ranks call it.
 
-        Args:
-            progress: of the run, whose record says it.
-            session: whose ranks they are.
-            make: opens the store, where this has become rank 0.
-
-        Returns:
-            The store, on rank 0.
+        Raises:
+            UserError: on all ranks: they have drifted apart. On rank 0: a weight is not finite.
         """
-        rank, sent, over = self.world.rank, round(self.meter.sent), progress.segments[-1]
-        ranks = self.world.size
-        lost, seconds = session.mend()
-        for number, size in gather((rank, sent)):
-            over["bytes_sent"][number] = size
-        over["last_step"] = progress.step
-        new_segment(progress, session)
-        progress.segments[-1] |= {"lost": lost, "mended_in": round(seconds, 3)}
-        if self.world.rank == 0:
-            say(
-                f"lost in step {progress.step + 1}: {', '.join(lost)}; {self.world.size} of "
-                f"{ranks} ranks go on, {seconds:.2f} s later"
-            )
-        self.agreement.ask_soon()
-        self.meter.begin()
-        if self.store is None and self.world.rank == 0:
-            self.store = _patiently(make)
-            self.store.take_over()
-        # The rank that was to write the last one may be gone.
-        self.saved = -1
-        return self.store
+        self._check(progress.step)
+        progress.kept = self.kept()
+        state = gather_state(self.strategy, progress, self.meter.sent, self.world)
+        if state:
+            self._check_finite(state)
+        return state
+
+    def count_sent(self, progress: Progress) -> None:
+        """Have the record say how far the part of the run that goes on is; all ranks call it."""
+        count_sent(progress, self.meter.sent, self.world)
 
     def _is_told(self) -> bool:
         return self.store is not None and self.store.told_to_stop()
@@ -158,13 +146,10 @@ class Checkpointer:
         """Have the run's state written, and wait until it is if need be; all ranks call it."""
         started = time.monotonic()
         if progress.step != self.saved:
-            self._check(progress.step)
             if self.store:
                 self.store.finish()  # two of them at once might be more than memory holds
-            progress.kept = self.kept()
-            state = gather_state(self.strategy, progress, self.meter.sent, self.world)
+            state = self.state(progress)
             if self.store and state:
-                self._check_finite(state)
                 self.store.put(state)
             self.saved, self.last = progress.step, time.monotonic()
             pause = time.monotonic() - started
@@ -222,7 +207,7 @@ class Checkpointer:
         )
 
 
-def _patiently(make: Callable[[], Store]) -> Store:
+def patiently(make: Callable[[], Store]) -> Store:
     """Open a store whose owner has just died: its lock may not be free yet."""
     until = time.monotonic() + LOCK_OF_THE_DEAD
     while True:

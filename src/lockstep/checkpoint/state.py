@@ -51,15 +51,20 @@ def gather_state(
     optimizer = {name: moved(kept, world) for name, kept in strategy.optimizer_state().items()}
     own = moved(strategy.own_state(), world)
     rows = strategy.metrics.gather()
-    everyones: list[Any] = [None] * world.size
-    dist.all_gather_object(everyones, round(sent))
     progress.metrics = list(strategy.metrics.names or ())
-    progress.segments[-1]["last_step"] = progress.step
-    progress.segments[-1]["bytes_sent"] = everyones
+    count_sent(progress, sent, world)
     if world.rank:
         return None
     own["metrics"] = rows
     return Checkpoint(copy.deepcopy(progress), model, optimizer, own)
+
+
+def count_sent(progress: Progress, sent: float, world: World) -> None:
+    """Have the record say how far the part of the run that goes on is; all ranks call it."""
+    everyones: list[Any] = [None] * world.size
+    dist.all_gather_object(everyones, round(sent))
+    progress.segments[-1]["last_step"] = progress.step
+    progress.segments[-1]["bytes_sent"] = everyones
 
 
 def gather_model(strategy: Kept, world: World) -> dict[str, torch.Tensor]:
@@ -128,6 +133,32 @@ def broadcast_state(found: Checkpoint | None) -> Checkpoint | None:
         },
         Broadcast(own, found.strategy if found else None),
     )
+
+
+def pass_on(found: Checkpoint | None) -> None:
+    """Go through what `broadcast_state` returned, which others are to have."""
+    if found:
+        for kept in (found.model, *found.optimizer.values(), found.strategy):
+            for _ in kept.values():
+                pass
+
+
+def whole(found: Checkpoint) -> Checkpoint:
+    """Return what `broadcast_state` returned with all that it keeps beside the model on this rank,
+    in the order of `pass_on`; the model's tensors are taken before."""
+    optimizer = {name: dict(kept) for name, kept in found.optimizer.items()}
+    return dataclasses.replace(found, optimizer=optimizer, strategy=dict(found.strategy))
+
+
+def load(found: Checkpoint, strategy: Kept, batches: int) -> None:
+    """Have a strategy go on from a checkpoint, whose weights its model has already.
+
+    Args:
+        batches: the steps of an epoch.
+    """
+    strategy.load(found.optimizer, found.strategy)
+    if found.progress.step % batches:
+        strategy.metrics.load(found.progress.metrics, found.strategy["metrics"])
 
 
 def fill(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

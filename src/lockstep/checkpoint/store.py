@@ -32,7 +32,7 @@ from typing import IO, Any
 import torch
 
 from lockstep import tensors as state
-from lockstep.checkpoint import STOP
+from lockstep.checkpoint import RANKS, STOP
 from lockstep.checkpoint.state import Checkpoint, Progress
 from lockstep.errors import UserError, first_line, in_one_line, in_words, say
 from lockstep.files import (
@@ -82,6 +82,7 @@ class Store:
             self._lock = self._hold()
             self._make()
         self.told_to_stop()  # whoever that was, it was about an earlier launch
+        self.asked_ranks()
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._error: Exception | None = None
         threading.Thread(target=self._work, name="writer", daemon=True).start()
@@ -92,6 +93,15 @@ class Store:
             (self.root / STOP).unlink()
             return True
         return False
+
+    def asked_ranks(self) -> int | None:
+        """Return how many ranks somebody asks for, by a file, which is removed; None: nobody."""
+        with contextlib.suppress(OSError, ValueError):
+            file = self.root / RANKS
+            text = file.read_text("utf-8")
+            file.unlink()
+            return int(text)
+        return None
 
     def _hold(self) -> IO[str]:
         """Lock the run: the system takes the lock back when the process ends."""

@@ -7,11 +7,10 @@ death ends the job, as it ends everything that a strategy does which keeps a par
 one rank alone.
 """
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
-
-import torch
 
 from lockstep.distributed import rendezvous
 from lockstep.distributed.world import BETWEEN_HOSTS, World, take_place
@@ -35,6 +34,23 @@ def end_with_the_first(world: World) -> None:
         from lockstep.mpi import losses
 
         world.survives = losses.are_survived = False
+
+
+def failures() -> dict[str, int]:
+    """Return how often ranks have failed so far by an exception, by its place."""
+    if "lockstep.mpi.losses" not in sys.modules:
+        return {}
+    from lockstep.mpi import losses
+
+    return losses.failed
+
+
+def note_failures(everyones: Iterable[dict[str, int]]) -> None:
+    """Take on what ranks know of failures: none of them may have heard of all."""
+    mine = failures()
+    for found in everyones:
+        for place, count in found.items():
+            mine[place] = max(count, mine.get(place, 0))
 
 
 def together(world: World, call: Callable[[], T]) -> T:
@@ -89,12 +105,17 @@ def again(world: World, call: Callable[[], T]) -> T:
             continue
 
 
-def mend(world: World, device: torch.device) -> tuple[list[int], float]:
+def meet(world: World) -> None:
+    """Have a world be the ranks that MPI has now; all of them call it."""
+    take_place(world, max(world.timeout, BETWEEN_HOSTS))
+    rendezvous.meet_again(world)
+
+
+def mend(world: World) -> tuple[list[int], float]:
     """Have the ranks that are left become the world; all of them call it.
 
     Args:
         world: gets this process's place among them.
-        device: where it computes.
 
     Returns:
         The ranks that are gone, as they were numbered, and the seconds that it took.
@@ -107,8 +128,7 @@ def mend(world: World, device: torch.device) -> tuple[list[int], float]:
         for rank in reversed(losses.shrink()):
             gone.append(numbers.pop(rank))
         try:
-            take_place(world, max(world.timeout, BETWEEN_HOSTS))
-            rendezvous.meet_again(world)
+            meet(world)
             together(world, world.comm.Barrier)
         except RanksLost:
             losses.revoke()

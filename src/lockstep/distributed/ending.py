@@ -1,6 +1,7 @@
 """How a rank ends: with one line and a status, and not without the others."""
 
 import ctypes
+import os
 import signal
 import sys
 import time
@@ -59,12 +60,22 @@ def end(error: BaseException, who: str, rank: str | None) -> NoReturn:
 def leave(status: int) -> NoReturn:
     """Exit, and see to it that the other ranks do: they may be waiting for this one."""
     if "mpi4py.MPI" in sys.modules:
-        from mpi4py import MPI
+        from lockstep.mpi import losses
 
-        if MPI.COMM_WORLD.size > 1:
+        if losses.world().size > 1:
             time.sleep(0.3)  # or mpirun may end before it has passed on what was printed
-            MPI.COMM_WORLD.Abort(status)
+            losses.world().Abort(status)
+        if losses.is_last():
+            sys.stdout.flush()
+            os._exit(status)
     sys.exit(status)
+
+
+def depart(line: str) -> NoReturn:
+    """Say a line and exit with status 0, while the other ranks go on."""
+    say(line)
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def report_by_line(who: str, rank: str | None) -> None:

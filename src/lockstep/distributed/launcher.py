@@ -84,7 +84,7 @@ def _srun_numbers(ranks: int, threads: int, nodes: int) -> list[str]:
     ]
 
 
-def main(argv: Sequence[str]) -> NoReturn:
+def main(_: str, argv: Sequence[str]) -> NoReturn:
     """Do what the command line says: become mpirun."""
     parser = Parser(
         prog="lockstep launch",

@@ -56,6 +56,9 @@ def start(
     Raises:
         UserError: the backend or the way is not to be had here.
     """
+    if world.ahead:
+        meet_again(world)
+        return "mpi4py"
     host = "mpi4py" if world.comm is not None else "gloo"
     chosen = backend if backend != "auto" else "nccl" if device.type == "cuda" else host
     if chosen == "nccl" and device.type != "cuda":
@@ -100,10 +103,13 @@ def start(
 
 
 def meet_again(world: World) -> None:
-    """Start a process group of the ranks that are left, after `leave`.
+    """Start a process group of the ranks that MPI has now, after `leave`.
 
     Groups of some of them cannot be made in it: there is no store that all can reach.
     """
+    from lockstep.mpi import backend
+
+    backend.register()
     dist.init_process_group(
         "cpu:mpi4py,cuda:mpi4py",
         store=dist.HashStore(),

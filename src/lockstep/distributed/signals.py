@@ -73,15 +73,18 @@ class Interrupt:
 
 
 class Agreement:
-    """Decisions that all ranks take after the same step: to stop, and to save.
+    """Decisions that all ranks take after the same step: to stop, to save, and to be others.
 
     A signal reaches ranks at different times, and of the clocks only rank 0's counts. So they ask
-    one another now and then, by an all_reduce of three numbers, about every LOOK_EVERY seconds:
+    one another now and then, by an all_reduce of four numbers, about every LOOK_EVERY seconds:
     rank 0 says after how many steps it will be the next time.
 
     Args:
         due: asked on rank 0 alone: whether something is to be done by the clock.
         told: asked on rank 0 alone: whether somebody has told it to stop by other means.
+
+    Attributes:
+        changes: asked on rank 0 alone: whether ranks are to come or to leave.
     """
 
     def __init__(
@@ -92,26 +95,29 @@ class Agreement:
         told: Callable[[], bool] = bool,
     ) -> None:
         self.world, self.interrupt, self.due, self.told = world, interrupt, due, told
+        self.changes: Callable[[], bool] = bool
         self._next = 0
         self._steps = 1
         self._since = time.monotonic()
 
-    def after(self, step: int) -> tuple[int, bool]:
-        """Return the signal that some rank has received (or 0), and whether something is due."""
+    def after(self, step: int) -> tuple[int, bool, bool]:
+        """Return the signal that some rank has received (or 0), whether something is due, and
+        whether the ranks are to change."""
         if step < self._next:
-            return 0, False
-        mine = torch.zeros(3, dtype=torch.int64)
+            return 0, False, False
+        mine = torch.zeros(4, dtype=torch.int64)
         mine[0] = self.interrupt.signal
         if self.world.rank == 0:
             if self.told():
                 mine[0] = signal.SIGUSR1
             mine[1] = self.due()
             mine[2] = self._steps = self._until_next()
+            mine[3] = self.changes()
         if self.world.size > 1:
             dist.all_reduce(mine, dist.ReduceOp.MAX)
-        number, due, steps = mine.tolist()
+        number, due, steps, changes = mine.tolist()
         self._next = step + steps
-        return number, bool(due)
+        return number, bool(due), bool(changes)
 
     def ask_soon(self) -> None:
         """Have all ranks ask after the next step."""

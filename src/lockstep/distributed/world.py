@@ -12,9 +12,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from lockstep import mpi
 from lockstep.distributed.ending import bind_to_launcher
 from lockstep.errors import UserError
-from lockstep.mpi import tells_of_the_dead
 
 # Set by the launchers of Open MPI, of any MPI over PMIx, and of MPICH and Intel MPI.
 _MPI_SIGNS = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "MPI_LOCALRANKID")
@@ -49,6 +49,13 @@ class World:
     """Seconds that ranks are to wait for one another."""
     survives: bool = False
     """Whether ranks go on when others die."""
+    ahead: int = 0
+    """How many ranks a job has that this process is to join; until then it is a world of one."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0: the one that speaks and writes for all."""
+        return self.rank == 0 and not self.ahead
 
     @property
     def patience(self) -> float:
@@ -74,7 +81,7 @@ def discover(expected: int | None = None, timeout: float = TIMEOUT) -> World:
             say who this process is make no sense.
     """
     world = _discover(timeout)
-    if expected is not None and world.size != expected:
+    if expected is not None and world.size != expected and not world.ahead:
         raise UserError(
             f"ranks: {expected} were asked for, and {world.launcher} brought up {world.size} on "
             f"{socket.gethostname()}; launch with `mpirun -n {expected}` of the MPI that mpi4py "
@@ -128,27 +135,18 @@ def from_mpi(timeout: float = TIMEOUT) -> World:
     Raises:
         UserError: another launcher than MPI's started this process as one of several.
     """
-    # A rank of Open MPI's that waits spins. It is to offer its core to whoever can use it: to its
-    # own threads that compute, or to another program. On an idle machine that costs nothing.
-    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
-    # These bridges have one address on all hosts, and Open MPI takes them for a way between hosts.
-    if "OMPI_MCA_btl_tcp_if_include" not in os.environ:
-        os.environ.setdefault("OMPI_MCA_btl_tcp_if_exclude", "127.0.0.0/8,docker0,virbr0")
     # Whether all are on one host is not known yet.
     longest = max(timeout, BETWEEN_HOSTS)
     starts = "mpi4py.MPI" not in sys.modules
     if starts:  # it waits for all ranks, and MPI cannot be asked yet whether one has given up
         faulthandler.dump_traceback_later(longest, exit=True, file=sys.__stderr__ or 2)
     try:
-        import mpi4py
-
-        # Where ranks may die: to leave MPI is to wait for all, for ever perhaps. None need do it.
-        if tells_of_the_dead():
-            mpi4py.rc.finalize = False
-        from mpi4py import MPI
+        mpi.load()
     finally:  # without MPI, too: a script may go on by Gloo
         if starts:
             faulthandler.cancel_dump_traceback_later()
+    from mpi4py import MPI
+
     said = os.environ.get("WORLD_SIZE")
     if MPI.COMM_WORLD.size == 1 and not _started_by_mpi() and said not in (None, "1"):
         raise UserError(
@@ -158,6 +156,10 @@ def from_mpi(timeout: float = TIMEOUT) -> World:
     launcher = "srun" if "SLURM_STEP_ID" in os.environ else "mpirun"
     world = World(0, 1, 0, 1, launcher=launcher, timeout=timeout)
     take_place(world, longest)
+    if mpi.JOINS in os.environ:
+        from lockstep.mpi import newcomers
+
+        world.ahead = newcomers.others()
     return world
 
 
@@ -175,6 +177,7 @@ def take_place(world: World, limit: float) -> None:
 
     comm = losses.world()
     local = Watched(comm, "world", limit).Split_type(MPI.COMM_TYPE_SHARED)
+    losses.know(Watched(local, "world", limit).allgather(os.getpid()))
     world.rank, world.size, world.local_rank, world.local_size = place = (
         comm.rank,
         comm.size,

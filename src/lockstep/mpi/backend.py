@@ -170,7 +170,7 @@ class MPIBackend(Backend):
             watchdog.stop()
 
     def abort(self) -> None:
-        MPI.COMM_WORLD.Abort(1)
+        losses.world().Abort(1)
 
     def _run(self, what: str, call: Call, tensors: Any, opts: Any) -> Work:
         self._sequence += 1

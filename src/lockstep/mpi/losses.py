@@ -7,6 +7,8 @@ that are left agree, and shrink.
 """
 
 import contextlib
+import os
+import signal
 from typing import Any
 
 from mpi4py import MPI
@@ -15,8 +17,16 @@ from lockstep.mpi import tells_of_the_dead
 
 _KINDS = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED}
 
+# What ranks agree on is the bits that all of them have. Open MPI 5.0.11 has given none at all, to
+# all of them, once in some ten thousand agreements: then they ask again.
+_WELL, _NOT_WELL = 0b11, 0b01
+
 _world: Any = MPI.COMM_WORLD
 _used: list[Any] = []
+_here: list[int] = []
+
+failed: dict[str, int] = {}
+"""How often ranks have failed by an exception, by its place in the code."""
 
 are_survived = False
 """Whether those that are left go on; else a death ends the job."""
@@ -25,6 +35,12 @@ are_survived = False
 def world() -> Any:
     """Return the communicator of all ranks that are left; of all, as long as nobody has died."""
     return _world
+
+
+def is_last() -> bool:
+    """Return whether this rank is the last of several: mpirun takes its exit status, and none that
+    it aborts with."""
+    return _world.size == 1 and _world != MPI.COMM_WORLD and not MPI.Is_finalized()
 
 
 def dead() -> list[int]:
@@ -86,18 +102,58 @@ def agree(well: bool) -> bool:
     """Return whether all that are left say that all is well; all of them call it."""
     while True:
         try:
-            return bool(_world.Agree(int(well)))
+            found = _world.Agree(_WELL if well else _NOT_WELL)
         except MPI.Exception as error:  # on all of them alike, until all know of the dead
             if not is_one(error):
                 raise
             _world.Ack_failed()
+            continue
+        if found in (_WELL, _NOT_WELL):
+            return found == _WELL
+
+
+def become(comm: Any) -> None:
+    """Have a communicator be that of all ranks."""
+    global _world
+    _world = comm
+
+
+def know(processes: list[int]) -> None:
+    """Note the processes that the ranks on this host are, this one among them."""
+    _here[:] = processes
+
+
+def end_the_stopped() -> None:
+    """Kill ranks of this host that are stopped (SIGSTOP): they cannot do it themselves."""
+    import psutil
+
+    for process in _here if are_survived else ():
+        with contextlib.suppress(psutil.Error):
+            if psutil.Process(process).status() == psutil.STATUS_STOPPED:
+                os.kill(process, signal.SIGKILL)
+
+
+def keep(ranks: int) -> bool:
+    """Have the first ranks be the world, without the others; all call it.
+
+    Returns:
+        Whether this one is of them.
+    """
+    stays = _world.rank < ranks
+    fewer = _world.Split(0 if stays else MPI.UNDEFINED, _world.rank)
+    if not agree(True):  # else nobody leaves
+        raise MPI.Exception(MPI.ERR_PROC_FAILED)
+    if stays:
+        become(fewer)
+        _world.Set_errhandler(MPI.ERRORS_RETURN)
+    return stays
 
 
 def shrink() -> list[int]:
     """Have those that are left be the world, and return which of the ranks before are gone."""
-    global _world
     revoke()
-    before, _world = _world, _world.Shrink()
+    before = _world
+    become(before.Shrink())
     _world.Set_errhandler(MPI.ERRORS_RETURN)
     left = _world.Get_group()
     there = MPI.Group.Translate_ranks(left, range(left.size), before.Get_group())

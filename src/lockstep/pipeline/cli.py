@@ -49,7 +49,8 @@ def make_parser() -> Parser:
         prog="lockstep",
         description=sys.modules["lockstep"].__doc__,
         epilog="Of the library are `lockstep launch`, which starts ranks by hand, `lockstep stop`, "
-        "which has a training save and stop, and `lockstep verify`, which runs a script on several "
+        "which has a training save and stop, `lockstep grow` and `shrink`, which change the number "
+        "of its ranks, and `lockstep verify`, which runs a script on several "
         "numbers of ranks and compares their bits.",
     )
     parser.add_argument("--version", action="version", version=f"lockstep {__version__}")

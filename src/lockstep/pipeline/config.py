@@ -384,6 +384,9 @@ class Defaults(Strict):
     timeout: float = Field(default=600.0, gt=0, le=MONTH)
     """Seconds that ranks wait for one another in a communication before the job is ended."""
 
+    replace: bool = False
+    """Whether a new rank is started for each one that dies, where the others go on without it."""
+
     @field_validator("class_weights")
     @classmethod
     def _weights_are_numbers(cls, value: str) -> str:
@@ -402,10 +405,10 @@ class Defaults(Strict):
 # the promise.
 PLACE = {
     *("ranks", "oversubscribe", "device", "backend", "init_method", "stages", "pipeline_schedule"),
-    *("checkpoint_every", "checkpoint_keep", "timeout"),
+    *("checkpoint_every", "checkpoint_keep", "timeout", "replace"),
 }
 # Of these, what may change without anything being trained again.
-UPKEEP = {"checkpoint_every", "checkpoint_keep", "timeout"}
+UPKEEP = {"checkpoint_every", "checkpoint_keep", "timeout", "replace"}
 
 
 class Run(Defaults):

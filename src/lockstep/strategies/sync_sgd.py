@@ -54,9 +54,11 @@ class TreeReduction(Replicated):
     def _sum(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.sums.gather(), self.accumulator.sum(keep=self.world.survives)
 
-    def deal_again(self) -> None:
-        """Go on with the ranks that are left, in the middle of a step, too; all of them call it."""
+    def deal_again(self) -> Sequence[int]:
+        """Go on with the ranks that there are now, in the middle of a step, too; all of them call
+        it. Returns the shards of this one."""
         self.shards = self.accumulator.deal_again(self.world.rank, self.world.size)
+        return self.shards
 
 
 class FastReduction(Replicated):

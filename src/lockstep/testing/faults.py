@@ -48,6 +48,7 @@ ACTIONS = {
     "kill-launcher": _kill_launcher,
     "raise": _fail,
     "exit": lambda: os._exit(0),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "hang": lambda: time.sleep(3600),
     "slow": lambda: time.sleep(3),
     "usr1": _be_interrupted,
@@ -63,8 +64,10 @@ POISON = False
 def point(name: str, number: int) -> None:
     """Have the faults that are asked for at this place, on this rank."""
     if WANTED:
-        # As MPI numbered it first: the number changes where others have died.
-        rank = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("RANK", "0"))
+        # As MPI numbered it first: the number changes where others have died. One that has come to
+        # a running job is +.
+        first = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("RANK", "0"))
+        rank = "+" if "LOCKSTEP_JOINS" in os.environ else first
         here = f"{name}:{number}:{rank}:"
         for fault in WANTED.split(","):
             if fault.startswith(here):

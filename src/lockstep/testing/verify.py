@@ -76,7 +76,7 @@ _WHAT = {
 _CAUSED_AT = {("reduction", "gradient"): "sum", ("step", "gradient"): "changed"}
 
 
-def main(argv: Sequence[str]) -> NoReturn:
+def main(_: str, argv: Sequence[str]) -> NoReturn:
     """Do what the command line says, and exit."""
     given = _arguments(argv)
     try:

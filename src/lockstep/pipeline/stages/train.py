@@ -4,6 +4,7 @@ Every rank runs this. What a step does is the strategy's affair; what is here is
 the order of the batches, the learning rate, and what is kept.
 """
 
+import contextlib
 import sys
 import time
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from lockstep.checkpoint.state import Progress, moved
 from lockstep.checkpoint.store import Store
 from lockstep.distributed import elastic
 from lockstep.errors import UserError, in_one_line, say
+from lockstep.members import Members, join
 from lockstep.pipeline import identity
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.data.arrays import Part, open_part
@@ -122,17 +124,17 @@ def train_in(
     part = open_part(data / "train", kind)
     problem = _problem_of_files(data, manifest, part, session)
     labels = part.targets if kind.classes else len(part)
-    members = read_members(partition, labels, run.shards, repeats=run.scheme == "balanced")
+    shards = read_members(partition, labels, run.shards, repeats=run.scheme == "balanced")
     edited = is_edited(partition)
-    if edited and world.rank == 0:
+    if edited and world.is_first:
         say(f"{partition}: is not what `partition` wrote; trained with all the same, and recorded")
-    batches = Batches(part, members, run)
+    batches = Batches(part, shards, run)
     file = run.weights_file
     weights = None if file is None else pretrained.read(file)
     like = {name: tuple(value.shape) for name, value in (weights or {}).items()}
     model = build(run.model, manifest.shape, manifest.outputs, run.seed, kind, like)
     head = pretrained.prepare(
-        model, run, manifest.outputs, weights, manifest.class_names, world.rank == 0
+        model, run, manifest.outputs, weights, manifest.class_names, world.is_first
     )
     initial = tensors.digest(model.state_dict() | dict(model.named_buffers()))
     parameters = sum(p.numel() for p in model.parameters())
@@ -149,15 +151,24 @@ def train_in(
 
     # Where the run is: at its beginning, or where it was cut off.
     about = identity.about(run, inputs, initial, device, session.backend)
-    open_store = partial(Store, output / "checkpoints", about, run.checkpoint_keep)
-    store = open_store() if world.rank == 0 else None
-    try:
-        if store:
+    with contextlib.ExitStack() as opened:
+
+        def open_store() -> Store:
+            store = Store(output / "checkpoints", about, run.checkpoint_keep)
+            opened.callback(store.close)
+            return store
+
+        if store := open_store() if world.is_first else None:
             clear_results(output)
         make = partial(
             parallel.make, run, model, task, partial(make_optimizer, run, head=head), world
         )
         strategy, progress = resume(store, model, make, batches.steps_per_epoch)
+        if world.ahead:
+            deal = strategy.deal_again  # type: ignore[attr-defined]
+            progress = join(session, model, strategy, batches.steps_per_epoch, deal)
+        else:
+            new_segment(progress, session, started)
         checkpointer = Checkpointer(
             world,
             session.interrupt,
@@ -168,19 +179,16 @@ def train_in(
             batches.steps_per_epoch,
             saved=progress.step,
         )
-        new_segment(progress, session, started)
-
-        def mended() -> None:
-            nonlocal store
-            store = checkpointer.go_on(progress, session, open_store)
-            strategy.deal_again()  # type: ignore[attr-defined]
-
-        if hasattr(strategy, "deal_again"):
+        if deal := getattr(strategy, "deal_again", None):
             elastic.survive(world, session.backend)
-        at = UnderWay(
-            run, batches, task, kind, strategy, checkpointer, progress, session, validation
+        members = Members(
+            session, progress, checkpointer, deal, open_store, run.shards, run.replace
         )
-        elastic.surviving(world, partial(_run_epochs, at), mended)
+        at = UnderWay(
+            run, batches, task, kind, strategy, checkpointer, members, progress, session, validation
+        )
+        elastic.surviving(world, partial(_run_epochs, at), members.mend)
+        store = checkpointer.store
 
         # What came of it.
         if store:
@@ -230,9 +238,6 @@ def train_in(
             origin,
             checkpointer.pauses,
         )
-    finally:
-        if store:
-            store.close()
 
 
 @dataclass(frozen=True)
@@ -245,6 +250,7 @@ class UnderWay:
     kind: Kind
     strategy: parallel.Strategy
     checkpointer: Checkpointer
+    members: Members
     progress: Progress
     session: Session
     validation: Validation | None
@@ -289,7 +295,7 @@ def _run_epochs(at: UnderWay) -> None:
                     f"{rate:,.0f} {kind.unit}/s"
                 )
             if index + 1 < steps:
-                elastic.together(world, partial(checkpointer.after_step, progress))
+                _keep(at)
 
         history.append(row := elastic.together(world, partial(_end_epoch, at)))
         strategy.metrics.reset()
@@ -299,13 +305,19 @@ def _run_epochs(at: UnderWay) -> None:
             kept = {snapshot_name(epoch + 1 - back) for back in range(run.snapshots)}
             checkpointer.keep_snapshots(kept | {best_name(history)})
         if epoch + 1 < run.epochs and not is_over(history, run.patience):
-            elastic.together(world, partial(checkpointer.after_step, progress))
+            _keep(at)
     if first and is_over(history, run.patience) and (best := best_of(history)):
         say(
             f"over after epoch {len(history)}: in {run.patience} epochs {LOSS} was not below that "
             f"of epoch {best['epoch']}, {best[LOSS]:.4f}"
         )
     elastic.together(world, partial(checkpointer.save, progress, wait=True))
+
+
+def _keep(at: UnderWay) -> None:
+    """Save the run and change its ranks, if that is due."""
+    if elastic.together(at.session.world, partial(at.checkpointer.after_step, at.progress)):
+        at.members.change()
 
 
 def _end_epoch(at: UnderWay) -> dict[str, float]:
@@ -344,7 +356,7 @@ def _problem_of_files(data: Path, manifest: Manifest, part: Part, session: Sessi
     The others wait for it, under MPI as much longer than `timeout` as such a file may take.
     """
     size, problem, world = part.nbytes, "", session.world
-    if world.rank == 0 and size > SAID_FROM:
+    if world.is_first and size > SAID_FROM:
         say(f"reading {size / 1e9:,.0f} GB of data to compare them with their hashes")
     if world.local_rank == 0:
         try:

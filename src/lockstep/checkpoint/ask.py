@@ -1,11 +1,15 @@
-"""`lockstep stop`: have a training save and stop, from anywhere that sees its folder."""
+"""`lockstep stop`, `grow` and `shrink`: what one may ask of a training that runs.
+
+From anywhere that sees its folder, by a file which rank 0 looks for twice a second: so it works
+from a login node, and for ranks on any host.
+"""
 
 import fcntl
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lockstep.checkpoint import STOP
+from lockstep.checkpoint import RANKS, STOP
 from lockstep.errors import Parser, UserError
 
 # Seconds in which a training looks for the file: a step may take long, and its beginning too.
@@ -16,14 +20,24 @@ LOOK_EVERY = 0.2
 RECORDS = ("train.json", "run.json")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(word: str, argv: Sequence[str]) -> None:
     """Do what the command line says."""
-    parser = Parser(
-        prog="lockstep stop",
-        description="Have a training save and stop; the same command goes on.",
-    )
+    what = {
+        "stop": "Have a training save and stop; the same command goes on.",
+        "grow": "Have a training go on with more ranks.",
+        "shrink": "Have a training go on with fewer ranks.",
+    }[word]
+    parser = Parser(prog=f"lockstep {word}", description=what)
     parser.add_argument("results", type=Path, help="the folder of the run")
-    stop(parser.parse_args(argv).results)
+    if word != "stop":
+        parser.add_argument("--ranks", type=int, required=True, help="how many there are to be")
+    given = parser.parse_args(argv)
+    if word == "stop":
+        stop(given.results)
+    elif given.ranks < 1:
+        parser.error("--ranks: expected a number from 1")
+    else:
+        resize(given.results, given.ranks)
 
 
 def _is_held(lock: Path) -> bool:
@@ -41,12 +55,24 @@ def _is_held(lock: Path) -> bool:
 def stop(results: Path, patience: float = PATIENCE) -> None:
     """Ask the training that writes to `results` to save and stop, and wait until it has heard.
 
-    It is told by a file, which rank 0 looks for twice a second: so it works from a login node, and
-    for ranks on any host.
+    Raises:
+        UserError: nothing trains there, or it does not hear.
+    """
+    _ask(results, STOP, "", patience)
+    print(f"{results}: heard; it saves and stops with status 75")
+
+
+def resize(results: Path, ranks: int, patience: float = PATIENCE) -> None:
+    """Ask the training that writes to `results` for a number of ranks, and wait until it has heard.
 
     Raises:
         UserError: nothing trains there, or it does not hear.
     """
+    _ask(results, RANKS, str(ranks), patience)
+    print(f"{results}: heard; its log says when there are {ranks} ranks, or why not")
+
+
+def _ask(results: Path, name: str, text: str, patience: float) -> None:
     checkpoints = results / "checkpoints"
     if not checkpoints.is_dir():
         raise UserError(f"{results}: nothing has trained here; expected the folder of a run")
@@ -54,8 +80,8 @@ def stop(results: Path, patience: float = PATIENCE) -> None:
         raise UserError(f"{results}: this run has been trained to its end")
     if not _is_held(checkpoints / "lock"):
         raise UserError(f"{results}: nothing is training here now; the same command goes on")
-    file = checkpoints / STOP
-    file.touch()
+    file = checkpoints / name
+    file.write_text(text, "utf-8")
     until = time.monotonic() + patience
     while file.exists():
         if time.monotonic() > until:
@@ -64,4 +90,3 @@ def stop(results: Path, patience: float = PATIENCE) -> None:
                 f"{results}: no training has heard in {patience:g} s; is one running there?"
             )
         time.sleep(LOOK_EVERY)
-    print(f"{results}: heard; it saves and stops with status 75")
