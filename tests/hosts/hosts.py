@@ -122,7 +122,9 @@ class Host:
     def words(self, words: list[object], cwd: Path) -> list[str]:
         """Return the words by which a command is run on this host from outside."""
         enter = ["nsenter", "-t", str(self.first.pid), "-m", "-u", "-n", "-i", "-p"]
-        return [*enter, "env", "-C", str(cwd), "TMPDIR=/var/tmp", *map(str, words)]
+        # What a crash leaves of MPI goes with it, or the next process of that number would find it.
+        own = ["TMPDIR=/var/tmp", "PRTE_MCA_prte_tmpdir_base=/var/tmp"]
+        return [*enter, "env", "-C", str(cwd), *own, *map(str, words)]
 
     def run(
         self, words: list[object], cwd: Path = Path("/"), timeout: float = 300

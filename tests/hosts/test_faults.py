@@ -1,12 +1,16 @@
-"""Links that break and hosts that are lost in the middle of a run: it ends, and goes on later."""
+"""Links that break and hosts that are lost in the middle of a run: mpirun ends, and goes on later.
 
+`lockstep launch` goes on at once, without them, and so does the workflow.
+"""
+
+import json
 import time
 from contextlib import contextmanager
 
 import pytest
 
 from tests.hosts.hosts import Host
-from tests.hosts.runs import EPOCHS, Job, flags, hashes, launch, record
+from tests.hosts.runs import EPOCHS, SETTINGS, Job, flags, hashes, launch, places, record
 
 
 def packets_lost(host):
@@ -29,10 +33,20 @@ def daemon_killed(host):
     yield
 
 
+HOSTFILE = "node1 slots=1\nnode2 slots=1\nnode3 slots=1\n"
+
+
 def words(data, folder, *more):
     """Return the words that train on a rank on each host, from `folder`, and into it."""
-    (folder / "hostfile").write_text("node1 slots=1\nnode2 slots=1\nnode3 slots=1\n")
+    (folder / "hostfile").write_text(HOSTFILE)
     return [*launch(3), *flags(data, folder, 3, *more)]
+
+
+def wait_for_line(text, log, job):
+    """Return when a stage of a workflow has printed a text to its log."""
+    while not log.exists() or text not in log.read_text(errors="replace"):
+        assert job.process.poll() is None, job.said()
+        time.sleep(0.02)
 
 
 def wait_for_the_end(network):
@@ -70,6 +84,50 @@ def test_a_run_that_loses_a_host_ends_by_its_name_and_goes_on_when_it_is_back(
     first, second = record(tmp_path)["segments"]
     assert first["last_step"] == second["first_step"] > 0
     assert hashes(tmp_path) == reference
+
+
+@pytest.mark.parametrize("fault", [Host.link_down, packets_lost, crash])
+def test_lockstep_launch_goes_on_without_a_host_that_is_lost(
+    fault, network, digits, reference, tmp_path
+):
+    (tmp_path / "hostfile").write_text(HOSTFILE)
+    command = ["lockstep", "launch", "-n", 3, *flags(digits, tmp_path, 3)]
+    job = Job(network.hosts[0], command, tmp_path)
+    job.wait_for("epoch 2/")
+    with fault(network.hosts[2]):
+        assert job.process.wait(timeout=120) == 0, job.said()
+        line = "node3 does not answer; 2 ranks go on from the last checkpoint, on node1, node2\n"
+        assert f"lockstep launch: {line}" in job.said()
+        wait_for_the_end(network)
+    assert hashes(tmp_path) == reference
+    assert places(tmp_path) == ["node1", "node2"]
+    first, second = record(tmp_path)["segments"]
+    assert first["last_step"] == second["first_step"] > 0
+
+
+def test_the_workflow_goes_on_until_one_host_is_left(network, reference, workspace):
+    workspace.write("hostfile", HOSTFILE)
+    workspace.write("config/hosts.tsv", "run\tranks\nhosts\t3\n")
+    defaults = SETTINGS | {"oversubscribe": True, "checkpoint_every": "10 steps"}
+    workspace.write(
+        "config/hosts.yaml",
+        f"runs: config/hosts.tsv\ncheck_seconds: 0\ndefaults: {json.dumps(defaults)}\n",
+    )
+    words = ["python", "-m", "snakemake", "--cores", 4, "evaluate"]
+    words += ["--configfile", "config/hosts.yaml"]
+    job = Job(network.hosts[0], words, workspace.folder)
+    log, results = (workspace.folder / name for name in ("logs/hosts", "results/hosts"))
+    wait_for_line("epoch 2/", log / "train/hosts.log", job)
+    with crash(network.hosts[2]):
+        wait_for_line("2 ranks go on", log / "train/hosts.log", job)
+        wait_for_line("epoch 5/", log / "train/hosts.log", job)
+        with crash(network.hosts[1]):
+            assert job.process.wait(timeout=200) == 0, job.said()
+    assert hashes(results / "hosts") == reference
+    assert places(results / "hosts") == ["node1"]
+    assert len(record(results / "hosts")["segments"]) == 3
+    assert (results / "hosts/metrics.json").exists()
+    assert "does not answer" in (log / "evaluate/hosts.log").read_text()
 
 
 @pytest.mark.parametrize("backend", ["mpi4py", "gloo"])

@@ -4,7 +4,6 @@ On every host the own name is at 127.0.1.1, and an interface has one address on 
 """
 
 import json
-import shlex
 
 import pytest
 
@@ -49,6 +48,6 @@ def test_the_workflow_runs_on_the_hosts_of_its_hostfile(network, reference, work
     words = ["python", "-m", "snakemake", "--cores", 4, "evaluate", "--printshellcmds"]
     done = network.hosts[0].run([*words, "--configfile", "config/hosts.yaml"], workspace.folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert shlex.join(map(str, launch(4))) in done.stderr  # what the other tests launch, too
+    assert "lockstep launch -n 4 train" in done.stderr
     assert places(workspace.folder / "results/hosts/hosts") == ["node1", "node2", "node3", "node3"]
     assert hashes(workspace.folder / "results/hosts/hosts") == reference

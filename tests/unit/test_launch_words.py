@@ -38,15 +38,31 @@ def test_srun_gets_the_numbers_that_the_job_has_and_no_mpi_for_one_rank():
     assert shlex.join(one) == f"srun {numbers} --mpi=none container run python"
 
 
-def test_mpirun_hands_on_what_decides_bits_and_what_is_said_of_the_network(tmp_path, monkeypatch):
+def test_mpirun_hands_on_what_decides_bits_and_what_is_said_of_the_network(monkeypatch):
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")
-    words = launcher.mpirun(tmp_path)
+    words = launcher.mpirun([])
     given = {words[at + 1] for at, word in enumerate(words) if word == "-x"}
     assert given >= {"PATH", "PYTHONPATH", "MKL_CBWR", "GLOO_SOCKET_IFNAME"}
-    assert "--hostfile" not in words
-    (tmp_path / "hostfile").touch()
-    assert launcher.mpirun(tmp_path) == [*words, "--hostfile", "hostfile"]
+    assert not {"--host", "--with-ft"} & {*words}
+    monkeypatch.setenv("OMPI_MCA_mpi_ft_enable", "1")
+    assert "--with-ft ulfm" in shlex.join(launcher.mpirun([]))
+
+
+def test_ranks_are_on_the_hosts_of_a_hostfile(tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
+    assert launcher.hosts(tmp_path) == []
+    (tmp_path / "hostfile").write_text("# ours\nnode1 slots=8  # the first\n\nnode2\n")
+    found = launcher.hosts(tmp_path)
+    assert found == [("node1", 8), ("node2", None)]
+    assert "--host node1:8,node2:*" in " ".join(launcher.mpirun(found))
+
+
+def test_a_stage_follows_what_starts_it():
+    assert launch.start(launch.OURS, 4, 1, 1) == ["lockstep", "launch", "-n", "4"]
+    assert launch.start(launch.OURS, 1, 1, 1) == ["python", "-m", "lockstep"]
+    assert launch.start(["mpiexec"], 2, 1, 1)[:3] == ["mpiexec", "-n", "2"]
+    assert launch.start(["mpiexec"], 2, 1, 1)[-2:] == ["-m", "lockstep"]
 
 
 @pytest.mark.parametrize(

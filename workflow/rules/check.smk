@@ -17,7 +17,7 @@ rule check_world:
         "../../envs/environment.yaml"
     threads: cores
     resources:
-        mpi=MPIRUN,
+        mpi=MPI,
         tasks=tasks,
         tasks_per_node=tasks_per_node,
         cpus_per_task=threads,
@@ -28,7 +28,7 @@ rule check_world:
         code=code_digest("lockstep.pipeline.stages.check"),
         launch=start,
     shell:
-        "{params.launch} -m lockstep check {params.flags} --output {output.record:q} > {log:q} 2>&1"
+        "{params.launch} check {params.flags} --output {output.record:q} > {log:q} 2>&1"
 
 
 rule check:

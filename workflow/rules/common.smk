@@ -6,7 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-from lockstep.distributed import launcher
 from lockstep.errors import UserError
 from lockstep.pipeline import launch
 from lockstep.pipeline.experiment import folders, load
@@ -47,7 +46,7 @@ PARTITIONS = {run.partition: run for run in RUNS.values()}
 WORLDS = launch.worlds(RUNS.values())
 MEASURED = [name for name, (run, *_) in WORLDS.items() if run.ranks > 1]
 PREDICTED = launch.predicted(RUNS)
-MPIRUN = shlex.join(launcher.mpirun())  # a profile sets another
+MPI = shlex.join(launch.OURS)  # a profile sets another
 
 
 wildcard_constraints:
@@ -80,9 +79,9 @@ def tasks_per_node(wildcards, rulename):
 
 
 def start(wildcards, resources):
-    """Return the words that start `python` on the ranks of a run."""
+    """Return the words that start a stage, which follows, on the ranks of a run."""
     run, words = launched(wildcards), shlex.split(resources.mpi)
-    words = launcher.start(words, run.ranks, run.threads, resources.get("nodes", 1))
+    words = launch.start(words, run.ranks, run.threads, resources.get("nodes", 1))
     return shlex.join(words)
 
 

@@ -17,7 +17,7 @@ rule evaluate_run:
         "../../envs/environment.yaml"
     threads: cores
     resources:
-        mpi=MPIRUN,
+        mpi=MPI,
         tasks=tasks,
         tasks_per_node=tasks_per_node,
         cpus_per_task=threads,
@@ -28,7 +28,7 @@ rule evaluate_run:
         data=subpath(input.manifest, parent=True),
         folder=subpath(output.metrics, parent=True),
     shell:
-        "{params.launch} -m lockstep evaluate --results {params.folder:q} --data {params.data:q}"
+        "{params.launch} evaluate --results {params.folder:q} --data {params.data:q}"
         " {params.flags} > {log:q} 2>&1"
 
 

@@ -18,7 +18,7 @@ rule train_run:
         "../../envs/environment.yaml"
     threads: cores
     resources:
-        mpi=MPIRUN,
+        mpi=MPI,
         tasks=tasks,
         tasks_per_node=tasks_per_node,
         cpus_per_task=threads,
@@ -31,7 +31,7 @@ rule train_run:
         data=subpath(input.manifest, parent=True),
         folder=subpath(output.record, parent=True),
     shell:
-        "{params.launch} -m lockstep train --data {params.data:q} --partition {input.shards:q}"
+        "{params.launch} train --data {params.data:q} --partition {input.shards:q}"
         " {params.flags} {params.upkeep} --output {params.folder:q} > {log:q} 2>&1"
 
 

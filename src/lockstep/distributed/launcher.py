@@ -3,19 +3,29 @@
     lockstep launch -n 4 train.py
     lockstep launch -n 4 reproduce results/mine/first
 
-Nobody need know mpirun's flags. The workflow starts its ranks with the same words.
+Nobody need know mpirun's flags. The workflow starts its ranks so, too.
+
+Where ranks are on several hosts, mpirun ends when one of them is lost, and nothing can make it go
+on. So it is started again, on those that are left: the run goes on from its last checkpoint.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
+import signal
+import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from lockstep.errors import Parser, UserError
+from lockstep.distributed import ending
+from lockstep.errors import Parser, UserError, say
+from lockstep.mpi import tells_of_the_dead
 from lockstep.provenance import caps
 
 # Starts ranks on this machine. Cores are not bound, since two jobs of one machine would be bound to
@@ -23,12 +33,23 @@ from lockstep.provenance import caps
 # no use for, ranks start a second sooner.
 LOCAL = ["mpirun", "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "--mca", "btl", "^ofi"]
 
+# Has the others go on when a rank dies, and mpirun go on with them: also when one dies that has been
+# started later. Without the latter two it ends with status 1 or 137 then.
+SURVIVING = [
+    *("--with-ft", "ulfm", "--prtemca", "state_base_recoverable", "1"),
+    *("--prtemca", "state_base_notify_errors", "1"),
+]
+
+# A host that does not answer within these seconds is lost.
+PATIENCE = 5
+
 # Ranks on other hosts get the environment of this one. A host that answers no more is given up by
 # ssh after 9 s, which ends mpirun with an error, and by mpirun itself and on the host that is cut
 # off after 15 s, and not after eight minutes.
+SSH = f"-x -o ConnectTimeout={PATIENCE} -o ServerAliveInterval=3 -o ServerAliveCountMax=2"
 BETWEEN_HOSTS = [
     *("-x", "PATH", "-x", "PYTHONPATH"),
-    *("--prtemca", "plm_ssh_args", "-x -o ServerAliveInterval=3 -o ServerAliveCountMax=2"),
+    *("--prtemca", "plm_ssh_args", SSH),
     *("--prtemca", "oob_tcp_keepalive_time", "5", "--prtemca", "oob_tcp_keepalive_intvl", "2"),
     *("--prtemca", "oob_tcp_keepalive_probes", "5"),
 ]
@@ -39,15 +60,54 @@ def as_root() -> list[str]:
     return ["--allow-run-as-root"] if os.geteuid() == 0 else []
 
 
-def mpirun(folder: Path = Path()) -> list[str]:
-    """Return the launcher of local ranks, and of those on the hosts of a `hostfile` in `folder`.
+class Host(NamedTuple):
+    """A host that ranks may be on."""
+
+    name: str
+    slots: int | None
+    """How many it is to have; None: as many as it has cores."""
+
+
+def hosts(folder: Path = Path()) -> list[Host]:
+    """Return where ranks are to be: the nodes of a SLURM job, or the hosts of a `hostfile`.
+
+    Args:
+        folder: has the `hostfile`; without one, all ranks are on this host, and the list is empty.
+    """
+    if _nodes_of_slurm() > 1:
+        show = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+        names = subprocess.run(show, capture_output=True, text=True, check=True).stdout.split()
+        # "2(x3),1": three nodes with two tasks each, and one with one.
+        tasks = list[int]()
+        for part in os.environ["SLURM_TASKS_PER_NODE"].split(","):
+            each, _, times = part.rstrip(")").partition("(x")
+            tasks += [int(each)] * int(times or 1)
+        return [Host(*found) for found in zip(names, tasks, strict=True)]
+    found = list[Host]()
+    with contextlib.suppress(FileNotFoundError):
+        for line in (folder / "hostfile").read_text().splitlines():
+            if words := line.partition("#")[0].split():
+                slots = (word.removeprefix("slots=") for word in words if "slots=" in word)
+                found.append(Host(words[0], next((int(slot) for slot in slots), None)))
+    return found
+
+
+def _nodes_of_slurm() -> int:
+    """Return how many nodes this SLURM job has; 0: this is none."""
+    return int(os.environ.get("SLURM_JOB_NUM_NODES", 0))
+
+
+def mpirun(where: Sequence[Host]) -> list[str]:
+    """Return the launcher of ranks on these hosts; on this one, if there are none.
 
     Ranks on other hosts get what decides their bits, and what a user says about the network.
     """
     network = (name for name in os.environ if name.startswith(("GLOO_", "NCCL_")))
     names = [word for name in (*caps(), *network) for word in ("-x", name)]
-    hosts = ["--hostfile", "hostfile"] if (folder / "hostfile").exists() else []
-    return [*LOCAL, *BETWEEN_HOSTS, *names, *hosts]
+    slots = ["*" if host.slots is None else host.slots for host in where]
+    places = ",".join(f"{host.name}:{some}" for host, some in zip(where, slots, strict=True))
+    survive = SURVIVING if tells_of_the_dead() else []
+    return [*LOCAL, *survive, *BETWEEN_HOSTS, *names, *(["--host", places] if places else [])]
 
 
 def start(
@@ -85,7 +145,7 @@ def _srun_numbers(ranks: int, threads: int, nodes: int) -> list[str]:
 
 
 def main(_: str, argv: Sequence[str]) -> NoReturn:
-    """Do what the command line says: become mpirun."""
+    """Do what the command line says."""
     parser = Parser(
         prog="lockstep launch",
         description="Start a script, or a stage of the pipeline, on several ranks.",
@@ -107,10 +167,11 @@ def main(_: str, argv: Sequence[str]) -> NoReturn:
 
 
 def launch(ranks: int, words: Sequence[str]) -> NoReturn:
-    """Become mpirun, which starts a script, or a stage of this program, on ranks.
+    """Have mpirun start a script, or a stage of this program, on ranks, and end as it does.
 
-    Ranks may be more than there are cores, and the user may be root. As in a job of the workflow,
-    a `hostfile` in the working directory says where they are.
+    Ranks may be more than there are cores, and the user may be root. Where they are on several
+    hosts and one of those is lost, the others start again, with as many ranks as they have slots
+    for. What has come to its end already is then a matter of seconds.
 
     Args:
         ranks: how many.
@@ -119,14 +180,115 @@ def launch(ranks: int, words: Sequence[str]) -> NoReturn:
     Raises:
         UserError: there is no mpirun.
     """
-    what = [*words] if words[0].endswith(".py") else ["-m", "lockstep", *words]
-    # What an mpirun has left that was killed when it had this process id: a new one would not start
-    # beside it. No other can be using it.
+    stage = not words[0].endswith(".py")
+    what = ["-m", "lockstep", *words] if stage else [*words]
+    where = hosts()
+    # To SLURM, the step that has lost a node goes on for a while, and holds the cores of all.
+    os.environ["SLURM_OVERLAP"] = "1"
+    while True:
+        command = [*start(mpirun(where), ranks, python=sys.executable), *what]
+        command[0] = _found(command[0])
+        if len(where) < 2:
+            _sweep()
+            os.execv(command[0], command)  # noqa: S606 - a list of words, which no shell reads
+        status = _supervise(command)
+        # A mistake is one on any host, and who was told to stop has saved. Nothing else says what
+        # happened: mpirun that loses a host may end with status 0.
+        left = where if status in (2, 75) else _that_answer(where)
+        if left in (where, []):
+            sys.exit(status)
+        lost = ", ".join(host.name for host in where if host not in left)
+        slots = sum(host.slots or os.cpu_count() or 1 for host in left)
+        if slots < ranks:
+            ranks = slots
+            if stage and any(word.partition("=")[0] == "--ranks" for word in words):
+                what += [f"--ranks={ranks}"]  # the last one counts
+        where = left
+        say(
+            f"lockstep launch: {lost} does not answer; {ranks} ranks go on from the last "
+            f"checkpoint, on {', '.join(host.name for host in where)}"
+        )
+
+
+def _found(program: str) -> str:
+    """Return where mpirun is: maybe beside this Python, in an environment nobody has activated."""
+    places = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+    if (path := shutil.which(program, path=places)) is None:
+        raise UserError(f"there is no {program}; pip install 'lockstep[mpi]'")
+    return path
+
+
+def _sweep() -> None:
+    """Remove what an mpirun has left that was killed when it had this process id.
+
+    A new one would not start beside it. No other can be using it.
+    """
     left = Path(tempfile.gettempdir(), f"ompi.{os.getpid()}")
     shutil.rmtree(left, ignore_errors=True)
-    command = [*start(mpirun(), ranks, python=sys.executable), *what]
-    # mpirun may lie beside this Python, in an environment that nobody has activated.
-    places = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
-    if (program := shutil.which(command[0], path=places)) is None:
-        raise UserError(f"there is no {command[0]}; pip install 'lockstep[mpi]'")
-    os.execv(program, command)  # noqa: S606 - a list of words, which no shell reads
+
+
+def _supervise(command: Sequence[str]) -> int:
+    """Run mpirun, hand on the signals that this process gets, and return its status.
+
+    It is in a process group of its own, or it would get what is sent to this one's twice. If it was
+    told to end, so does this process.
+    """
+
+    def begin() -> None:
+        _sweep()
+        ending.set_death_signal(signal.SIGKILL)
+
+    told = list[int]()
+
+    def hand_on(number: int, _: Any) -> None:
+        told.append(number)
+        process.send_signal(number)
+
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=begin)
+    stops = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = {
+        some: signal.signal(some, hand_on) for some in {*stops, signal.SIGUSR1, signal.SIGUSR2}
+    }
+    status = process.wait()
+    for some, handler in before.items():
+        signal.signal(some, handler)
+    if status < 0:  # as shells have it
+        status = 128 - status
+    if stops & {*told}:
+        sys.exit(status)
+    return status
+
+
+def _that_answer(where: Sequence[Host]) -> list[Host]:
+    """Return those of the hosts on which something can be started."""
+    with ThreadPoolExecutor(len(where)) as pool:
+        found = pool.map(_answers, (host.name for host in where))
+        return [host for host, answers in zip(where, found, strict=True) if answers]
+
+
+def _answers(host: str) -> bool:
+    if _nodes_of_slurm() > 1:
+        words = ["srun", "--nodes=1", "--ntasks=1", "--mpi=none"]
+        words += [f"--nodelist={host}"]
+    elif _is_here(host):  # which mpirun starts nothing on by ssh, so that there may be no sshd
+        return True
+    else:
+        words = ["ssh", *SSH.split(), "-o", "BatchMode=yes", host]
+    try:
+        null = subprocess.DEVNULL
+        done = subprocess.run(
+            [*words, "true"], stdin=null, stdout=null, stderr=null, timeout=PATIENCE, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def _is_here(host: str) -> bool:
+    """Return whether a host is this one: nobody can listen at another's address."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+            listener.bind((host, 0))
+    except OSError:
+        return False
+    return True

@@ -8,12 +8,30 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lockstep.distributed import launcher
 from lockstep.errors import UserError
 from lockstep.pipeline.config import UPKEEP, Config, Dataset, Run, Strict
 from lockstep.pipeline.data.sources import SOURCES
 from lockstep.pipeline.data.split import PARTS
 from lockstep.pipeline.kinds import Kind
 from lockstep.strategies import catalogue
+
+# What starts ranks where a profile names nothing else: on this host, or on those of a hostfile.
+OURS = ["lockstep", "launch"]
+
+
+def start(words: Sequence[str], ranks: int, threads: int, nodes: int) -> list[str]:
+    """Return the words that start a stage on ranks; it follows them.
+
+    Args:
+        words: what starts ranks: `lockstep launch`, or another launcher and its options.
+        ranks: how many there are.
+        threads: the cores that srun gives to each.
+        nodes: the hosts that a SLURM job has.
+    """
+    if words == OURS and ranks > 1:
+        return [*OURS, "-n", str(ranks)]
+    return [*launcher.start(words, ranks, threads, nodes), "-m", "lockstep"]
 
 
 def tasks_per_node(ranks: int, nodes: int) -> int:
