@@ -57,12 +57,13 @@ kills: setup  ## kill runs and ranks at every place, go on, compare, and write t
 torch-suite: setup  ## run PyTorch's tests of torch.distributed over MPI and over Gloo
 	python -m tests.mpi.torch_suite
 
-bench: setup  ## measure what the fixed order of sums costs, MPI against Gloo, a checkpoint's pause, memory, the end of a failed job, a loop of one's own against plain torch
+bench: setup  ## measure what the fixed order of sums costs, MPI against Gloo, a checkpoint's pause, memory, the end of a failed job, what a kill costs, a loop of one's own against plain torch
 	python -m benchmarks.tree_cost
 	python -m benchmarks.all_reduce
 	python -m benchmarks.checkpoint
 	python -m benchmarks.memory
 	python -m benchmarks.faults
+	python -m benchmarks.recovery
 	python -m benchmarks.library
 
 lint: setup  ## check style, types, who imports whom, and rules
