@@ -33,8 +33,8 @@ from lockstep.provenance import caps
 # no use for, ranks start a second sooner.
 LOCAL = ["mpirun", "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "--mca", "btl", "^ofi"]
 
-# Has the others go on when a rank dies, and mpirun go on with them: also when one dies that has been
-# started later. Without the latter two it ends with status 1 or 137 then.
+# Has the others go on when a rank dies, and mpirun with them: when one dies that was started later,
+# too, by the latter two; without them it ends with status 1 or 137 then.
 SURVIVING = [
     *("--with-ft", "ulfm", "--prtemca", "state_base_recoverable", "1"),
     *("--prtemca", "state_base_notify_errors", "1"),
