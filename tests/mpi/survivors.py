@@ -2,6 +2,7 @@
 
 import json
 
+from lockstep.distributed.launcher import SURVIVING
 from tests.conftest import REPOSITORY, mpirun, run
 from tests.mpi.matrix import PARTS
 
@@ -15,7 +16,7 @@ STEPS = 44
 def surviving(ranks):
     """Return the words that start Python on ranks of which some may die."""
     launcher, *words = mpirun(ranks)
-    return [launcher, "--with-ft", "ulfm", *words]
+    return [launcher, *SURVIVING, *words]
 
 
 def trained(digits, output, launcher, ranks, *flags, fault=""):

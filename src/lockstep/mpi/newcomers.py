@@ -73,11 +73,11 @@ def start(count: int, variables: Mapping[str, str]) -> Newcomers | None:
         None where they cannot be started, or a rank has died meanwhile; rank 0 says why.
     """
     world, line, problem = losses.world(), None, ""
-    about = MPI.Info.Create()
-    about["PMIX_ENVAR"] = "\n".join(f"{k}={v}" for k, v in {**variables, JOINS: "1"}.items())
-    words = ["-m", "lockstep.mpi", *_program()]
+    # By `env`: MPI takes no variables that are longer than 255 characters.
+    given = [f"{name}={value}" for name, value in {**variables, JOINS: "1"}.items()]
+    words = [*given, sys.executable, "-m", "lockstep.mpi", *_program()]
     try:
-        line = world.Spawn(sys.executable, args=words, maxprocs=count, info=about)
+        line = world.Spawn("env", args=words, maxprocs=count)
         line.Set_errhandler(MPI.ERRORS_RETURN)
     except MPI.Exception as error:
         problem = str(error)
