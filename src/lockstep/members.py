@@ -84,12 +84,18 @@ class Members:
         self.failed = 0
         self.plan: Plan | None = None
         checkpointer.agreement.changes = self._is_to_change
+        if replace and not self.world.survives and self.world.is_first:
+            say(
+                "replace: a rank that dies ends the job here; the others go on where "
+                "OMPI_MCA_mpi_ft_enable=1 is set for `lockstep launch`, and the strategy can"
+            )
 
     def words(self) -> str:
-        """Return how many ranks there are of those that were wanted, for a person, if it is not
-        all of them."""
-        size, since = self.world.size, self.progress.segments[-1]["first_step"]
-        return f"{size} of {self.wanted} ranks, since step {since}" if size < self.wanted else ""
+        """Return how many ranks there are, for the end of a line, where they are not as many as
+        there were in the beginning."""
+        first, size = len(self.progress.segments[0]["hosts"]), self.world.size
+        since = self.progress.segments[-1]["first_step"]
+        return f"  {size} of {first} ranks, since step {since}" if size < first else ""
 
     # Ranks that are lost.
 

@@ -292,7 +292,7 @@ def _run_epochs(at: UnderWay) -> None:
                 rate = (index + 1) * run.batch / spent["seconds"]
                 say(
                     f"epoch {epoch + 1}/{run.epochs}  step {index + 1}/{steps}  "
-                    f"{rate:,.0f} {kind.unit}/s"
+                    f"{rate:,.0f} {kind.unit}/s{at.members.words()}"
                 )
             if index + 1 < steps:
                 _keep(at)
@@ -300,7 +300,7 @@ def _run_epochs(at: UnderWay) -> None:
         history.append(row := elastic.together(world, partial(_end_epoch, at)))
         strategy.metrics.reset()
         if first:
-            say(_line(row, run.epochs, kind))
+            say(_line(row, run.epochs, kind) + at.members.words())
         if run.patience or run.keep == "best":
             kept = {snapshot_name(epoch + 1 - back) for back in range(run.snapshots)}
             checkpointer.keep_snapshots(kept | {best_name(history)})
