@@ -53,6 +53,7 @@ promise: setup  ## train the matrix of the promise and models drawn at random, a
 kills: setup  ## kill runs and ranks at every place, go on, compare, and write their tables to docs
 	python -m tests.mpi.kill_matrix
 	python -m tests.mpi.survive_matrix
+	python -m tests.mpi.long_walk
 
 torch-suite: setup  ## run PyTorch's tests of torch.distributed over MPI and over Gloo
 	python -m tests.mpi.torch_suite

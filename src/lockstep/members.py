@@ -33,6 +33,9 @@ from lockstep.strategies import Kept
 
 # How often ranks are started that do not come to join: what fails so often will fail again.
 TRIES = 3
+# Seconds without a death after which ranks are started: one that dies while MPI starts others may
+# keep the rest in that call, and one rarely comes alone (a host that is short of memory).
+CALM = 2.0
 # Seconds that MPI may take to start ranks, or to connect them: it has taken 0.2 at most. Where one
 # dies in it, another may be held in it for ever, and counts as dead as well after this time.
 LONGEST_START = 20.0
@@ -81,7 +84,7 @@ class Members:
         self.most, self.replace = most, replace
         self.wanted = self.world.size
         self.coming: Any = None
-        self.failed = 0
+        self.failed, self._lost_at = 0, -CALM
         self.plan: Plan | None = None
         checkpointer.agreement.changes = self._is_to_change
         if replace and not self.world.survives and self.world.is_first:
@@ -109,16 +112,20 @@ class Members:
             RanksLost: more are.
         """
         keeper, progress, before = self.checkpointer, self.progress, self.world.size
-        said = self.world.rank, round(keeper.meter.sent), self.wanted, elastic.failures()
+        done = progress.step
+        said = self.world.rank, round(keeper.meter.sent), done, self.wanted, elastic.failures()
         over = progress.segments[-1]
         lost, seconds = self.session.mend()
+        self._lost_at = time.monotonic()
         self._drop()
         everyones = gather(said)
         for rank, sent, *_ in everyones:
             over["bytes_sent"][rank] = sent
         over["last_step"] = progress.step
         elastic.note_failures([found for *_, found in everyones])
-        self.wanted = max(wanted for _, _, wanted, _ in everyones)
+        if any(step != done for _, _, step, *_ in everyones):  # MPI has failed them
+            raise RuntimeError("the ranks that are left have not all done the same steps")
+        self.wanted = max(wanted for *_, wanted, _ in everyones)
         if not self.replace:
             self.wanted = max(self.wanted - len(lost), self.world.size)
         if self.world.rank == 0:
@@ -166,7 +173,7 @@ class Members:
             say(f"{asked} ranks were asked for; {self.world.size} train, and {plan.wanted} will")
         if self.coming is not None:
             self._look(plan)
-        elif plan.wanted > self.world.size:
+        elif plan.wanted > self.world.size and time.monotonic() - self._lost_at > CALM:
             plan.start = plan.wanted - self.world.size
         self.plan = plan
         return plan != Plan(self.wanted) or self.wanted < self.world.size

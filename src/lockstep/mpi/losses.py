@@ -9,6 +9,7 @@ that are left agree, and shrink.
 import contextlib
 import os
 import signal
+import threading
 from typing import Any
 
 from mpi4py import MPI
@@ -17,8 +18,10 @@ from lockstep.mpi import tells_of_the_dead
 
 _KINDS = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED}
 
-# What ranks agree on is the bits that all of them have. Open MPI 5.0.11 has given none at all, to
-# all of them, once in some ten thousand agreements: then they ask again.
+# What ranks agree on is the bits that all of them have. While another thread looked for messages,
+# Open MPI 5.0.11 has given none at all, once in some ten thousand agreements, or did not come back.
+# So no other thread of ours calls MPI meanwhile; and where there are none, they ask again.
+agrees = threading.Lock()
 _WELL, _NOT_WELL = 0b11, 0b01
 
 _world: Any = MPI.COMM_WORLD
@@ -102,7 +105,8 @@ def agree(well: bool) -> bool:
     """Return whether all that are left say that all is well; all of them call it."""
     while True:
         try:
-            found = _world.Agree(_WELL if well else _NOT_WELL)
+            with agrees:
+                found = _world.Agree(_WELL if well else _NOT_WELL)
         except MPI.Exception as error:  # on all of them alike, until all know of the dead
             if not is_one(error):
                 raise

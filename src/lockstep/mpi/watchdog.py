@@ -176,6 +176,8 @@ class Watchdog:
         """Return whether others wait in vain (LATE) or end the job (END, or who has died); note
         where they fail."""
         comm, status, found = losses.world(), MPI.Status(), ""
+        if not losses.agrees.acquire(blocking=False):
+            return ""
         try:
             while comm.Iprobe(MPI.ANY_SOURCE, WORD, status):
                 text = bytearray(status.Get_count(MPI.BYTE))
@@ -191,6 +193,8 @@ class Watchdog:
                 raise
             if not losses.are_survived and (dead := losses.dead()):
                 return f"rank {', '.join(map(str, dead))} has died"
+        finally:
+            losses.agrees.release()
         return found
 
     def _tell(self, word: str) -> None:
