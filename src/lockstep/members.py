@@ -125,9 +125,9 @@ class Members:
         elastic.note_failures([found for *_, found in everyones])
         if any(step != done for _, _, step, *_ in everyones):  # MPI has failed them
             raise RuntimeError("the ranks that are left have not all done the same steps")
-        self.wanted = max(wanted for *_, wanted, _ in everyones)
-        if not self.replace:
-            self.wanted = max(self.wanted - len(lost), self.world.size)
+        # Without `replace`, ranks that were on their way are to be asked for again.
+        known = max(wanted for *_, wanted, _ in everyones)
+        self.wanted = known if self.replace else self.world.size
         if self.world.rank == 0:
             say(
                 f"lost in step {progress.step + 1}: {', '.join(lost)}; {self.world.size} of "
