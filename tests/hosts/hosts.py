@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -118,6 +118,8 @@ class Host:
         """Take the power away: all processes are killed at once, and the cable hangs loose."""
         self.first.kill()
         self.process.wait()  # it waits for the first, and the kernel for all the others
+        with suppress(subprocess.CalledProcessError):  # or the kernel takes the card away later
+            self.network.ip("link", "delete", self.port)
 
     def words(self, words: list[object], cwd: Path) -> list[str]:
         """Return the words by which a command is run on this host from outside."""

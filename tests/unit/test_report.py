@@ -3,7 +3,9 @@
 import pandas as pd
 import pytest
 
+from lockstep.pipeline.record import Segment
 from lockstep.pipeline.report import runs
+from lockstep.pipeline.report.curves import ranks_over_time
 
 
 @pytest.fixture
@@ -43,3 +45,14 @@ def test_bytes_are_shown_in_megabytes(table):
     page = runs.page_of_runs(table)
     assert "MB sent" in page
     assert '<td class="number">2.50</td>' in page
+
+
+def test_a_run_says_how_many_ranks_it_had_where_some_were_lost_and_came_back():
+    parts = [
+        Segment(first_step=first, last_step=first, started="", bytes_sent=[0] * ranks)
+        for first, ranks in [(0, 4), (120, 3), (130, 3), (200, 4)]
+    ]
+    assert ranks_over_time(parts[:1]) == ""
+    assert ranks_over_time(parts) == "4 ranks, 3 from step 120 on, 4 from step 200 on"
+    many = [part for _ in range(9) for part in parts]
+    assert ranks_over_time(many).count("…") == 1

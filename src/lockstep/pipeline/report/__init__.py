@@ -46,7 +46,9 @@ def draw_run(results: Path, partition: Path, output: Path) -> None:
         steps = training.steps / len(history)
         figures = {
             "curves": curves.draw_curves(results.name, run, history, metrics, kind),
-            "time": curves.draw_time(results.name, run, history, steps, kind.unit),
+            "time": curves.draw_time(
+                results.name, run, history, steps, kind.unit, training.segments
+            ),
         }
         if "confusion" in kind.figures:
             # Classes have names, and "NA" or "01" is one as well.

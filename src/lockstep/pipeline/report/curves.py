@@ -1,5 +1,7 @@
 """What happened over a run's epochs: loss, metric and learning rate, and where the time went."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,13 @@ from matplotlib.ticker import (
 
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.kinds import CLASSIFICATION, Kind
+from lockstep.pipeline.record import Segment
 from lockstep.pipeline.report import style
 
 # A loss that falls by more than this factor is drawn on a logarithmic axis.
 LOGARITHMIC_FROM = 20.0
+# More changes of the number of ranks than a title has room for.
+MOST_CHANGES = 4
 
 
 def draw_curves(
@@ -135,8 +140,24 @@ def spread(heights: list[float], gap: float) -> list[float]:
     return moved[::-1]
 
 
+def ranks_over_time(parts: Sequence[Segment]) -> str:
+    """Return how many ranks a run had, and from which step on, if their number changed."""
+    counts = [(part.first_step, len(part.bytes_sent)) for part in parts]
+    changes = counts[:1] + [b for a, b in pairwise(counts) if b[1] != a[1]]
+    if len(changes) < 2:
+        return ""
+    told = [f"{ranks} from step {first} on" for first, ranks in changes[1:]]
+    shown = told if len(told) <= MOST_CHANGES else [*told[:2], "…", *told[-2:]]
+    return f"{changes[0][1]} ranks, {', '.join(shown)}"
+
+
 def draw_time(
-    name: str, run: Run, history: pd.DataFrame, steps_per_epoch: float, unit: str = "images"
+    name: str,
+    run: Run,
+    history: pd.DataFrame,
+    steps_per_epoch: float,
+    unit: str = "images",
+    parts: Sequence[Segment] = (),
 ) -> Figure:
     """Draw the milliseconds of a step by part, stacked, epoch by epoch."""
     figure = style.new_figure(9, 4.6)
@@ -162,9 +183,10 @@ def draw_time(
         below += height
     # Not the height of the bars: where communication overlaps, its parts may add up to more.
     step = history["seconds"].median() / steps_per_epoch
+    ranks = ranks_over_time(parts)
     axes.set_title(
         f"{name}: {step * 1e3:.3g} ms a step of {run.batch} {unit} in the median epoch, "
-        f"{run.batch / step:,.0f} {unit}/s"
+        f"{run.batch / step:,.0f} {unit}/s" + ("\n" + ranks if ranks else "")
     )
     axes.set_ylabel("milliseconds a step, rank 0")
     _number_epochs(axes, len(history))
