@@ -44,9 +44,23 @@ def test_mpirun_hands_on_what_decides_bits_and_what_is_said_of_the_network(monke
     words = launcher.mpirun([])
     given = {words[at + 1] for at, word in enumerate(words) if word == "-x"}
     assert given >= {"PATH", "PYTHONPATH", "MKL_CBWR", "GLOO_SOCKET_IFNAME"}
-    assert not {"--host", "--with-ft"} & {*words}
-    monkeypatch.setenv("OMPI_MCA_mpi_ft_enable", "1")
-    assert "--with-ft ulfm" in shlex.join(launcher.mpirun([]))
+    assert "--host" not in words
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "survives"),
+    [
+        ("OMPI_MCA_mpi_ft_enable", "1", True),
+        ("OMPI_MCA_mpi_ft_enable", "0", False),
+        ("OMPI_MCA_pml", "ob1", True),
+        ("OMPI_MCA_pml", "ucx", False),
+    ],
+)
+def test_ranks_are_survived_unless_mpi_is_told_otherwise(monkeypatch, variable, value, survives):
+    monkeypatch.setenv(variable, value)
+    words = launcher.start(launcher.mpirun([]), 2)
+    assert ("--with-ft ulfm" in shlex.join(words)) == survives
+    assert words[-1] == ("lockstep.mpi" if survives else "mpi4py")
 
 
 def test_ranks_are_on_the_hosts_of_a_hostfile(tmp_path, monkeypatch):

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple, NoReturn
 
 from lockstep.distributed import ending
 from lockstep.errors import Parser, UserError, say
-from lockstep.mpi import tells_of_the_dead
 from lockstep.provenance import caps
 
 # Starts ranks on this machine. Cores are not bound, since two jobs of one machine would be bound to
@@ -106,8 +105,16 @@ def mpirun(where: Sequence[Host]) -> list[str]:
     names = [word for name in (*caps(), *network) for word in ("-x", name)]
     slots = ["*" if host.slots is None else host.slots for host in where]
     places = ",".join(f"{host.name}:{some}" for host, some in zip(where, slots, strict=True))
-    survive = SURVIVING if tells_of_the_dead() else []
+    survive = SURVIVING if _may_survive() else []
     return [*LOCAL, *survive, *BETWEEN_HOSTS, *names, *(["--host", places] if places else [])]
+
+
+def _may_survive() -> bool:
+    """Return whether ranks are to go on when others die: unless Open MPI is told not to, or to take
+    a transport with which it crashes then (UCX)."""
+    told = os.environ.get("OMPI_MCA_mpi_ft_enable", "1")  # noqa: SIM112 - its name is that
+    transport = os.environ.get("OMPI_MCA_pml", "ob1")  # noqa: SIM112
+    return told == "1" and transport == "ob1"
 
 
 def start(
@@ -123,7 +130,9 @@ def start(
         python: the interpreter.
     """
     programs = [Path(word).name for word in launcher]
-    words = [python, "-m", "mpi4py"] if ranks > 1 else [python]
+    # Where the others do not end with a rank, MPI comes first: until then they miss none.
+    runner = "lockstep.mpi" if "--with-ft" in launcher else "mpi4py"
+    words = [python, "-m", runner] if ranks > 1 else [python]
     if "srun" in programs:
         after = programs.index("srun") + 1
         rest = [word for word in launcher[after:] if ranks > 1 or not word.startswith("--mpi=")]

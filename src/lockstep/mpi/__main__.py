@@ -1,22 +1,33 @@
-"""What `newcomers.start` starts: a program in a process that is to join a job.
+"""`python -m lockstep.mpi script.py`: `python -m mpi4py`, and MPI is loaded before all else.
 
-MPI first: those that start it wait until it is there.
+A rank that ends before it has loaded MPI is missed by nobody, where ranks are survived: the others
+wait for it in MPI's beginning. And those that start a process for a running job wait until MPI is
+there in it; until it has joined, its end is its own affair.
 """
 
 import contextlib
+import faulthandler
 import sys
 
 from lockstep import mpi
 
+# Seconds that MPI may take to start, on all hosts: it waits for all ranks, and cannot be asked yet
+# whether one has given up.
+LONGEST_START = 600.0
+
 
 def main() -> None:
-    """Run a program; until it has joined, its end is its own affair."""
+    """Run a program."""
+    faulthandler.dump_traceback_later(LONGEST_START, exit=True)
     mpi.load()
+    faulthandler.cancel_dump_traceback_later()
     from mpi4py import run
 
     from lockstep.errors import say
     from lockstep.mpi import newcomers
 
+    if newcomers.has_joined:
+        return run.main()
     try:
         run.run_command_line(sys.argv[1:])
     except BaseException as error:
