@@ -48,7 +48,7 @@ def end(error: BaseException, who: str, rank: str | None) -> NoReturn:
     if isinstance(error, Interrupted):
         if rank in (None, "0"):
             say(f"{who}: {error}")
-        leave(75)  # EX_TEMPFAIL
+        leave(75, together=True)  # EX_TEMPFAIL
     if rank not in (None, "0"):
         time.sleep(1)  # what all ranks found, rank 0 alone says: its exit ends the others
     say(f"{who}: {in_one_line(error)}")
@@ -57,17 +57,26 @@ def end(error: BaseException, who: str, rank: str | None) -> NoReturn:
     leave(2)
 
 
-def leave(status: int) -> NoReturn:
-    """Exit, and see to it that the other ranks do: they may be waiting for this one."""
-    if "mpi4py.MPI" in sys.modules:
-        from lockstep.mpi import losses
+def leave(status: int, together: bool = False) -> NoReturn:
+    """Exit, and see to it that the other ranks do: they may be waiting for this one.
 
-        if losses.world().size > 1:
+    Args:
+        status: the exit status.
+        together: whether all of them leave by themselves, with the same one.
+    """
+    if "mpi4py.MPI" in sys.modules:
+        from lockstep.mpi import losses, tells_of_the_dead
+
+        several = losses.world().size > 1
+        if several:
             time.sleep(0.3)  # or mpirun may end before it has passed on what was printed
-            losses.world().Abort(status)
-        if losses.is_last():
+        # Where ranks are survived, mpirun takes no status from several that abort, nor from one
+        # that is left alone.
+        if losses.is_last() or (together and tells_of_the_dead()):
             sys.stdout.flush()
             os._exit(status)
+        if several:
+            losses.world().Abort(status)
     sys.exit(status)
 
 

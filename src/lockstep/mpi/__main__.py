@@ -21,13 +21,14 @@ def main() -> None:
     faulthandler.dump_traceback_later(LONGEST_START, exit=True)
     mpi.load()
     faulthandler.cancel_dump_traceback_later()
-    from mpi4py import run
+    from mpi4py import MPI, run
 
     from lockstep.errors import say
     from lockstep.mpi import newcomers
 
     if newcomers.has_joined:
-        return run.main()
+        # One rank alone would abort, and mpirun take no status from it.
+        return run.main() if MPI.COMM_WORLD.size > 1 else run.run_command_line(sys.argv[1:])
     try:
         run.run_command_line(sys.argv[1:])
     except BaseException as error:

@@ -41,9 +41,9 @@ def world() -> Any:
 
 
 def is_last() -> bool:
-    """Return whether this rank is the last of several: mpirun takes its exit status, and none that
-    it aborts with."""
-    return _world.size == 1 and _world != MPI.COMM_WORLD and not MPI.Is_finalized()
+    """Return whether this rank is the only one left: mpirun takes its exit status, and none that it
+    aborts with."""
+    return tells_of_the_dead() and _world.size == 1 and not MPI.Is_finalized()
 
 
 def dead() -> list[int]:
