@@ -89,8 +89,8 @@ class Members:
         checkpointer.agreement.changes = self._is_to_change
         if replace and not self.world.survives and self.world.is_first:
             say(
-                "replace: a rank that dies ends the job here; the others go on where "
-                "OMPI_MCA_mpi_ft_enable=1 is set for `lockstep launch`, and the strategy can"
+                "replace: a rank that dies ends the job here; the others go on under `lockstep "
+                "launch`, with sync_sgd along the tree or a loop of one's own"
             )
 
     def words(self) -> str:
