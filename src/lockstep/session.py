@@ -6,6 +6,7 @@ back at its end: signal handlers, the number of threads, deterministic kernels, 
 variables of the environment.
 """
 
+import atexit
 import contextlib
 import os
 import platform
@@ -20,6 +21,7 @@ from lockstep.distributed import devices, elastic, ending, rendezvous
 from lockstep.distributed.signals import Interrupt, name_of
 from lockstep.distributed.world import TIMEOUT, discover
 from lockstep.errors import Interrupted, RanksLost, UserError, say
+from lockstep.mpi import tells_of_the_dead
 
 
 class Session:
@@ -130,6 +132,13 @@ class Session:
         with contextlib.suppress(RanksLost):  # all had come to the end
             rendezvous.stop()
         rendezvous.leave()
+        self._sweep_at_exit()
+
+    def _sweep_at_exit(self) -> None:
+        if self.world.comm is not None and tells_of_the_dead():
+            from lockstep.mpi import losses
+
+            atexit.register(losses.sweep)
 
     def __enter__(self) -> "Session":
         return self
@@ -143,6 +152,7 @@ class Session:
         with self._stack:
             if error is None:
                 rendezvous.stop_if_started()
+                self._sweep_at_exit()
                 self._stop_watching()
             elif self.world.comm is None or (self.world.size == 1 and not self.world.survives):
                 rendezvous.leave()  # else MPI ends a job that does not get to `stop`

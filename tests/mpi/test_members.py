@@ -63,8 +63,13 @@ def record(folder):
 
 
 def launched(script, folder, ranks, kind, pace=0.0, faults=""):
-    words = ["env", f"LOCKSTEP_FAULT={faults}", *surviving(ranks), script, folder, kind, pace]
-    return run(words, script.parent)
+    shared = folder.with_name("shared")
+    shared.mkdir()
+    variables = [f"LOCKSTEP_FAULT={faults}", f"OMPI_MCA_btl_sm_backing_directory={shared}"]
+    done = run(["env", *variables, *surviving(ranks), script, folder, kind, pace], script.parent)
+    # What ranks shared of memory is gone with a job that comes to its end, the dead ones', too.
+    assert done.returncode or not [*shared.iterdir()]
+    return done
 
 
 def same(folder, alone):

@@ -73,6 +73,7 @@ def leave(status: int, together: bool = False) -> NoReturn:
         # Where ranks are survived, mpirun takes no status from several that abort, nor from one
         # that is left alone.
         if losses.is_last() or (together and tells_of_the_dead()):
+            losses.sweep()
             sys.stdout.flush()
             os._exit(status)
         if several:

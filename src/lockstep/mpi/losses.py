@@ -8,8 +8,10 @@ that are left agree, and shrink.
 
 import contextlib
 import os
+import re
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 from mpi4py import MPI
@@ -135,6 +137,16 @@ def end_the_stopped() -> None:
         with contextlib.suppress(psutil.Error):
             if psutil.Process(process).status() == psutil.STATUS_STOPPED:
                 os.kill(process, signal.SIGKILL)
+
+
+def sweep() -> None:
+    """Remove the shared memory of all ranks on this host: a job that does not leave MPI in order
+    leaves it lying there. It is for the end, when nobody is to find it any more."""
+    with contextlib.suppress(OSError):
+        maps = Path("/proc/self/maps").read_text("utf-8", "replace")
+        for name in {*re.findall(r"/\S*/sm_segment\.\S+", maps)}:
+            with contextlib.suppress(OSError):  # another rank has
+                Path(name).unlink()
 
 
 def keep(ranks: int) -> bool:
