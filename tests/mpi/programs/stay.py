@@ -82,7 +82,8 @@ def do_here(job: Job) -> int:
     from lockstep.testing import faults
 
     faults.POISON = True  # what is read before it was written shows
-    with unittest.mock.patch.object(ending, "leave", sys.exit):  # it would end all ranks
+    # It would end all ranks.
+    with unittest.mock.patch.object(ending, "leave", lambda status, **_: sys.exit(status)):
         status = do(job)
     if dist.is_initialized():  # by a program that was refused, or failed
         dist.destroy_process_group()
