@@ -20,7 +20,7 @@ from lockstep.checkpoint.agreement import check_same, gather
 from lockstep.distributed import devices, elastic, ending, rendezvous
 from lockstep.distributed.signals import Interrupt, name_of
 from lockstep.distributed.world import TIMEOUT, discover
-from lockstep.errors import Interrupted, RanksLost, UserError, say
+from lockstep.errors import Interrupted, UserError, say
 from lockstep.mpi import tells_of_the_dead
 
 
@@ -129,9 +129,7 @@ class Session:
 
     def close(self) -> None:
         """Leave the others together: only when all got here, what was computed counts."""
-        with contextlib.suppress(RanksLost):  # all had come to the end
-            rendezvous.stop()
-        rendezvous.leave()
+        rendezvous.stop()
         self._sweep_at_exit()
 
     def _sweep_at_exit(self) -> None:

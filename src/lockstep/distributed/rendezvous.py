@@ -23,7 +23,7 @@ import torch.distributed as dist
 from lockstep.distributed import world as worlds
 from lockstep.distributed.signals import name_of
 from lockstep.distributed.world import TIMEOUT, World
-from lockstep.errors import UserError, first_line, say
+from lockstep.errors import RanksLost, UserError, first_line, say
 
 # Seconds after its timeout that torch has to notice by itself that ranks do not meet, and to say
 # why. It waits without end where a file store holds something else, say.
@@ -235,7 +235,12 @@ def from_mpi(timeout: timedelta | None = None) -> tuple[dist.Store, int, int]:
 
 def stop() -> None:
     """Leave the process group together: rank 0's store must not go while others still use it."""
-    dist.barrier()
+    if "lockstep.mpi.losses" in sys.modules:
+        from lockstep.mpi import losses
+
+        losses.is_over = True
+    with contextlib.suppress(RanksLost):  # whoever got here was done, and may be gone already
+        dist.barrier()
     dist.destroy_process_group()
 
 

@@ -175,7 +175,7 @@ def take_place(world: World, limit: float) -> None:
     from lockstep.mpi import losses
     from lockstep.mpi.watchdog import Watched
 
-    comm = losses.world()
+    comm, losses.is_over = losses.world(), False
     local = Watched(comm, "world", limit).Split_type(MPI.COMM_TYPE_SHARED)
     losses.know(Watched(local, "world", limit).allgather(os.getpid()))
     world.rank, world.size, world.local_rank, world.local_size = place = (

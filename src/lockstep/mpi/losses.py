@@ -33,6 +33,9 @@ _here: list[int] = []
 failed: dict[str, int] = {}
 """How often ranks have failed by an exception, by its place in the code."""
 
+is_over = False
+"""Whether ranks have come to the end, and who is missed may just have left before this one."""
+
 are_survived = False
 """Whether those that are left go on; else a death ends the job."""
 

@@ -191,7 +191,7 @@ class Watchdog:
         except MPI.Exception as error:
             if not losses.is_one(error):
                 raise
-            if not losses.are_survived and (dead := losses.dead()):
+            if not (losses.are_survived or losses.is_over) and (dead := losses.dead()):
                 return f"rank {', '.join(map(str, dead))} has died"
         finally:
             losses.agrees.release()
