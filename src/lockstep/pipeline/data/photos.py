@@ -3,12 +3,13 @@
 import collections
 import hashlib
 import math
+import mmap
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,9 @@ T = TypeVar("T")
 MOST_NAMED = 10
 
 Source = bytes | Path
+
+_here: list[np.ndarray] = []
+"""In a process that decodes: the blocks that it decodes into (blocks x images x shape)."""
 
 
 @dataclass
@@ -210,6 +214,7 @@ def _blocks(
     """Yield images in their order, decoded by processes a few blocks ahead.
 
     One that is of no use, or of another shape, leaves its place black, and is among the problems.
+    A block holds until the next is asked for.
 
     Args:
         shape: of each image; None looks for problems alone.
@@ -219,24 +224,30 @@ def _blocks(
 
     # In one piece of work, some of what a large photo takes, and no more than a block.
     step = max(1, min(64, BLOCK // math.prod(shape or (1 << 16,))))
+    ahead = 2 * processes
     waiting: collections.deque[Future] = collections.deque()
+    # Pixels come back through memory: of one that is killed while it sends as much through the
+    # executor's pipe, the rest would be waited for without end.
+    blocks = _shared((ahead + 1, step, *(shape or (0,))))
 
     def next_done() -> np.ndarray:
-        images, found, digests = waiting.popleft().result()
+        place, count, found, digests = waiting.popleft().result()
         problems.bad.update(found.bad)
         for kind, (count, name) in found.kinds.items():
             problems.add(kind, count, name)
         sums.update(digests)
-        return images
+        return blocks[place, :count]
 
     pairs = zip(sources, files, strict=True)
     # Of threads, two would be as fast as one: of a small image Python does half the work.
     forked = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(processes, forked, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(processes, forked, _begin, (blocks,)) as pool:
         try:
-            while some := list(islice(pairs, step)):
-                waiting.append(pool.submit(_decode_some, some, look, shape))
-                if len(waiting) > 2 * processes:
+            for place in cycle(range(ahead + 1)):
+                if not (some := list(islice(pairs, step))):
+                    break
+                waiting.append(pool.submit(_decode_some, some, look, shape, place))
+                if len(waiting) > ahead:
                     yield next_done()
             while waiting:
                 yield next_done()
@@ -249,12 +260,18 @@ def _blocks(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _shared(shape: Shape) -> np.ndarray:
+    """Return an array of bytes that processes forked from this one share with it."""
+    return np.ndarray(shape, np.uint8, mmap.mmap(-1, max(1, math.prod(shape))))
+
+
 def _decode_some(
-    some: list[tuple[Source, str]], look: Look, shape: Shape | None
-) -> tuple[np.ndarray, Problems, dict[Path, str]]:
-    images = np.zeros((len(some), *(shape or (0,))), np.uint8)
+    some: list[tuple[Source, str]], look: Look, shape: Shape | None, place: int
+) -> tuple[int, int, Problems, dict[Path, str]]:
+    images = _here[0][place]
+    images[:] = 0
     found, digests = Problems(), dict[Path, str]()
-    for place, (source, name) in enumerate(some):
+    for image, (source, name) in zip(images, some, strict=False):
         try:
             content = source.read_bytes() if isinstance(source, Path) else source
             pixels = decode(content, look, name)
@@ -265,12 +282,14 @@ def _decode_some(
             digests[source] = hashlib.sha256(content).hexdigest()
         found.add(describe(pixels), 1, name)
         if pixels.shape == shape:
-            images[place] = pixels
-    return images, found, digests
+            image[:] = pixels
+    return place, len(some), found, digests
 
 
-def _end_with_parent() -> None:
-    """Have this process end when the one that started it has, however that was ended."""
+def _begin(blocks: np.ndarray) -> None:
+    """Have this process decode into `blocks`, and end when the one that started it has, however
+    that was ended."""
+    _here[:] = [blocks]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's, which ends this one
     set_death_signal(signal.SIGKILL)
 
