@@ -247,5 +247,6 @@ def new_segment(progress: Progress, session: Any, started: str = "") -> None:
             "hosts": [place["host"] for place in session.places],
             "processors": processors,
             "bytes_sent": [0] * session.world.size,
+            "peak_memory": [0] * session.world.size,
         }
     )

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import resource
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -62,9 +64,16 @@ def gather_state(
 def count_sent(progress: Progress, sent: float, world: World) -> None:
     """Have the record say how far the part of the run that goes on is; all ranks call it."""
     everyones: list[Any] = [None] * world.size
-    dist.all_gather_object(everyones, round(sent))
-    progress.segments[-1]["last_step"] = progress.step
-    progress.segments[-1]["bytes_sent"] = everyones
+    dist.all_gather_object(everyones, (round(sent), peak_memory()))
+    part = progress.segments[-1]
+    part["last_step"] = progress.step
+    part["bytes_sent"], part["peak_memory"] = map(list, zip(*everyones, strict=True))
+
+
+def peak_memory() -> int:
+    """Return the bytes of memory that this process had at most."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def gather_model(strategy: Kept, world: World) -> dict[str, torch.Tensor]:

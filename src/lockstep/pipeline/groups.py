@@ -4,18 +4,31 @@ One run is one draw. What is better than something else by less than the spread 
 known to be better.
 """
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from lockstep.pipeline.kinds import MODELS, Kind
 
 VALIDATION = "validation_loss"
 # What comes out of a run, beside what its task measures.
-OUTCOMES = ("seconds", "bytes_sent", "model_sha256", VALIDATION)
+OUTCOMES = ("seconds", "peak_memory", "bytes_sent", "model_sha256", VALIDATION)
 
 
 def outcomes(kind: Kind) -> tuple[str, ...]:
     """Return the columns of the table of runs that come out of a run."""
     return (*kind.figured, kind.rate, *OUTCOMES)
+
+
+def letters(hashes: Iterable[str]) -> dict[str, str]:
+    """Return a letter for each model, by its hash: A to Z, then AA, as a spreadsheet's columns."""
+    found: dict[str, str] = {}
+    for digest in hashes:
+        if digest not in found:
+            number = len(found)
+            more = "" if number < 26 else chr(ord("A") + number // 26 - 1)
+            found[digest] = more + chr(ord("A") + number % 26)
+    return found
 
 
 def groups(table: pd.DataFrame, kind: Kind) -> pd.DataFrame:

@@ -128,6 +128,8 @@ class Training(Origin):
     """Samples per second, whatever the task's are."""
     seconds: Amount
     bytes_sent: list[Count]
+    peak_memory: Count | None = None
+    """Bytes that the rank with most of them had at most; none in a record of before it was kept."""
     checkpoint_pauses: dict[str, Amount]
     started: str
     segments: list[Segment]

@@ -79,6 +79,10 @@ def write_results(
         images_per_second=progress.step * origin.configuration.batch / seconds,
         seconds=seconds,
         bytes_sent=_by_rank([part["bytes_sent"] for part in progress.segments]),
+        peak_memory=max(
+            (most for part in progress.segments for most in part.get("peak_memory", [0])), default=0
+        )
+        or None,
         checkpoint_pauses=pauses,
         started=progress.segments[0]["started"],
         segments=[Segment(**part) for part in progress.segments],

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from lockstep.pipeline.groups import VALIDATION, choice, for_person, groups, outcomes
+from lockstep.pipeline.groups import VALIDATION, choice, for_person, groups, letters, outcomes
 from lockstep.pipeline.kinds import CLASSIFICATION, MODELS, Kind
 from lockstep.pipeline.report import style
 from lockstep.pipeline.report.page import make_list, make_page, make_table
@@ -22,11 +22,13 @@ TITLES = {
     HASH: "model hash",
     SINGLE: f"as {catalogue.REFERENCE}?",
     "loss": "loss, last",
+    "peak_memory": "peak MB",
     "bytes_sent": "MB sent",
 }
 FORMATS: dict[str, Callable[[Any], str]] = {
     "loss": "{:.4f}".format,
     "seconds": "{:,.2f}".format,
+    "peak_memory": lambda most: f"{float(most) / 1e6:,.0f}" if most else "",
     "bytes_sent": lambda sent: f"{sent / 1e6:,.2f}",
     VALIDATION: "{:.4f}".format,
 }
@@ -114,10 +116,7 @@ def make_chips(hashes: pd.Series) -> dict[str, str]:
     counts = hashes.value_counts()
     chips = {}
     shared = 0
-    for number, digest in enumerate(hashes.unique()):
-        # A to Z, then AA: as the columns of a spreadsheet.
-        letter = "" if number < 26 else chr(ord("A") + number // 26 - 1)
-        letter += chr(ord("A") + number % 26)
+    for digest, letter in letters(hashes).items():
         look = f"color: {style.GREY}; border-color: {style.PALE}"
         if counts[digest] > 1:
             fill, ink = FILLS[shared % len(FILLS)]

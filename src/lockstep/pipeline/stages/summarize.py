@@ -1,18 +1,26 @@
 """summarize: one table of all runs."""
 
+import io
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from lockstep.files import atomic, sweep
 from lockstep.pipeline.config import Run
-from lockstep.pipeline.groups import VALIDATION, choice, for_person, groups
+from lockstep.pipeline.groups import VALIDATION, choice, for_person, groups, letters
 from lockstep.pipeline.kinds import MODELS, TASKS, of_columns
 from lockstep.pipeline.record import read_metrics, read_training
 from lockstep.strategies import catalogue
 
 COLUMNS = ("model", "strategy", "shards", "ranks", "seed", "epochs")
+# Cells of the narrowest terminal, less what some prompts and logs put before a line.
+WIDTH = 78
 # These have a column where a run's strategy asks for them, with no value for the others.
 _ASKED = {name for one in catalogue.ALL for name in one.settings}
 ASKED = [name for name in Run.model_fields if name in _ASKED]
@@ -63,21 +71,58 @@ def _row(folder: Path) -> dict[str, object]:
         **({VALIDATION: metrics.validation.last.loss} if metrics.validation else {}),
         kind.rate: round(training.images_per_second),
         "seconds": round(training.seconds, 2),
+        "peak_memory": training.peak_memory,
         "bytes_sent": sum(training.bytes_sent),
         "model_sha256": training.model_sha256,
     }
 
 
 def for_terminal(table: Path) -> str:
-    """Return a summary as text for a person, with hashes shortened to what tells them apart."""
+    """Return a summary as text for a person, no line of it longer than WIDTH."""
     frame = pd.read_csv(table, dtype={"run": str}, keep_default_na=False)
     kind = of_columns(map(str, frame))
+    letter, metric = letters(frame["model_sha256"]), kind.main
+    told = pd.DataFrame(
+        {
+            "run": frame["run"],
+            "same bits": [letter[digest] for digest in frame["model_sha256"]],
+            kind.title(metric): [kind.text(metric, value) for value in frame[f"{metric}_last"]],
+            "averaged": [kind.text(metric, value) for value in frame[f"{metric}_averaged"]],
+            f"{kind.unit}/s": [f"{rate:,.0f}" for rate in frame[kind.rate]],
+            "peak memory": [_megabytes(most) for most in frame["peak_memory"]],
+            "sent": [_megabytes(sent) for sent in frame["bytes_sent"]],
+        }
+    )
     settings = groups(frame, kind)
-    frame["model_sha256"] = frame["model_sha256"].str[:12]
-    text = frame.round(4).to_string(index=False)
+    parts = [as_text(told)]
     if (settings["runs"] > 1).any():
-        text += f"\n\n{for_person(settings, kind).to_string(index=False)}"
-    return f"{text}\n{choice(settings)}".rstrip()
+        kept = [n for n in settings if not str(n).endswith(("_mean", "_sd"))]
+        kept += [n for n in settings if str(n).startswith((metric, VALIDATION))]
+        parts.append(as_text(for_person(settings[kept], kind)))
+    if said := choice(settings):
+        parts.append(textwrap.fill(said, WIDTH))
+    return "\n\n".join(parts)
+
+
+def as_text(frame: pd.DataFrame) -> str:
+    """Return a table as text: numbers at the right, and what is too long in several lines."""
+    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for at, name in enumerate(frame):
+        justify: Any = "right" if at and frame[name].map(_is_number).all() else "left"
+        shown.add_column(str(name).replace("_", " "), justify=justify, overflow="fold")
+    for row in frame.itertuples(index=False):
+        shown.add_row(*(Text(str(value)) for value in row))
+    console = Console(width=WIDTH, file=io.StringIO(), color_system=None)
+    console.print(shown)
+    return "\n".join(map(str.rstrip, console.file.getvalue().splitlines()))  # type: ignore[attr-defined]
+
+
+def _is_number(value: object) -> bool:
+    return str(value)[:1].isdigit()
+
+
+def _megabytes(count: object) -> str:
+    return f"{float(str(count)) / 1e6:,.0f} MB" if count not in ("", None) else ""
 
 
 def show(results: Path, since: float) -> None:
