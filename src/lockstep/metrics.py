@@ -65,6 +65,10 @@ class Metrics:
         """Return the sums over all shards, by name, on all ranks; all call it together."""
         return dict(zip(self.names or (), self.gather().sum(dim=0).tolist(), strict=True))
 
+    def here(self) -> dict[str, float]:
+        """Return the sums, by name, over the shards whose rows this rank has."""
+        return dict(zip(self.names or (), self.rows.sum(dim=0).tolist(), strict=True))
+
     def load(self, names: Iterable[str], rows: torch.Tensor) -> None:
         """Go on from what `gather` returned, with the rows of this rank's shards."""
         self.names, self.rows = tuple(names), torch.zeros_like(rows)

@@ -16,10 +16,11 @@ from lockstep.checkpoint.plain import from_plain, to_plain
 from lockstep.checkpoint.state import Progress
 from lockstep.checkpoint.store import Store
 from lockstep.distributed.elastic import again, end_with_the_first, survive, surviving, together
-from lockstep.errors import RanksLost, UserError, say
+from lockstep.errors import Interrupted, RanksLost, UserError, say
 from lockstep.files import sha256, write_json
 from lockstep.gradients import Gradients
 from lockstep.members import Members, join
+from lockstep.progress import Teller
 from lockstep.reduce.layout import settle
 from lockstep.sampler import Sampler, split
 from lockstep.step import Step, means
@@ -136,6 +137,7 @@ class Run:
         shards, seed = self.session.shards, self.session.seed
         self.sampler = Sampler(split(samples, shards, seed), batch, seed)
         self.about["configuration"] |= {"samples": samples, "batch": batch, "epochs": epochs}
+        self.teller = Teller(self.folder, epochs, self.sampler.batches, batch)
         hooks = [
             one.register_step_pre_hook(lambda *_: self.check_reduced("optimizer.step()"))
             for one in self.strategy.optimizers
@@ -145,6 +147,7 @@ class Run:
             if self.session.world.is_first:
                 self._open()
             self._begin()
+            self._tell()
             last = epochs * self.sampler.batches
             if self._store and (self._stopped or self.progress.step == last):
                 say("all steps are done already: nothing is trained")
@@ -158,7 +161,11 @@ class Run:
             self._together(lambda: self.checkpointer.save(self.progress, wait=True))
             self._sha256 = self._together(self._write)
             self.is_under_way = False
+            self._end("done")
             end_with_the_first(self.session.world)
+        except Interrupted:
+            self._end("stopped")
+            raise
         finally:
             self.gradients.let_go()
             for hook in hooks:
@@ -312,8 +319,21 @@ class Run:
             row = {"epoch": self.progress.step // self.sampler.batches}
             self.progress.history.append(row | means(self.strategy.metrics.totals()))
             self.strategy.metrics.reset()
+        self._tell()
         if self.trace:
             self.trace.after_step()
+
+    def _tell(self) -> None:
+        """Tell where the run is, for who looks on from outside."""
+        if not (self.session.world.is_first and self.teller.is_due()):
+            return
+        step, size = self.progress.step, self.session.world.size
+        ranks = {"ranks": size, "of_ranks": len(self.progress.segments[0]["hosts"])}
+        self.teller.tell(step, self.history, **means(self.strategy.metrics.here()), **ranks)
+
+    def _end(self, state: str) -> None:
+        if self.session.world.is_first:
+            self.teller.end(state, self.progress.step, self.history)
 
     def _write(self) -> str:
         """Write the model, and how it came about; return its SHA-256."""

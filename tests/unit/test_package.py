@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 
 # What the extras bring, and what comes with the tests: none of it may be needed by the library.
 ABSENT = {
-    *("PIL", "cloudpickle", "jinja2", "matplotlib", "mpi4py", "pandas", "pooch", "psutil"),
+    *("PIL", "cloudpickle", "jinja2", "matplotlib", "mpi4py", "pandas", "pooch", "psutil", "rich"),
     *("pydantic", "requests", "scipy", "sklearn", "snakemake", "torchvision", "tqdm", "yaml"),
 }
 # Python runs this before anything else. A name in sys.modules that is None is not to be had.

@@ -40,7 +40,7 @@ def main(word: str, argv: Sequence[str]) -> None:
         resize(given.results, given.ranks)
 
 
-def _is_held(lock: Path) -> bool:
+def is_held(lock: Path) -> bool:
     """Return whether a process holds a lock, or may: not every file system knows."""
     try:
         with lock.open("a") as file:
@@ -78,7 +78,7 @@ def _ask(results: Path, name: str, text: str, patience: float) -> None:
         raise UserError(f"{results}: nothing has trained here; expected the folder of a run")
     if any((results / record).exists() for record in RECORDS):
         raise UserError(f"{results}: this run has been trained to its end")
-    if not _is_held(checkpoints / "lock"):
+    if not is_held(checkpoints / "lock"):
         raise UserError(f"{results}: nothing is training here now; the same command goes on")
     file = checkpoints / name
     file.write_text(text, "utf-8")

@@ -122,6 +122,15 @@ def make_parser() -> Parser:
     _add_fields(sub, Run)
     _add_path(sub, "output", "the folder that gets the model and its records")
 
+    sub = stage("watch", "Show where trainings are, from their files, until they are over.", _watch)
+    sub.add_argument(
+        "results",
+        type=Path,
+        nargs="*",
+        default=[Path("results")],
+        help="folders of runs, or with runs below them (default: results)",
+    )
+
     sub = stage("diff", "Say what differs between two runs, and from which epoch on.", _diff)
     sub.add_argument("one", type=Path, help="the folder of a run")
     sub.add_argument("other", type=Path, help="the folder of another")
@@ -298,6 +307,12 @@ def _train(args: dict[str, Any]) -> None:
         train(run, **args)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+
+def _watch(args: dict[str, Any]) -> None:
+    from lockstep.pipeline.stages.watch import watch
+
+    watch(**args)
 
 
 def _reproduce(args: dict[str, Any]) -> None:

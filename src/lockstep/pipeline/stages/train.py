@@ -5,7 +5,6 @@ the order of the batches, the learning rate, and what is kept.
 """
 
 import contextlib
-import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from lockstep import determinism, provenance, tensors
 from lockstep import strategies as parallel
@@ -22,7 +20,7 @@ from lockstep.checkpoint.checkpointer import Checkpointer, new_segment, now, res
 from lockstep.checkpoint.state import Progress, moved
 from lockstep.checkpoint.store import Store
 from lockstep.distributed import elastic
-from lockstep.errors import UserError, in_one_line, say
+from lockstep.errors import Interrupted, UserError, in_one_line, say
 from lockstep.members import Members, join
 from lockstep.pipeline import identity
 from lockstep.pipeline.config import Run
@@ -47,13 +45,14 @@ from lockstep.pipeline.tasks.validation import (
     snapshot_name,
     validation_of,
 )
+from lockstep.progress import Teller, words
 from lockstep.reduce.layout import move
 from lockstep.session import Session
 from lockstep.strategies.local_sgd import LocalSGD
 from lockstep.strategies.replicated import Replicated
 from lockstep.testing import faults
 
-# Seconds between two lines about an epoch that goes on, where there is no terminal.
+# Seconds between two lines of the log about an epoch that goes on.
 LINE_EVERY = 30.0
 # Bytes a second that a slow disk gives, or one over a network.
 SLOWEST_DISK = 50e6
@@ -184,10 +183,26 @@ def train_in(
         members = Members(
             session, progress, checkpointer, deal, open_store, run.shards, run.replace
         )
+        teller = Teller(output, run.epochs, batches.steps_per_epoch, run.batch, kind.unit)
         at = UnderWay(
-            run, batches, task, kind, strategy, checkpointer, members, progress, session, validation
+            run,
+            batches,
+            task,
+            kind,
+            strategy,
+            checkpointer,
+            members,
+            progress,
+            session,
+            validation,
+            teller,
         )
-        elastic.surviving(world, partial(_run_epochs, at), members.mend)
+        try:
+            elastic.surviving(world, partial(_run_epochs, at), members.mend)
+        except Interrupted:
+            if world.is_first:
+                teller.end("stopped", progress.step, progress.history)
+            raise
         store = checkpointer.store
 
         # What came of it.
@@ -229,7 +244,7 @@ def train_in(
             code=about["code"],
             git=provenance.git_state(run.model),
         )
-        return write_results(
+        written = write_results(
             output,
             progress,
             weights,
@@ -238,6 +253,8 @@ def train_in(
             origin,
             checkpointer.pauses,
         )
+        teller.end("done", progress.step, progress.history)
+        return written
 
 
 @dataclass(frozen=True)
@@ -254,6 +271,7 @@ class UnderWay:
     progress: Progress
     session: Session
     validation: Validation | None
+    teller: Teller
 
 
 def _run_epochs(at: UnderWay) -> None:
@@ -266,6 +284,8 @@ def _run_epochs(at: UnderWay) -> None:
     kind, checkpointer = at.kind, at.checkpointer
     world, steps, history = at.session.world, batches.steps_per_epoch, progress.history
     first = world.rank == 0
+    if first:
+        at.teller.tell(progress.step, history, **_ranks(at))
     while len(history) < run.epochs and not is_over(history, run.patience):
         epoch = len(history)
         done = progress.step - epoch * steps
@@ -273,7 +293,7 @@ def _run_epochs(at: UnderWay) -> None:
             progress.seconds = {"seconds": 0.0, "input_seconds": 0.0, "communication_seconds": 0.0}
         spent, last = progress.seconds, time.perf_counter()
         said = last
-        for index in (bar := _bar(epoch, run, done, steps, first, kind.unit)):
+        for index in range(done, steps):
             step = progress.step
             faults.point("step", step)
             before, communicated = time.perf_counter(), strategy.communication
@@ -287,20 +307,19 @@ def _run_epochs(at: UnderWay) -> None:
             spent["input_seconds"] += waited
             spent["communication_seconds"] += strategy.communication - communicated
             last = now
-            if first and bar.disable and now - said > LINE_EVERY:
-                said = now
-                rate = (index + 1) * run.batch / spent["seconds"]
-                say(
-                    f"epoch {epoch + 1}/{run.epochs}  step {index + 1}/{steps}  "
-                    f"{rate:,.0f} {kind.unit}/s{at.members.words()}"
-                )
+            if first and at.teller.is_due():
+                told = at.teller.tell(progress.step, history, **_so_far(at))
+                if now - said > LINE_EVERY:
+                    said = now
+                    at_step = f"step {index + 1}/{steps}"
+                    say(words(told, run.epochs, kind.unit, at_step) + at.members.words())
             if index + 1 < steps:
                 _keep(at)
 
         history.append(row := elastic.together(world, partial(_end_epoch, at)))
         strategy.metrics.reset()
         if first:
-            say(_line(row, run.epochs, kind) + at.members.words())
+            say(words(row, run.epochs, kind.unit) + at.members.words())
         if run.patience or run.keep == "best":
             kept = {snapshot_name(epoch + 1 - back) for back in range(run.snapshots)}
             checkpointer.keep_snapshots(kept | {best_name(history)})
@@ -369,22 +388,17 @@ def _problem_of_files(data: Path, manifest: Manifest, part: Part, session: Sessi
     return problem
 
 
-def _bar(epoch: int, run: Run, done: int, steps: int, first: bool, unit: str) -> tqdm:
-    shown = first and sys.stderr.isatty()
-    return tqdm(
-        range(done, steps),
-        initial=done,
-        total=steps,
-        desc=f"epoch {epoch + 1}/{run.epochs}",
-        unit_scale=run.batch,
-        unit=f" {unit}",
-        leave=False,
-        disable=not shown,
-    )
+def _ranks(at: UnderWay) -> dict[str, int]:
+    """Return how many ranks there are, of how many in the beginning."""
+    return {
+        "ranks": at.session.world.size,
+        "of_ranks": len(at.progress.segments[0]["hosts"]),
+    }
 
 
-def _line(row: dict[str, float], epochs: int, kind: Kind) -> str:
-    names = ["loss", *kind.trained]
-    names += [f"validation_{name}" for name in names if f"validation_{name}" in row]
-    means = "".join(f"{name.replace('_', ' ')} {row[name]:.4f}  " for name in names)
-    return f"epoch {row['epoch']}/{epochs}  {means}{row[kind.rate]:,.0f} {kind.unit}/s"
+def _so_far(at: UnderWay) -> dict[str, float]:
+    """Return what there is to tell of the epoch that goes on: of the shards whose sums are here."""
+    steps = (at.progress.step - 1) % at.batches.steps_per_epoch + 1
+    sums = at.strategy.metrics.here()
+    means = at.task.means(sums) if sums.get("items") else {}
+    return {**means, "rate": steps * at.run.batch / at.progress.seconds["seconds"], **_ranks(at)}

@@ -1,0 +1,153 @@
+"""Trainings as a person sees them while they run: a row each on a terminal, or a line an epoch.
+
+All of it is from files, so it can be seen from any host that sees them.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from lockstep.checkpoint.ask import RECORDS, is_held
+from lockstep.progress import Told, duration, measured, number, read, words
+
+# Seconds without news after which one asks whether anybody trains: a step may take long.
+SILENCE = 10.0
+# Cells of a bar: with a name and five numbers it fits a terminal of 80.
+BAR = 12
+# Cells that a name gets at least.
+SHORTEST = 8
+# Cells from which on there is room for how fast it goes beside what is to be said.
+WIDE = 100
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A training, as it was seen."""
+
+    name: str
+    folder: Path
+    told: Told
+    state: str
+    """ "starting", "training", "done", "stopped", or "ended": it neither trains nor is done."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self.state in ("done", "stopped", "ended")
+
+
+def look(name: str, folder: Path) -> Seen:
+    """Look at the training that writes to a folder."""
+    told = read(folder)
+    state = told.now.get("state", "starting")
+    if state == "training" and any((folder / record).exists() for record in RECORDS):
+        state = "done"
+    silent = time.time() - told.now.get("time", 0.0) > SILENCE
+    if state == "training" and silent and not is_held(folder / "checkpoints" / "lock"):
+        state = "ended"
+    return Seen(name, folder, told, state)
+
+
+def rows(some: Iterable[Seen], width: int) -> Table:
+    """Return a table with a row for each training.
+
+    Args:
+        some: the trainings.
+        width: cells that there are.
+    """
+    cells = [_row(one, width) for one in some]
+    table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    # The name gives way, as all the rest is short: a bar, then texts.
+    rest = sum(max((len(row[at]) for row in cells), default=0) + 2 for at in range(2, 7))
+    room = max(SHORTEST, width - rest - BAR - 2)
+    table.add_column(no_wrap=True, overflow="ellipsis", max_width=room)
+    for justify in ("left", "right", "left", "left", "right", "left"):
+        table.add_column(no_wrap=True, justify=justify)
+    for row in cells:
+        table.add_row(*row)
+    return table
+
+
+def _row(one: Seen, width: int) -> list[Any]:
+    now, epochs = one.told.now, one.told.epochs
+    if not now:
+        return [Text(one.name), "", "", "", "", "", Text("starting", "dim")]
+    last = epochs[-1] if epochs else {}
+    names = measured(last or now)
+    own = [name for name in names if not name.startswith("validation_")]
+    checked = [name for name in names if name.startswith("validation_")]
+    done, total = now.get("step", 0), now.get("steps", 0) or 1
+    note = _note(one)
+    # Where ranks are missing, that is told rather than the speed.
+    fast = f"{_short(now['rate'])}/s" if now.get("rate") and (width >= WIDE or not note[1]) else ""
+    return [
+        Text(one.name),
+        ProgressBar(total=total, completed=done, width=BAR),
+        f"{len(epochs)}/{now.get('epochs', 0)}",
+        f"loss {number(now.get('loss', last.get('loss')))}",
+        f"val. {number(last.get(checked[-1]))}" if checked else _own(own, now, last),
+        fast,
+        Text(*note),
+    ]
+
+
+def _own(own: list[str], now: dict[str, Any], last: dict[str, Any]) -> str:
+    """Return the last metric of the training set, where there is no validation part."""
+    if len(own) < 2:
+        return ""
+    name = own[-1] if len(own[-1]) < 6 else f"{own[-1][:3]}."
+    return f"{name} {number(now.get(own[-1], last.get(own[-1])))}"
+
+
+def _note(one: Seen) -> tuple[str, str]:
+    """Return what is to be said at the end of a row, and how it looks; "" is as all else."""
+    now = one.told.now
+    if one.state == "done":
+        seconds = sum(row.get("seconds", 0.0) for row in one.told.epochs)
+        return f"done in {duration(seconds)}" if seconds else "done", ""
+    if one.state == "stopped":
+        return f"stopped after step {now.get('step')}", "yellow"
+    if one.state == "ended":
+        return f"ended in step {now.get('step', 0) + 1}", "red"
+    left = "" if now.get("seconds_left") is None else f"{duration(now['seconds_left'])} left"
+    if now.get("ranks", 0) < now.get("of_ranks", 0):
+        return f"{left}, {now['ranks']} of {now['of_ranks']} ranks", "yellow"
+    return left, ""
+
+
+def _short(value: float) -> str:
+    """Return a number in four letters or so: 812, 4.3k, 12k."""
+    if value < 1000:
+        return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+    return f"{value / 1000:.1f}k" if value < 10_000 else f"{value / 1000:.0f}k"
+
+
+class Lines:
+    """A line for each epoch of each training, where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._said: dict[Path, int] = {}
+
+    def new(self, one: Seen) -> list[str]:
+        """Return the lines of the epochs that are over since one was asked last."""
+        known = self._said.setdefault(one.folder, 0)
+        if len(one.told.epochs) < known:  # it began anew
+            known = 0
+        self._said[one.folder] = len(one.told.epochs)
+        found = []
+        for row in one.told.epochs[known:]:
+            is_last = row is one.told.epochs[-1]
+            left = {"seconds_left": one.told.now.get("seconds_left")} if is_last else {}
+            about = one.told.now.get("epochs", 0), one.told.now.get("unit", "samples")
+            found.append(f"{one.name}  {words({**row, **left}, *about)}")
+        return found
+
+    def skip(self, one: Seen) -> None:
+        """Say nothing of the epochs that are over already."""
+        self._said[one.folder] = len(one.told.epochs)
