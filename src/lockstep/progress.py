@@ -68,10 +68,12 @@ class Teller:
             self._write(history, line)
         return line
 
-    def end(self, state: str, step: int, history: Sequence[Mapping[str, float]]) -> None:
+    def end(
+        self, state: str, step: int, history: Sequence[Mapping[str, float]], **now: Any
+    ) -> None:
         """Tell for the last time: the training is "done", or has "stopped" after a step."""
         row = history[-1] if history and state == "done" else {}
-        line = {**self._last, **row, "event": "step", "time": round(time.time(), 3)}
+        line = {**self._last, **row, **now, "event": "step", "time": round(time.time(), 3)}
         self._write(history, {**line, "step": step, "state": state, "seconds_left": None})
 
     def _line(self, step: int, now: dict[str, Any]) -> dict[str, Any]:

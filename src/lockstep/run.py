@@ -327,13 +327,17 @@ class Run:
         """Tell where the run is, for who looks on from outside."""
         if not (self.session.world.is_first and self.teller.is_due()):
             return
-        step, size = self.progress.step, self.session.world.size
-        ranks = {"ranks": size, "of_ranks": len(self.progress.segments[0]["hosts"])}
-        self.teller.tell(step, self.history, **means(self.strategy.metrics.here()), **ranks)
+        now = means(self.strategy.metrics.here())
+        self.teller.tell(self.progress.step, self.history, **now, **self._ranks())
 
     def _end(self, state: str) -> None:
         if self.session.world.is_first:
-            self.teller.end(state, self.progress.step, self.history)
+            self.teller.end(state, self.progress.step, self.history, **self._ranks())
+
+    def _ranks(self) -> dict[str, int]:
+        """Return how many ranks there are, of how many in the beginning."""
+        first = self.progress.segments[0]["hosts"]
+        return {"ranks": self.session.world.size, "of_ranks": len(first)}
 
     def _write(self) -> str:
         """Write the model, and how it came about; return its SHA-256."""

@@ -3,8 +3,10 @@
 import json
 import sys
 
+import pandas as pd
 import pytest
 
+from lockstep import progress
 from tests.conftest import prepare_digits, run, thorough
 from tests.mpi.survivors import STEPS, surviving, trained
 
@@ -57,6 +59,12 @@ def test_those_that_are_left_go_on_to_the_same_bits(digits, alone, tmp_path, ran
     lost = [one for part in segments[1:] for one in part["lost"]]
     assert len(lost) == len(faults.split(",")), segments
     assert all(part["mended_in"] < 5 for part in segments[1:])
+    # Whoever is first tells where the training is; what the one before it told is not lost.
+    told = progress.read(tmp_path / "r")
+    history = pd.read_csv(tmp_path / "r/history.csv")
+    assert [row["loss"] for row in told.epochs] == pytest.approx(list(history["loss"]))
+    now = [told.now[name] for name in ("state", "step", "ranks", "of_ranks")]
+    assert now == ["done", STEPS, ranks - len(lost), ranks]
 
 
 @pytest.mark.thorough
@@ -97,3 +105,7 @@ def test_a_loop_of_ones_own_goes_on_without_knowing(tmp_path, ranks, faults):
     for name in ("model_sha256", "optimizer_sha256", "history", "steps"):
         assert one[name] == many[name], name
     assert sum(len(part.get("lost", [])) for part in many["segments"]) == len(faults.split(","))
+    told = progress.read(tmp_path / "many")
+    assert [told.now[n] for n in ("state", "step")] == ["done", many["steps"]]
+    assert told.now["ranks"] == ranks - len(faults.split(","))
+    assert [row["loss"] for row in told.epochs] == [row["loss"] for row in many["history"]]

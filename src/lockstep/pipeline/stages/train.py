@@ -201,7 +201,7 @@ def train_in(
             elastic.surviving(world, partial(_run_epochs, at), members.mend)
         except Interrupted:
             if world.is_first:
-                teller.end("stopped", progress.step, progress.history)
+                teller.end("stopped", progress.step, progress.history, **_ranks(at))
             raise
         store = checkpointer.store
 
@@ -253,7 +253,7 @@ def train_in(
             origin,
             checkpointer.pauses,
         )
-        teller.end("done", progress.step, progress.history)
+        teller.end("done", progress.step, progress.history, **_ranks(at))
         return written
 
 
