@@ -15,3 +15,4 @@ rule all:
         rules.summarize.output,
         rules.figures.input,
         rules.report.output,
+        rules.page.output,

@@ -10,6 +10,7 @@ from lockstep.errors import UserError
 from lockstep.pipeline import launch
 from lockstep.pipeline.experiment import folders, load
 from lockstep.pipeline.kinds import TASKS
+from lockstep.pipeline.page import Live, look_digest
 from lockstep.pipeline.yaml_file import check_file
 from lockstep.provenance import code_digest, preparing_digest, training_digest
 
@@ -46,6 +47,7 @@ PARTITIONS = {run.partition: run for run in RUNS.values()}
 WORLDS = launch.worlds(RUNS.values())
 MEASURED = [name for name, (run, *_) in WORLDS.items() if run.ranks > 1]
 PREDICTED = launch.predicted(RUNS)
+PAGE = Live(Path(FOLDERS["results"]), RUNS)
 MPI = shlex.join(launch.OURS)  # a profile sets another
 
 

@@ -175,6 +175,13 @@ def make_parser() -> Parser:
     sub.add_argument("results", type=Path, nargs="+", help="the folders of the runs")
     _add_path(sub, "output", "the table to write, CSV")
 
+    sub = stage("page", "Write a page of runs, finished or not, into their folder.", _page)
+    sub.add_argument("results", type=Path, help="the folder with the runs' folders")
+    text = "the runs, in their order (default: all that are there)"
+    sub.add_argument("--runs", nargs="+", metavar="RUN", help=text)
+    text = "write it again every ten seconds, until every run is done"
+    sub.add_argument("--follow", action="store_true", help=text)
+
     sub = stage("report", "Draw the figures of a run, a launch, or a table of runs.", _report)
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--results", type=Path, help="the folder of a run")
@@ -366,6 +373,16 @@ def _summarize(args: dict[str, Any]) -> None:
 
     summarize(**args)
     print(for_terminal(args["output"]))
+
+
+def _page(args: dict[str, Any]) -> None:
+    import time
+
+    from lockstep.pipeline import page
+
+    while not page.write_page(args["results"], args["runs"], args["follow"]) and args["follow"]:
+        time.sleep(page.EVERY)
+    print(args["results"] / page.NAME)
 
 
 def _report(args: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ from lockstep.pipeline.config import Config, Defaults, Run, RunRow, parse, sugge
 from lockstep.pipeline.kinds import TASKS
 
 # Names of files and folders that lie beside the runs' folders in the results.
-RESERVED = {"check", "config.json", "figures", "groups.csv", "report.html", "summary.csv"}
+RESERVED = {"check", "config.json", "figures", "groups.csv", "index.html", "report.html"}
+RESERVED |= {"summary.csv"}
 
 MOST_RUNS = 10_000  # of a grid
 

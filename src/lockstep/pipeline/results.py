@@ -11,15 +11,10 @@ from lockstep import tensors as state
 from lockstep.checkpoint.state import Progress
 from lockstep.files import atomic, sha256, sweep
 from lockstep.optimizer import State
-from lockstep.pipeline.kinds import TASKS
+from lockstep.pipeline.history import VALIDATION, without_times
 from lockstep.pipeline.model_file import metadata
 from lockstep.pipeline.record import Best, Origin, Segment, Training, write_training
 from lockstep.pipeline.tasks.validation import best_of
-
-# The columns of history.csv that are times, as is how fast it was; the others are results.
-TIMES = ["seconds", "input_seconds", "compute_seconds", "communication_seconds"]
-# One that is there where there is a validation part: it is no part of the seconds.
-VALIDATION = "validation_seconds"
 
 
 def clear_results(output: Path) -> None:
@@ -89,11 +84,6 @@ def write_results(
     )
     write_training(output, training)
     return training
-
-
-def without_times(history: pd.DataFrame, task: str) -> pd.DataFrame:
-    """Return what is a result in a history of a task."""
-    return history.drop(columns=[n for n in history if n in (*TIMES, VALIDATION, TASKS[task].rate)])
 
 
 def make_row(

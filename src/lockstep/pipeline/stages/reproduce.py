@@ -4,7 +4,6 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from lockstep import determinism, provenance
 from lockstep.distributed import devices
@@ -14,6 +13,7 @@ from lockstep.files import check_sha256
 from lockstep.pipeline import identity
 from lockstep.pipeline.config import Run, parse
 from lockstep.pipeline.data.manifest import read_manifest
+from lockstep.pipeline.differences import RESULTS, circumstances
 from lockstep.pipeline.record import (
     Arithmetic,
     Place,
@@ -23,17 +23,6 @@ from lockstep.pipeline.record import (
 )
 from lockstep.pipeline.stages.train import session_of, train_in
 from lockstep.strategies import catalogue
-
-# What is compared: its name for a person, and in the record.
-RESULTS = {
-    "weights": "parameters_sha256",
-    "BatchNorm statistics": "buffers_sha256",
-    "optimizer state": "optimizer_sha256",
-    "history": "history_sha256",
-    "snapshots": "snapshots_sha256",
-}
-# What the result of `train` is made with; the other versions are of what only carries it.
-PACKAGES = ("python", *provenance.LIBRARIES, "pandas")
 
 
 def reproduce(
@@ -163,19 +152,6 @@ def differences(record: Training, now: Training) -> Iterable[str]:
         yield f"{name}: {in_words(here)} here, {in_words(then)} in the record"
     if names := provenance.other_code(record.code, now.code):
         yield f"code: other than in the record is {names}"
-
-
-def circumstances(record: Training) -> dict[str, Any]:
-    """Return what may change the bits, by its name for a person, apart from the code."""
-    return {
-        **{name: record.versions.get(name) for name in PACKAGES},
-        "initial weights": record.initial_sha256,
-        **{name.replace("_", " "): value for name, value in record.arithmetic},
-        **{
-            name: ", ".join(sorted({getattr(place, name) for place in record.ranks}))
-            for name in ("processor", "device")
-        },
-    }
 
 
 def _verdict(record: Training, again: Training) -> bool:

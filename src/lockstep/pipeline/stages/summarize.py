@@ -126,9 +126,12 @@ def _megabytes(count: object) -> str:
 
 
 def show(results: Path, since: float) -> None:
-    """Print the table of runs and where the report is, if they were made since then (Unix time)."""
-    table, page = results / "summary.csv", results / "report.html"
+    """Print the table of runs, and where page and report are, if they were made since then (Unix
+    time)."""
+    table = results / "summary.csv"
     if table.exists() and table.stat().st_mtime > since:
         print(for_terminal(table), file=sys.stderr)
-    if page.exists() and page.stat().st_mtime > since:
-        print(f"\nThe report: {page}", file=sys.stderr)
+    for what, name in (("page of results", "index.html"), ("report", "report.html")):
+        page = results / name
+        if page.exists() and page.stat().st_mtime > since:
+            print(f"The {what}: {page}", file=sys.stderr)

@@ -1,0 +1,186 @@
+"""What lies in a folder of results, read for the page: of runs that are done, and of others.
+
+Nothing here fails for what one run's files hold: such a run says what is wrong with it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lockstep.errors import UserError, first_line
+from lockstep.files import DAMAGE, check_sha256, read_json
+from lockstep.pipeline import launch
+from lockstep.pipeline.history import without_times
+from lockstep.pipeline.kinds import CLASSIFICATION, MODELS, TASKS, Kind
+from lockstep.pipeline.record import Metrics, Training, read_metrics, read_training
+
+# Seconds without a line of progress after which nobody waits for the next one.
+SILENCE = 120.0
+PROGRESS = "progress.jsonl"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run: as much as there is of it."""
+
+    name: str
+    folder: Path
+    state: str
+    """done, evaluating, training, stopped, waiting or damaged."""
+    said: str = ""
+    """What is wrong, of a run that is damaged; for how long there was no news, of one that is
+    silent."""
+    training: Training | None = None
+    metrics: Metrics | None = None
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """A row an epoch, of as many as there are."""
+    newest: dict[str, Any] = field(default_factory=dict)
+    """The last line of progress.jsonl."""
+    predictions: pd.DataFrame | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What is learned, as far as it is known."""
+        if self.training:
+            return TASKS[self.training.task]
+        units = {kind.unit: kind for kind in TASKS.values()}
+        return units.get(str(self.newest.get("unit")), CLASSIFICATION)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is more to come."""
+        return self.state in ("training", "evaluating", "waiting")
+
+    @property
+    def results(self) -> pd.DataFrame:
+        """The history without times, as `diff` compares it."""
+        return without_times(self.history, self.kind.name)
+
+
+def collect(results: Path, names: Iterable[str] | None, now: float) -> list[Found]:
+    """Read the runs in `results`.
+
+    Args:
+        results: the folder with the runs' folders.
+        names: the runs, in their order; None takes those that are there, in the table's order.
+        now: the time, in Unix seconds.
+    """
+    return [_read(results / name, now) for name in names or names_in(results)]
+
+
+def names_in(results: Path) -> list[str]:
+    """Return the runs that are in a folder: first those of its table, in the order of that."""
+    there = {
+        path.parent.name for file in ("train.json", PROGRESS) for path in results.glob(f"*/{file}")
+    }
+    try:
+        with (results / "summary.csv").open(newline="", encoding="utf-8") as file:
+            listed = pd.read_csv(file, usecols=["run"], dtype=str, keep_default_na=False)["run"]
+    except DAMAGE:
+        listed = pd.Series([], dtype=str)
+    return [name for name in listed if name in there] + sorted(there - {*listed})
+
+
+def read_checks(results: Path) -> dict[str, dict[str, Any]]:
+    """Return what `check` found of each launch, by its name; without those that are damaged."""
+    found = {}
+    for path in sorted((results / "check").glob("*.json")):
+        try:
+            found[path.stem] = read_json(path, "the record of a check", "check again")
+        except UserError:
+            continue
+    return found
+
+
+def check_of(found: Found, checks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return what `check` found of a run's launch, or nothing."""
+    return checks.get(launch.world(found.training.configuration), {}) if found.training else {}
+
+
+def _read(folder: Path, now: float) -> Found:
+    lines = read_progress(folder / PROGRESS)
+    newest = lines[-1] if lines else {}
+    if (folder / "train.json").exists():
+        try:
+            return _read_trained(folder, newest)
+        except (UserError, *DAMAGE) as error:
+            said = str(error) if isinstance(error, UserError) else first_line(error)
+            return Found(folder.name, folder, "damaged", said)
+    if not lines:
+        return Found(folder.name, folder, "waiting")
+    history = pd.DataFrame([line for line in lines if line.get("event") == "epoch"])
+    if "epoch" in history:
+        history = history.drop_duplicates("epoch", keep="last", ignore_index=True)
+    silent = now - _number(newest.get("time"), now)
+    state, said = str(newest.get("state", "training")), ""
+    if state not in ("training", "stopped"):
+        state = "evaluating"  # done, and its record is being written
+    if state != "stopped" and silent > SILENCE:
+        state, said = "stopped", f"no news for {silent / 60:,.0f} min"
+    return Found(folder.name, folder, state, said, history=history, newest=newest)
+
+
+def _read_trained(folder: Path, newest: dict[str, Any]) -> Found:
+    training = read_training(folder)
+    path = folder / "history.csv"
+    check_sha256(path, training.history_csv_sha256, folder / "train.json", "train again")
+    found = Found(folder.name, folder, "evaluating", "", training, None, pd.read_csv(path), newest)
+    if not (folder / "metrics.json").exists():
+        return found
+    metrics = read_metrics(folder, training)
+    predictions = None
+    if "predictions" in found.kind.tables:
+        predictions = _read_predictions(folder / "predictions.csv")
+    return Found(
+        *(folder.name, folder, "done", "", training, metrics, found.history, newest, predictions)
+    )
+
+
+def _read_predictions(path: Path) -> pd.DataFrame:
+    """Return what the models made of each sample, and how sure the last one was of its class."""
+    # Classes have names, and "NA" or "01" is one as well.
+    names = dict.fromkeys(("label", *MODELS), str) if _has(path, "label") else {}
+    wanted = ("sample", "file", "label", "output", "target", *MODELS)
+    table = pd.read_csv(
+        path,
+        dtype=names,
+        keep_default_na=not names,
+        usecols=lambda name: name in wanted or name.startswith("p_"),
+    )
+    if names and all(f"p_{name}" in table for name in set(table["last"])):
+        sure = np.empty(len(table))
+        for name, rows in table.groupby("last").indices.items():
+            sure[rows] = table[f"p_{name}"].to_numpy()[rows]
+        table = table.assign(sure=sure)
+    return table[[name for name in table if not str(name).startswith("p_")]]
+
+
+def _has(path: Path, column: str) -> bool:
+    with path.open(encoding="utf-8") as file:
+        return column in file.readline().rstrip("\n").split(",")
+
+
+def read_progress(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's progress that are whole: the last one may be half written."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    found = []
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+def _number(value: Any, default: float) -> float:
+    return float(value) if isinstance(value, int | float) else default

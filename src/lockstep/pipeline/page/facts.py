@@ -1,0 +1,84 @@
+"""What is said of a run in several places of the page: one definition of each."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from lockstep.pipeline.page.collect import Found
+
+
+def letters(found: Sequence[Found]) -> dict[str, str]:
+    """Return a letter for each model: A to Z, then AA, as the columns of a spreadsheet."""
+    named: dict[str, str] = {}
+    for one in found:
+        if one.training and one.training.model_sha256 not in named:
+            number = len(named)
+            first = "" if number < 26 else chr(ord("A") + number // 26 - 1)
+            named[one.training.model_sha256] = first + chr(ord("A") + number % 26)
+    return named
+
+
+def same_models(found: Sequence[Found]) -> dict[str, list[str]]:
+    """Return the runs that gave each model, by its letter."""
+    named, runs = letters(found), dict[str, list[str]]()
+    for one in found:
+        if one.training:
+            runs.setdefault(named[one.training.model_sha256], []).append(one.name)
+    return runs
+
+
+def title_of(found: Found, model: str) -> str:
+    """Return which of a run's models that is, in words."""
+    assert found.training
+    run, best = found.training.configuration, found.training.best
+    if model == "averaged":
+        return "mean of all replicas" if run.one_shot else f"mean of the last {run.snapshots}"
+    if run.one_shot:
+        return "replica of shard 0"
+    return f"best, epoch {best.epoch}" if run.keep == "best" and best else "last epoch"
+
+
+def value_of(found: Found, model: str) -> float:
+    """Return the main metric of a run's model."""
+    assert found.metrics
+    value = getattr(getattr(found.metrics, model), found.kind.main)
+    return math.nan if value is None else float(value)
+
+
+def core_seconds(found: Found) -> float:
+    """Return for how long a training held cores, were all of them busy."""
+    assert found.training
+    return found.training.seconds * len(found.training.ranks) * found.training.configuration.threads
+
+
+def state_of(found: Found) -> str:
+    """Return how far a run is, in a few words."""
+    newest = found.newest
+    if found.state in ("training", "stopped") and "epoch" in newest:
+        far = f"epoch {newest['epoch']} of {newest.get('epochs', '?')}"
+        return f"{found.state}, {far}" + (f", {found.said}" if found.said else "")
+    return found.state + (f": {found.said}" if found.said else "")
+
+
+def listed(names: Sequence[str], between: str = ", ", most: int = 12) -> str:
+    """Return names in a line, of many the first and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return between.join(names[:most]) + more
+
+
+def duration(seconds: float) -> str:
+    """Return a time for a person."""
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.3g} min"
+    return f"{seconds / 3600:,.3g} h"
+
+
+def megabytes(count: float) -> str:
+    """Return a number of bytes in MB (10^6)."""
+    return f"{count / 1e6:,.2f}" if count < 1e8 else f"{count / 1e6:,.0f}"
+
+
+def unique(found: Sequence[Found], of: Callable[[Found], str]) -> list[str]:
+    """Return what runs have of something, each once, in order."""
+    return list(dict.fromkeys(of(one) for one in found if one.training))

@@ -1,0 +1,215 @@
+"""The page's tables: of runs, of settings over seeds, of where the time of a step went."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lockstep.files import DAMAGE
+from lockstep.pipeline.config import UPKEEP, Run
+from lockstep.pipeline.groups import choice, for_person, groups
+from lockstep.pipeline.kinds import MODELS, of_columns
+from lockstep.pipeline.page import charts, judge
+from lockstep.pipeline.page.collect import Found, check_of
+from lockstep.pipeline.page.facts import (
+    core_seconds,
+    letters,
+    megabytes,
+    same_models,
+    state_of,
+    title_of,
+    value_of,
+)
+from lockstep.strategies import catalogue
+
+Cell = dict[str, Any]
+TO = "\N{EN DASH}"
+
+# Settings that a run reads only with its strategy.
+ASKED = {name for one in catalogue.ALL for name in one.settings}
+SHOWN_OF_ONE = ("model", "strategy", "ranks")
+
+
+def table_of(
+    found: Sequence[Found],
+    checks: Mapping[str, dict[str, Any]],
+    memory: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the table of runs: its columns, and a row for each run."""
+    kind = next((one.kind for one in found if one.training), found[0].kind)
+    varied, same = settings(found)
+    named, models = letters(found), same_models(found)
+    intervals = {
+        (one.name, model): judge.interval(one, model)
+        for one in found
+        if one.metrics
+        for model in MODELS
+    }
+    domain = _domain([pair for pair in intervals.values() if pair])
+    validated = any(one.metrics and one.metrics.validation for one in found)
+    columns = [
+        _column("run", "run"),
+        _column("bits", "bits", "Runs with the same letter have the same model, bit for bit."),
+        *(_column(name, name.replace("_", " ")) for name in varied),
+        *(
+            _column(
+                f"{kind.main}_{model}",
+                f"{kind.title(kind.main)}, {model}",
+                f"Of the {model} model on the test set, with its 95 % interval.",
+                True,
+            )
+            for model in MODELS
+        ),
+        _column("loss", "test loss, last", "Of the last model on the test set.", True),
+        *([_column("validation", "validation loss, last", "", True)] if validated else []),
+        _column("rate", f"{kind.unit}/s", "The median epoch's, and the middle half of them.", True),
+        _column("seconds", "seconds", "Of training, without checks and evaluation.", True),
+        _column("cores", "core·s", "Seconds x ranks x threads.", True),
+        _column("sent", "MB sent", "By all ranks in training; 1 MB is 10⁶ bytes.", True),
+        *(
+            [_column("memory", "peak MB", "Of all ranks together, of memory.", True)]
+            if memory
+            else []
+        ),
+        *([_column("state", "state")] if any(one.state != "done" for one in found) else []),
+    ]
+    rows = []
+    for number, one in enumerate(found):
+        cells = {"run": {"text": one.name, "sort": number, "link": bool(one.training)}}
+        cells["state"] = {"text": state_of(one), "sort": one.state, "mood": one.state}
+        if one.training:
+            letter = named[one.training.model_sha256]
+            cells["bits"] = chip_of(letter, models)
+            own = _settings(one)
+            cells |= {name: _setting(own[name]) for name in varied}
+            cells |= _costs(one, check_of(one, checks), memory)
+        if one.metrics:
+            for model in MODELS:
+                cells[f"{kind.main}_{model}"] = _quality(
+                    one, model, intervals[one.name, model], domain
+                )
+            cells["loss"] = _number(one.metrics.last.loss, "{:.4f}")
+            if one.metrics.validation:
+                cells["validation"] = _number(one.metrics.validation.last.loss, "{:.4f}")
+        rows.append({"name": one.name, "cells": [cells.get(c["key"], {}) for c in columns]})
+    return {"columns": columns, "rows": rows, "same": same if len(found) > 1 else {}}
+
+
+def _column(key: str, title: str, hint: str = "", number: bool = False) -> dict[str, Any]:
+    return {"key": key, "title": title, "hint": hint, "number": number}
+
+
+def settings(found: Sequence[Found]) -> tuple[list[str], dict[str, str]]:
+    """Return the settings in which runs differ, and what the others are for all of them."""
+    known = [setting for one in found if (setting := _settings(one))]
+    names = [name for name in Run.model_fields if name not in {*UPKEEP, "oversubscribe"}]
+    if not known:
+        return [], {}
+    differing = [name for name in names if len({one[name] for one in known}) > 1]
+    same = {name: known[0][name] for name in names if name not in differing and known[0][name]}
+    if len(known) == 1:
+        return [name for name in SHOWN_OF_ONE if name in same], same
+    return differing, same
+
+
+def _settings(found: Found) -> dict[str, str]:
+    if not found.training:
+        return {}
+    run = found.training.configuration
+    own = catalogue.of(run).settings
+    return {
+        name: "" if value is None or (name in ASKED and name not in own) else f"{value}"
+        for name, value in run.model_dump().items()
+    }
+
+
+def _setting(value: str) -> Cell:
+    try:
+        return {"text": value, "sort": float(value)}
+    except ValueError:
+        return {"text": value, "sort": value}
+
+
+def _number(value: float, form: str) -> Cell:
+    return {"text": form.format(value), "sort": value, "number": True}
+
+
+def chip_of(letter: str, models: Mapping[str, Sequence[str]]) -> Cell:
+    """Return a model's letter as a cell: which fill it has, if several runs gave it."""
+    shared = [name for name, runs in models.items() if len(runs) > 1]
+    fill = shared.index(letter) % 6 if letter in shared else None
+    return {"chip": letter, "fill": fill, "sort": (len(letter), letter)}
+
+
+def _quality(
+    found: Found, model: str, between: judge.Interval | None, domain: judge.Interval
+) -> Cell:
+    value, kind = value_of(found, model), found.kind
+    cell = _number(value, "{}") | {"text": kind.text(kind.main, value)}
+    if between:
+        low, high = (kind.text(kind.main, end) for end in between)
+        cell |= {
+            "between": f"{low.removesuffix('%') if high.endswith('%') else low}{TO}{high}",
+            "drawn": charts.draw_interval(value, *between, domain),
+        }
+    if title_of(found, model) not in ("last epoch", "mean of the last 3"):
+        cell["note"] = title_of(found, model)
+    return cell
+
+
+def _costs(found: Found, check: Mapping[str, Any], memory: Mapping[str, float]) -> dict[str, Cell]:
+    assert found.training
+    cells = {
+        "seconds": _number(found.training.seconds, "{:,.1f}"),
+        "cores": _number(core_seconds(found), "{:,.1f}"),
+    }
+    sent = sum(found.training.bytes_sent)
+    cells["sent"] = _number(sent, "{}") | {"text": megabytes(sent)}
+    if rate := judge.rates(found):
+        middle, low, high = rate
+        doubts = judge.doubts(found, check)
+        cells["rate"] = _number(middle, "{:,.0f}") | {
+            "between": f"{low:,.0f}{TO}{high:,.0f}",
+            "doubt": "; ".join(doubts),
+        }
+    if found.name in memory:
+        cells["memory"] = _number(memory[found.name], "{:,.0f}")
+    return cells
+
+
+def _domain(pairs: Sequence[judge.Interval]) -> judge.Interval:
+    return (min(low for low, _ in pairs), max(high for _, high in pairs)) if pairs else (0, 1)
+
+
+def seeds_of(results: Path) -> dict[str, Any]:
+    """Return the table of settings over seeds, and which setting is best, from the table of all."""
+    try:
+        table = pd.read_csv(results / "summary.csv", dtype={"run": str}, keep_default_na=False)
+        kind = of_columns(map(str, table))
+        found = groups(table, kind)
+        shown = for_person(found, kind) if (found["runs"] > 1).any() else found.iloc[:0]
+        rows = [[str(cell) for cell in row] for row in shown.to_numpy()]
+        return {
+            "head": [str(name).replace("_", " ") for name in shown],
+            "rows": rows,
+            "said": choice(found),
+        }
+    except (*DAMAGE, KeyError):
+        return {"head": [], "rows": [], "said": ""}
+
+
+def parts_of(found: Sequence[Found]) -> list[dict[str, Any]]:
+    """Return where the time of a step went, a row for each run that was trained."""
+    rows: list[dict[str, Any]] = []
+    for one in found:
+        history = one.history
+        names = [n for n in ("compute", "communication", "input") if f"{n}_seconds" in history]
+        if not one.training or len(names) < 3:
+            continue
+        each = one.training.steps / len(history)
+        parts = [(n, float(history[f"{n}_seconds"].median()) / each * 1e3) for n in names]
+        step = float(history["seconds"].median()) / each * 1e3
+        rows.append({"name": one.name, "step": step, "parts": parts})
+    most = max((sum(value for _, value in row["parts"]) for row in rows), default=0.0)
+    return [{**row, "drawn": charts.draw_parts(row["parts"], most)} for row in rows]

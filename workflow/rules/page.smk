@@ -1,0 +1,25 @@
+rule page:
+    """One page that answers what was run, how good it is, and whether it can be believed."""
+    input:
+        rules.summarize.output,
+        # The page links it, and says what lies behind the other figures.
+        rules.report.output,
+        records=expand(rules.train_run.output, run=RUNS),
+        metrics=expand(rules.evaluate_run.output, run=RUNS),
+        checks=expand("<results>/check/{world}.json", world=WORLDS),
+    output:
+        "<results>/index.html",
+    log:
+        "<logs>/page.log",
+    benchmark:
+        "<benchmarks>/page.tsv"
+    localrule: True
+    conda:
+        "../../envs/environment.yaml"
+    params:
+        code=code_digest("lockstep.pipeline.page"),
+        look=look_digest(),
+        runs=list(RUNS),
+        folder=subpath(output[0], parent=True),
+    shell:
+        "python -m lockstep page {params.folder:q} --runs {params.runs:q} > {log:q} 2>&1"
