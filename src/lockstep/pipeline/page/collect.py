@@ -4,7 +4,7 @@ Nothing here fails for what one run's files hold: such a run says what is wrong 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,9 +113,7 @@ def _read(folder: Path, now: float) -> Found:
             return Found(folder.name, folder, "damaged", said)
     if not lines:
         return Found(folder.name, folder, "waiting")
-    history = pd.DataFrame([line for line in lines if line.get("event") == "epoch"])
-    if "epoch" in history:
-        history = history.drop_duplicates("epoch", keep="last", ignore_index=True)
+    history = _epochs(lines)
     silent = now - _number(newest.get("time"), now)
     state, said = str(newest.get("state", "training")), ""
     if state not in ("training", "stopped"):
@@ -123,6 +121,17 @@ def _read(folder: Path, now: float) -> Found:
     if state != "stopped" and silent > SILENCE:
         state, said = "stopped", f"no news for {silent / 60:,.0f} min"
     return Found(folder.name, folder, state, said, history=history, newest=newest)
+
+
+def _epochs(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return the lines that are one an epoch, of each epoch the last, as history.csv has them."""
+    rows = [
+        {name: value for name, value in line.items() if isinstance(value, int | float)}
+        for line in lines
+        if line.get("event") == "epoch" and isinstance(line.get("epoch"), int)
+    ]
+    of_epoch = {row["epoch"]: row for row in rows}
+    return pd.DataFrame([of_epoch[epoch] for epoch in sorted(of_epoch)])
 
 
 def _read_trained(folder: Path, newest: dict[str, Any]) -> Found:

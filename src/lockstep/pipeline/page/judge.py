@@ -116,7 +116,7 @@ def rest(history: pd.DataFrame) -> tuple[str, str]:
     lowest, at = float(values.min()), int(values.argmin())
     if lowest >= values[0]:
         return "diverged", f"the {what} never fell below that of the first epoch"
-    if name == "validation_loss" and end > lowest * PAST:
+    if name == "validation_loss" and at < len(values) - fifth and end > lowest * PAST:
         return (
             "past",
             f"the {what} was lowest in epoch {at + 1}, and ends {end / lowest - 1:.0%} above",

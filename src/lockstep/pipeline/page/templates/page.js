@@ -279,7 +279,7 @@ function drawErrors() {
   right.append(make("h3", {}, model === "last" ? `The ${found.mistakes.length} mistakes it was surest of` : `${found.mistakes.length} mistakes`));
   right.append(make("ul", { class: "pictures" }, ...found.mistakes.map(([sample, was, said, sure, file]) => {
     const picture = data.pictures[sample], item = make("li", {});
-    if (picture) item.append(make("img", { src: picture, alt: `sample ${sample}: ${was}, taken for ${said}`, loading: "lazy" }));
+    if (picture) item.append(make("img", { src: picture, alt: `sample ${sample}: ${was}, taken for ${said}` }));
     item.append(make("b", {}, was), " → ", make("b", {}, said));
     item.append(make("span", { class: "soft" }, (sure === null ? "" : `${percent(sure, 1)}, `) + (file || `sample ${sample}`)));
     return item;

@@ -1,0 +1,291 @@
+"""page: what it reads, what it makes of it, and that no name can do harm."""
+
+import json
+import re
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from lockstep.pipeline.cli import main
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.page import as_script, write_page
+from lockstep.pipeline.page.answers import answers
+from lockstep.pipeline.page.collect import collect, read_progress
+from lockstep.pipeline.page.judge import doubts, holm, interval, p_value, rest
+from lockstep.pipeline.page.series import pairs_of
+from tests.made import DIGITS, write_data, write_numbers, write_progress, write_run
+
+
+class Tags(HTMLParser):
+    """The tags of a page with their attributes, and the text outside of scripts and styles."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.text, self.inside = [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        self.inside = tag
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        if self.inside not in ("script", "style"):
+            self.text.append(data)
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def read(results):
+    page = (results / "index.html").read_text()
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    return page, Tags(page), json.loads(data[1])
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_data(tmp_path / "data", DIGITS)
+
+
+def test_runs_that_are_done_are_shown_in_full(tmp_path, data):
+    results = tmp_path / "results"
+    for number, name in enumerate(["one", "two", "other"]):
+        write_run(results / name, data, Run(ranks=number % 2 + 1), model=number // 2)
+    assert write_page(results, ["one", "two", "other"])
+    page, tags, values = read(results)
+    text = " ".join(" ".join(tags.text).split())
+    assert "3 runs gave 2 different models" in text
+    assert "A: one = two" in text
+    assert "97.00%" in text
+    assert "93.61 to 98.62%" in text.replace("\N{EN DASH}", " to ")  # Wilson's, of 194 of 200
+    assert "lockstep launch -n 2 reproduce" in text
+    assert "0123456789" not in text
+    assert "commit 012345678" in text
+    assert [run["name"] for run in values["runs"]] == ["one", "two", "other"]
+    assert values["runs"][0]["curves"]["epoch"][-1] == 30
+    assert sum(map(sum, values["errors"]["one"]["last"]["matrix"])) == 200
+    assert values["errors"]["one"]["last"]["right"] == 194
+    assert values["errors"]["one"]["averaged"]["right"] == 195
+    assert len(values["errors"]["one"]["last"]["mistakes"]) == 6
+    for sample, *_ in values["errors"]["one"]["last"]["mistakes"]:
+        assert values["pictures"][str(sample)].startswith("data:image/png;base64,")
+    assert not values["refresh"]
+    assert "http-equiv" not in page
+
+
+def test_what_is_not_there_any_more_is_no_picture(tmp_path, data):
+    write_run(tmp_path / "results/one", data)
+    (data / "manifest.json").unlink()
+    write_page(tmp_path / "results")
+    _, _, values = read(tmp_path / "results")
+    assert values["pictures"] == {}
+    assert values["errors"]["one"]["last"]["mistakes"]
+
+
+def test_a_page_asks_for_nothing_from_elsewhere(tmp_path, data):
+    write_run(tmp_path / "results/one", data)
+    write_page(tmp_path / "results")
+    page, tags, _ = read(tmp_path / "results")
+    for _, attributes in tags.found:
+        for name in ("src", "href", "action"):
+            address = attributes.get(name) or ""
+            assert not re.match(r"(\w+:)?//", address), address
+    assert "@import" not in page
+    assert not re.search(r"url\(", page)
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</script><b>",
+    "{{ 7*7 }}",
+]
+
+
+def test_names_are_never_markup(tmp_path):
+    classes = [*HOSTILE, "\u2028", "__proto__", "NA", "01"]
+    data = write_data(tmp_path / "data", classes)
+    names = [name.replace("/", "\\") for name in HOSTILE] + ["__proto__", "a b&c"]
+    for number, name in enumerate(names):
+        write_run(tmp_path / "results" / name, data, model=number, wrong=40)
+    write_progress(tmp_path / "results" / "<i>slow", time.time())
+    write_page(tmp_path / "results")
+    page, tags, values = read(tmp_path / "results")
+    assert len(tags.of("script")) == 2
+    assert tags.of("img") == tags.of("b")[8:] == tags.of("i") == []
+    assert not any(name.startswith("on") for _, attributes in tags.found for name in attributes)
+    assert "49" not in re.findall(r"<th scope=\"row\"[^>]*>([^<]*)", page)
+    assert sorted(run["name"] for run in values["runs"]) == sorted([*names, "<i>slow"])
+    assert values["classes"] == classes
+
+
+def test_json_in_a_script_ends_no_script():
+    text = as_script({"</script>": "<!--<script>\u2028&"})
+    assert not set(text) & set("<>&\u2028")
+    assert json.loads(text) == {"</script>": "<!--<script>\u2028&"}
+
+
+def test_runs_that_go_on_are_shown_as_far_as_they_are(tmp_path, data):
+    results, now = tmp_path / "results", time.time()
+    write_run(results / "done", data)
+    write_progress(results / "going", now)
+    write_progress(results / "silent", now - 1000)
+    write_progress(results / "halted", now, state="stopped")
+    assert not write_page(results, ["done", "going", "silent", "halted", "later"], live=True)
+    page, tags, values = read(results)
+    states = {one.name: one.state for one in collect(results, ["going", "silent", "halted"], now)}
+    assert states == {"going": "training", "silent": "stopped", "halted": "stopped"}
+    text = " ".join(" ".join(tags.text).split())
+    for said in ("epoch 3 of 9", "no news for 17 min", "waiting", "7 s"):
+        assert said in text
+    assert values["refresh"] == 10
+    assert values["runs"][1]["curves"]["loss"] == pytest.approx([1, 0.5, 0.33333], rel=1e-4)
+    assert 'http-equiv="refresh"' in page
+    assert write_page(results, ["done"], live=True)  # all is there: it does not come again
+    assert not read(results)[2]["refresh"]
+
+
+def test_progress_may_be_torn_or_lack_anything(tmp_path):
+    path = tmp_path / "progress.jsonl"
+    path.write_bytes(b'{"loss": NaN, "epoch": 1, "event": "epoch"}\n[]\n\n\xff\n{"state": "trai')
+    (only,) = read_progress(path)
+    assert only["epoch"] == 1
+    for line in ("{}", '{"epoch": "x", "event": "epoch", "loss": [1]}', '{"steps": 0, "step": 1}'):
+        (tmp_path / "results/odd").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "results/odd/progress.jsonl").write_text(line + "\n")
+        assert not write_page(tmp_path / "results", live=True)
+    assert read_progress(tmp_path / "none") == []
+
+
+def test_a_damaged_run_says_so_and_the_others_are_shown(tmp_path, data):
+    for name in ("good", "bad"):
+        write_run(tmp_path / "results" / name, data)
+    path = tmp_path / "results/bad/train.json"
+    path.write_text(path.read_text().replace('"steps": 60', '"steps": 61'))
+    write_page(tmp_path / "results")
+    page, _, values = read(tmp_path / "results")
+    assert "changed after it was written" in page
+    assert list(values["errors"]) == ["good"]
+
+
+def test_no_run_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["page", str(tmp_path)])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"lockstep page: {tmp_path}: no run is in it")
+
+
+def test_numbers_have_intervals_and_their_largest_errors(tmp_path):
+    for model, off in enumerate((0.1, 0.1, 2.0)):
+        write_numbers(tmp_path / f"results/r{model}", tmp_path / "data", model, off)
+    assert write_page(tmp_path / "results")
+    found = collect(tmp_path / "results", None, 0)
+    low, high = interval(found[0], "last")
+    assert low < found[0].metrics.last.rmse < high
+    (good,) = [one for one in answers(found, {}) if one["question"] == "How good?"]
+    assert "Shown to be worse than" in " ".join(good["more"])
+    assert "r2" in good["more"][0]
+    _, _, values = read(tmp_path / "results")
+    errors = [abs(row[4]) for row in values["errors"]["r0"]["last"]["largest"]]
+    assert errors == sorted(errors, reverse=True)
+    assert len(errors) == 24
+
+
+def test_a_hundred_runs_are_a_small_page_and_a_quick_one(tmp_path, data):
+    names = [f"run-{number:03}" for number in range(100)]
+    for number, name in enumerate(names):
+        run = Run(lr=0.001 * (1 + number % 10), seed=number // 10, ranks=1 + number % 2)
+        write_run(tmp_path / "results" / name, data, run, number // 2, 5 + number % 3, True)
+    began = time.monotonic()
+    write_page(tmp_path / "results", names)
+    assert time.monotonic() - began < 30
+    page, tags, values = read(tmp_path / "results")
+    pictures = sum(map(len, values["pictures"].values()))
+    assert len(page) - pictures < 2_000_000
+    assert pictures < 1_000_000
+    assert len(tags.of("tr")) > 200
+    assert len(values["diff"]["pairs"]) == 99
+
+
+def test_pairs_are_what_diff_says(tmp_path, data, capsys):
+    results = tmp_path / "results"
+    write_run(results / "a", data, Run(lr=0.5))
+    write_run(results / "b", data, Run(lr=0.25, ranks=2), model=1)
+    assert write_page(results)
+    pair = pairs_of(collect(results, None, 0))["pairs"]["0 1"]
+    with pytest.raises(SystemExit):
+        main(["diff", str(results / "a"), str(results / "b")])
+    said = capsys.readouterr().out
+    for title, name, both in pair["causes"]:
+        assert f"{title:15}{name}: {both}" in said
+    assert f"history: {pair['begins']}" in said
+    assert ["configuration", "lr", "0.5 | 0.25"] in [[*one] for one in pair["causes"]]
+    assert pair["begins"].startswith("from epoch 1 on: loss is ")
+    for name in pair["different"]:
+        assert f"{name}: different" in said
+
+
+def test_ties_are_ties(tmp_path, data):
+    results = tmp_path / "results"
+    for number, wrong in enumerate((6, 7, 60)):
+        write_run(results / f"r{number}", data, model=number, wrong=wrong)
+    found = collect(results, ["r0", "r1"], 0)
+    assert answers(found, {})[0]["said"].startswith("A tie")
+    (good, *_) = answers(collect(results, ["r0", "r1", "r2"], 0), {})
+    assert good["said"].startswith("Not all alike")
+    assert good["more"][0].startswith("Shown to be worse than r0: r2 (McNemar's")
+    assert "Tied with it: r1." in good["more"]
+
+
+def test_p_values_are_the_exact_ones(tmp_path, data):
+    write_run(tmp_path / "results/a", data)
+    kind = collect(tmp_path / "results", None, 0)[0].kind
+    first, second = np.zeros(20), np.zeros(20)
+    first[:5] = 1
+    assert p_value(first, second, kind) == pytest.approx(2 * 0.5**5)
+    assert p_value(first, first, kind) == 1
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx(
+        {"a": 0.03, "c": 0.06, "b": 0.06}
+    )
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict"),
+    [
+        ([2, 1, 0.5, 0.2, 0.1, 0.05, 0.03, 0.02, 0.019, 0.018], "yes"),
+        ([10, 9, 8, 7, 6, 5, 4, 3, 2, 1], "no"),
+        ([2, 1, float("nan"), 1, 1, 1], "diverged"),
+        ([1, 2, 3, 4, 5, 6], "diverged"),
+        ([1, 0.5], "short"),
+    ],
+)
+def test_whether_a_loss_has_come_to_rest(losses, verdict):
+    import pandas as pd
+
+    assert rest(pd.DataFrame({"loss": losses}))[0] == verdict
+    assert rest(pd.DataFrame({"loss": losses[::-1], "validation_loss": losses}))[0] == verdict
+
+
+def test_a_validation_loss_that_rises_is_past_its_lowest():
+    import pandas as pd
+
+    rising = [2, 1, 0.5, 0.6, 0.7, 0.8, 0.9]
+    verdict, why = rest(pd.DataFrame({"loss": rising[::-1], "validation_loss": rising}))
+    assert verdict == "past"
+    assert "lowest in epoch 3" in why
+
+
+def test_a_speed_is_doubted_where_cores_were_too_few_or_busy(tmp_path, data):
+    write_run(tmp_path / "results/a", data, Run(ranks=2))
+    (run,) = collect(tmp_path / "results", None, 0)
+    place = {"host": "here", "cores": 2, "load": 0.1}
+    assert doubts(run, {"ranks": [place, place]}) == []
+    assert doubts(run, {"ranks": [place | {"load": 1.5}] * 2}) == [
+        "a load of 1.5 before it came to 2 cores"
+    ]
+    assert doubts(run, {"ranks": [place | {"cores": 1}] * 2}) == ["2 threads on 1 cores"]

@@ -1,0 +1,287 @@
+"""The page of results in Chromium, as a person sees it: on three widths, light and dark, by keys.
+
+Set LOCKSTEP_PICTURES to a folder, and pictures of all of it stay there to be looked at.
+"""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from lockstep.pipeline.config import Run
+from lockstep.pipeline.page import write_page
+from tests.chromium import find, opened
+from tests.made import DIGITS, write_data, write_progress, write_run
+
+pytestmark = pytest.mark.skipif(find() is None, reason="there is no chromium on the PATH")
+
+# Of every text that is seen: what it is, where its contrast with what lies behind it is too low.
+CONTRAST = """(() => {
+  const pen = Object.assign(document.createElement("canvas"), { width: 1, height: 1 })
+    .getContext("2d", { willReadFrequently: true });
+  const read = (colour) => {
+    pen.clearRect(0, 0, 1, 1); pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1);
+    return [...pen.getImageData(0, 0, 1, 1).data].map((v) => v / 255);
+  };
+  const over = (top, below) => top.slice(0, 3).map((v, k) => v * top[3] + below[k] * (1 - top[3]));
+  const behind = (element) => {
+    const layers = [];
+    for (let at = element; at; at = at.parentElement) layers.push(read(getComputedStyle(at).backgroundColor));
+    return layers.reverse().reduce((below, top) => over(top, below), [1, 1, 1]);
+  };
+  const light = (c) => c.map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const poor = []; let seen = 0;
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement, style = getComputedStyle(element);
+    if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.closest("script, style, option, title, desc, .unseen, .skip, canvas")) continue;
+    const below = behind(element);
+    const ink = over(read(element instanceof SVGElement ? style.fill : style.color), below);
+    const [a, b] = [light(ink), light(below)];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+    seen += 1;
+    if (ratio < (large ? 3 : 4.5)) poor.push(`${element.tagName}.${element.className} "${walker.currentNode.data.trim().slice(0, 30)}" ${ratio.toFixed(2)}`);
+  }
+  return [seen, [...new Set(poor)].slice(0, 10)];
+})()"""
+
+# What cannot be used without sight or a mouse: headings that leave a level out, what has no name.
+UNNAMED = """(() => {
+  const wrong = [];
+  let level = 0;
+  for (const head of document.querySelectorAll("h1, h2, h3, h4")) {
+    if (+head.tagName[1] > level + 1) wrong.push("heading " + head.textContent);
+    level = +head.tagName[1];
+  }
+  for (const one of document.querySelectorAll("button, select, input, a")) {
+    const named = one.getAttribute("aria-label") || one.textContent.trim() || one.labels?.[0]?.textContent.trim();
+    if (!named && one.checkVisibility()) wrong.push(one.outerHTML.slice(0, 80));
+  }
+  for (const table of document.querySelectorAll("table")) if (!table.caption?.textContent.trim()) wrong.push("table without a caption");
+  for (const chart of document.querySelectorAll("svg")) {
+    const named = chart.getAttribute("role") === "img" && chart.querySelector("title, desc");
+    if (!named && chart.getAttribute("aria-hidden") !== "true") wrong.push(chart.outerHTML.slice(0, 80));
+  }
+  for (const picture of document.images) if (!picture.alt) wrong.push(picture.outerHTML.slice(0, 80));
+  const ids = [...document.querySelectorAll("[id]")].map((one) => one.id);
+  ids.filter((id, at) => ids.indexOf(id) !== at).forEach((id) => wrong.push("twice: " + id));
+  for (const mark of ["header", "main", "nav", "footer"]) if (!document.querySelector(mark)) wrong.push("no " + mark);
+  return wrong;
+})()"""
+
+OPEN_ALL = "document.querySelectorAll('details').forEach((one) => { one.open = true; })"
+CHOOSE_ALL = """(() => {
+  let count = 0;
+  for (const list of document.querySelectorAll("select")) {
+    if (!list.checkVisibility()) continue;
+    for (const option of [...list.options].slice(0, 12)) {
+      list.value = option.value; list.dispatchEvent(new Event("change")); count += 1;
+    }
+  }
+  for (const box of document.querySelectorAll("input[type=radio], #log")) { box.click(); count += 1; }
+  return count;
+})()"""
+STRATEGIES = {
+    "single": Run(strategy="single", ranks=1),
+    "data_parallel": Run(strategy="data_parallel", ranks=1),
+    "ddp": Run(strategy="ddp", ranks=2),
+    "sync_sgd-tree": Run(ranks=2),
+    "sync_sgd-fast": Run(ranks=2, reduction="fast"),
+    "local_sgd-8": Run(strategy="local_sgd", ranks=2),
+    "local_sgd-once": Run(strategy="local_sgd", sync_every=0, ranks=2),
+    "pipeline": Run(strategy="pipeline", ranks=2),
+    "hybrid": Run(strategy="hybrid", ranks=4),
+    "fsdp": Run(strategy="fsdp", ranks=2),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("page") / "data", DIGITS)
+
+
+@pytest.fixture(scope="module")
+def ten(data):
+    results = data.parent / "ten"
+    alike = ("single", "sync_sgd-tree", "pipeline", "hybrid", "fsdp")
+    for number, (name, run) in enumerate(STRATEGIES.items()):
+        model = 0 if name in alike else number
+        write_run(results / name, data, run, model, 5 + model % 3, validated=True)
+    write_page(results, STRATEGIES)
+    return results / "index.html"
+
+
+@pytest.fixture(scope="module")
+def pages(data, ten):
+    """Pages of one run, of ten and of many, and one of runs that go on."""
+    write_run(data.parent / "one/digits", data)
+    write_page(data.parent / "one")
+    for number in range(100):
+        run = Run(lr=0.001 * (1 + number % 10), seed=number // 10, ranks=2)
+        write_run(data.parent / f"many/{number:03}", data, run, number, 4 + number % 5, number % 2)
+    write_page(data.parent / "many")
+    shutil.copytree(ten.parent, data.parent / "live", ignore=shutil.ignore_patterns("*.html"))
+    for name in ("now", "a-run-with-quite-a-long-name-that-somebody-chose"):
+        write_progress(data.parent / "live" / name, time.time(), 5)
+    write_page(
+        data.parent / "live",
+        [*STRATEGIES, "now", "a-run-with-quite-a-long-name-that-somebody-chose", "later"],
+        live=True,
+    )
+    return {name: data.parent / name / "index.html" for name in ("one", "ten", "many", "live")}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with opened(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return Path(os.environ.get("LOCKSTEP_PICTURES") or tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 1280, 390])
+@pytest.mark.parametrize("name", ["one", "ten", "many", "live"])
+def test_every_section_is_seen(name, width, dark, browser, pages, pictures):
+    browser.open(pages[name], width, dark)
+    shown = f"{name}-{width}-{'dark' if dark else 'light'}"
+    browser.picture(pictures / f"{shown}.png")
+    browser.run(OPEN_ALL)
+    assert browser.run(CHOOSE_ALL) >= 4
+    assert browser.said() == []
+    seen, poor = browser.run(CONTRAST)
+    assert poor == []
+    assert seen > 100
+    assert browser.run("document.documentElement.scrollWidth") == width
+    assert browser.run(UNNAMED) == []
+    browser.picture(pictures / f"{shown}-open.png")
+    assert browser.run("document.querySelectorAll('#curves path.curve').length") > 1
+    assert browser.run("document.querySelectorAll('#errors-of td.right').length") == 10
+    assert browser.run("[...document.images].every((one) => one.naturalWidth > 0)")
+    smallest = "Math.min(...[...document.querySelectorAll('svg text')].map((one) => "
+    smallest += "one.getBoundingClientRect().height))"
+    assert browser.run(smallest) > 10  # pixels: on a phone it is text as well
+
+
+def test_a_table_is_sorted_by_keys_and_stays_so(browser, ten):
+    browser.open(ten, 1280, False)
+    names = "[...document.querySelectorAll('#table tbody th')].map((one) => one.textContent)"
+    assert browser.run(names) == list(STRATEGIES)
+    columns = "[...document.querySelectorAll('#table thead th')].map((one) => one.textContent)"
+    at = browser.run(columns).index("accuracy, last")
+    head = f"document.querySelectorAll('#table thead th')[{at}]"
+    browser.run(f"{head}.querySelector('button').focus()")
+    assert browser.run("getComputedStyle(document.activeElement).outlineStyle") != "none"
+    browser.press("Enter", 13)
+    assert browser.run(f"{head}.getAttribute('aria-sort')") == "ascending"
+    values = f"[...document.querySelectorAll('#table tbody tr')].map((row) => +row.cells[{at}]"
+    values += ".dataset.sort)"
+    found = browser.run(values)
+    assert found == sorted(found)
+    browser.press(" ", 32)
+    assert browser.run(f"{head}.getAttribute('aria-sort')") == "descending"
+    assert browser.run(values) == sorted(found, reverse=True)
+    browser.open(ten, 1280, False)
+    assert browser.run(values) == sorted(found, reverse=True)
+    browser.run("sessionStorage.clear()")
+
+
+def test_a_run_that_is_ticked_off_leaves_the_curves(browser, ten):
+    browser.open(ten, 1280, False)
+    drawn = "document.querySelectorAll('#curves path.curve:not(.pale)').length"
+    assert browser.run(drawn) == 4 * 10
+    browser.run("document.querySelector('#table input[data-run=\"3\"]').focus()")
+    browser.press(" ", 32)
+    assert browser.run(drawn) == 4 * 9
+    rows = "[...document.querySelectorAll('#values tbody th')].map((one) => one.textContent)"
+    assert "sync_sgd-tree" not in browser.run(rows)
+    browser.run("document.getElementById('epoch').focus()")
+    browser.press("Home", 36)
+    assert browser.run("document.querySelector('#values tbody td').textContent") == "1"
+    assert browser.run("document.getElementById('at').textContent") == "1 of 30"
+    browser.run("document.getElementById('none').click()")
+    assert browser.run(drawn) == 0
+    browser.run("sessionStorage.clear()")
+
+
+def test_two_runs_are_compared(browser, ten):
+    browser.open(ten, 1280, False)
+    choose = """((a, b) => { for (const [id, name] of [["first", a], ["second", b]]) {
+      const list = document.getElementById(id);
+      list.value = [...list.options].find((one) => one.text === name).value;
+      list.dispatchEvent(new Event("change")); }
+      return document.getElementById("difference").textContent; })"""
+    said = browser.run(f"{choose}('single', 'hybrid')")
+    assert "The same bits" in said
+    assert "strategysinglehybrid" in said
+    said = browser.run(f"{choose}('hybrid', 'ddp')")
+    assert "Different bits" in said
+    assert "from epoch 1 on" in said
+    assert "strategyhybridddp" in said
+    assert "strategyddphybrid" in browser.run(f"{choose}('ddp', 'hybrid')")
+    browser.run("sessionStorage.clear()")
+
+
+def test_a_page_that_loads_itself_again_stays_as_it_was(browser, pages):
+    page = pages["live"]
+    text = page.read_text()
+    browser.open(page, 1280, False)
+    browser.run("document.getElementById('meanings').open = true")
+    browser.run("document.querySelector('#table input[data-run=\"2\"]').click()")
+    browser.run("window.before = true; scrollTo(0, 700)")
+    page.write_text(text.replace('"refresh":10.0', '"refresh":1'))
+    browser.run("location.reload()")  # from here on each second
+    browser.wait("window.before === undefined && document.readyState === 'complete'")
+    browser.run("window.before = true; scrollTo(0, 700)")
+    browser.wait("window.before === undefined && document.readyState === 'complete'")
+    assert browser.run("document.getElementById('meanings').open")
+    assert not browser.run("document.querySelector('#table input[data-run=\"2\"]').checked")
+    assert browser.run("scrollY") == 700
+    browser.run("document.getElementById('pause').click(); window.before = true")
+    time.sleep(2.5)
+    assert browser.run("window.before")
+    browser.run("sessionStorage.clear()")
+    page.write_text(text)
+
+
+def test_an_anchor_opens_what_it_names(browser, ten):
+    browser.open(ten, 1280, False)
+    browser.run("location.hash = '#run-fsdp'")
+    browser.wait("document.getElementById('run-fsdp').open")
+
+
+def test_printed_it_is_whole(browser, ten, pictures):
+    browser.open(ten, 1000, False, print_=True)
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    assert browser.run("[...document.querySelectorAll('details')].every((one) => one.open)")
+    assert not browser.run("document.querySelector('nav').checkVisibility()")
+    browser.picture(pictures / "ten-print.png")
+
+
+def test_hostile_names_are_text(browser, data):
+    names = ["<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "__proto__", "a'b c"]
+    results = data.parent / "hostile"
+    bad = write_data(data.parent / "bad", ["<img src=x onerror=alert(1)>", "'\">", "__proto__"])
+    for number, name in enumerate(names):
+        write_run(results / name, bad, Run(ranks=1), number, 9)
+    write_page(results)
+    browser.open(results / "index.html", 1280, False)
+    browser.run(f"window.asked = []; window.alert = (what) => window.asked.push(what)")
+    browser.run(OPEN_ALL)
+    browser.run(CHOOSE_ALL)
+    assert browser.said() == []
+    assert browser.run("window.asked.length") == 0
+    assert browser.run("document.querySelectorAll('[onerror], [onload]').length") == 0
+    shown = "[...document.querySelectorAll('#table tbody th')].map((one) => one.textContent)"
+    assert sorted(browser.run(shown)) == sorted(names)
+    assert json.dumps(names[0]) in json.dumps(
+        browser.run("[...document.querySelectorAll('#errors-run option')].map((one) => one.text)")
+    )
