@@ -12,10 +12,10 @@ from lockstep.pipeline.cli import main
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.page import as_script, write_page
 from lockstep.pipeline.page.answers import answers
-from lockstep.pipeline.page.collect import collect, read_progress
+from lockstep.pipeline.page.collect import check_of, collect, read_checks, read_progress
 from lockstep.pipeline.page.judge import doubts, holm, interval, p_value, rest
 from lockstep.pipeline.page.series import pairs_of
-from tests.made import DIGITS, write_data, write_numbers, write_progress, write_run
+from tests.made import DIGITS, write_check, write_data, write_numbers, write_progress, write_run
 
 
 class Tags(HTMLParser):
@@ -281,11 +281,19 @@ def test_a_validation_loss_that_rises_is_past_its_lowest():
 
 
 def test_a_speed_is_doubted_where_cores_were_too_few_or_busy(tmp_path, data):
-    write_run(tmp_path / "results/a", data, Run(ranks=2))
-    (run,) = collect(tmp_path / "results", None, 0)
-    place = {"host": "here", "cores": 2, "load": 0.1}
-    assert doubts(run, {"ranks": [place, place]}) == []
-    assert doubts(run, {"ranks": [place | {"load": 1.5}] * 2}) == [
-        "a load of 1.5 before it came to 2 cores"
-    ]
-    assert doubts(run, {"ranks": [place | {"cores": 1}] * 2}) == ["2 threads on 1 cores"]
+    results, run = tmp_path / "results", Run(ranks=2)
+    write_run(results / "a", data, run)
+    (found,) = collect(results, None, 0)
+
+    def doubted(load, cores):
+        write_check(results, run, load, cores)
+        return doubts(found, check_of(found, read_checks(results)))
+
+    assert doubted(0.1, 2) == []
+    assert doubted(1.5, 2) == ["a load of 1.5 before it came to 2 cores"]
+    assert doubted(0.1, 1) == ["2 threads on 1 cores"]
+    (path,) = (results / "check").glob("*.json")
+    for damage in ("{", "{}", path.read_text().replace('"cores": 1', '"cores": 0')):
+        path.write_text(damage)
+        assert doubts(found, check_of(found, read_checks(results)))[0].startswith("the load is not")
+        assert write_page(results)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lockstep.pipeline.page import judge
-from lockstep.pipeline.page.collect import Found, check_of
+from lockstep.pipeline.page.collect import Check, Found, check_of
 from lockstep.pipeline.page.facts import (
     core_seconds,
     duration,
@@ -16,7 +16,7 @@ from lockstep.pipeline.page.facts import (
 )
 
 
-def answers(found: Sequence[Found], checks: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def answers(found: Sequence[Found], checks: Mapping[str, Check]) -> list[dict[str, Any]]:
     """Return the questions that the top of the page answers: an answer, and what it rests on."""
     done = [one for one in found if one.metrics]
     trained = [one for one in found if one.training]
@@ -127,17 +127,18 @@ def _at_rest(trained: Sequence[Found]) -> dict[str, Any]:
     if len(found) == 1:
         said = {"yes": "yes: ", "no": "no: "}.get(next(iter(of)), "") + found[0][0]
         said += " in every run" if len(trained) > 1 else ""
-        more = [f"{trained[0].name}: {why[trained[0].name]}." if len(trained) == 1 else ""]
+        more = [f"{trained[0].name}: {why[trained[0].name]}."]
     else:
         said = ", ".join(f"{len(names)} {word}" for word, names in found)
         more = [
             f"{word.capitalize()}: {listed(names)}." for word, names in found if word != "at rest"
         ]
-    mood = "bad" if "diverged" in of else "warn" if {"no", "past"} & of.keys() else "good"
-    return _answer("learning", "Converged?", mood, said, [line for line in more if line])
+    mood = "good" if {*of} == {"yes"} else "warn" if {"no", "past"} & of.keys() else "plain"
+    mood = "bad" if "diverged" in of else mood
+    return _answer("learning", "Converged?", mood, said, more)
 
 
-def _speeds(trained: Sequence[Found], checks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _speeds(trained: Sequence[Found], checks: Mapping[str, Check]) -> dict[str, Any]:
     doubted = {one.name: judge.doubts(one, check_of(one, checks)) for one in trained}
     doubted = {name: why for name, why in doubted.items() if why}
     question = "Can the speeds be believed?"

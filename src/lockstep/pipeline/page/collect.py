@@ -7,21 +7,55 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from lockstep.errors import UserError, first_line
 from lockstep.files import DAMAGE, check_sha256, read_json
 from lockstep.pipeline import launch
+from lockstep.pipeline.config import parse
 from lockstep.pipeline.history import without_times
 from lockstep.pipeline.kinds import CLASSIFICATION, MODELS, TASKS, Kind
-from lockstep.pipeline.record import Metrics, Training, read_metrics, read_training
+from lockstep.pipeline.record import (
+    Amount,
+    Described,
+    Metrics,
+    Record,
+    Training,
+    read_metrics,
+    read_training,
+)
 
 # Seconds without a line of progress after which nobody waits for the next one.
 SILENCE = 120.0
 PROGRESS = "progress.jsonl"
+
+
+class Core(Described):
+    """Where `check` found a rank."""
+
+    host: str
+    cores: Annotated[int, Field(gt=0)]
+    load: Amount
+
+
+class Spent(Record):
+    """What a backend took for a little all-reduce."""
+
+    median_ms: Amount
+
+
+class Check(Record):
+    """What the page wants to know of a launch."""
+
+    ranks: Annotated[list[Core], Field(min_length=1)]
+    launcher: str
+    mpi: str
+    system: str
+    backends: dict[str, Spent]
 
 
 @dataclass(frozen=True)
@@ -86,20 +120,21 @@ def names_in(results: Path) -> list[str]:
     return [name for name in listed if name in there] + sorted(there - {*listed})
 
 
-def read_checks(results: Path) -> dict[str, dict[str, Any]]:
+def read_checks(results: Path) -> dict[str, Check]:
     """Return what `check` found of each launch, by its name; without those that are damaged."""
     found = {}
     for path in sorted((results / "check").glob("*.json")):
         try:
-            found[path.stem] = read_json(path, "the record of a check", "check again")
+            values = read_json(path, "the record of a check", "check again")
+            found[path.stem] = parse(Check, values, str(path))
         except UserError:
             continue
     return found
 
 
-def check_of(found: Found, checks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def check_of(found: Found, checks: Mapping[str, Check]) -> Check | None:
     """Return what `check` found of a run's launch, or nothing."""
-    return checks.get(launch.world(found.training.configuration), {}) if found.training else {}
+    return checks.get(launch.world(found.training.configuration)) if found.training else None
 
 
 def _read(folder: Path, now: float) -> Found:

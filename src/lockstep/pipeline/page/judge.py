@@ -3,13 +3,12 @@ whether speeds can be compared. Each judgement is one function here, and the pag
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lockstep.pipeline.kinds import Kind
-from lockstep.pipeline.page.collect import Found
+from lockstep.pipeline.page.collect import Check, Found
 
 LEVEL = 0.05
 # A loss that falls by less than this share of its whole fall in the last fifth has come to rest.
@@ -136,7 +135,7 @@ def rates(found: Found) -> tuple[float, float, float] | None:
     return float(middle), float(low), float(high)
 
 
-def doubts(found: Found, check: Mapping[str, Any]) -> list[str]:
+def doubts(found: Found, check: Check | None) -> list[str]:
     """Return why a run's speed is not to be believed; nothing, where nothing speaks against it."""
     said = []
     spread = rates(found)
@@ -146,12 +145,14 @@ def doubts(found: Found, check: Mapping[str, Any]) -> list[str]:
         )
     assert found.training
     run = found.training.configuration
-    places = check.get("ranks", [])
-    hosts = len({place.get("host") for place in places}) or 1
+    places = check.ranks if check else []
+    hosts = len({place.host for place in places}) or 1
     wanted = run.ranks * run.threads / hosts
-    loaded = max(places, key=lambda place: place["load"] / place["cores"], default=None)
-    if loaded and wanted > loaded["cores"]:
-        said.append(f"{wanted:g} threads on {loaded['cores']} cores")
-    elif loaded and loaded["load"] + wanted > loaded["cores"] + 0.5:
-        said.append(f"a load of {loaded['load']:.1f} before it came to {loaded['cores']} cores")
+    loaded = max(places, key=lambda place: place.load / place.cores, default=None)
+    if loaded is None:
+        said.append("the load is not known: nothing is there of lockstep check")
+    elif wanted > loaded.cores:
+        said.append(f"{wanted:g} threads on {loaded.cores} cores")
+    elif loaded.load + wanted > loaded.cores + 0.5:
+        said.append(f"a load of {loaded.load:.1f} before it came to {loaded.cores} cores")
     return said

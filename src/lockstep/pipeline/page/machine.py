@@ -12,7 +12,7 @@ from lockstep.errors import UserError
 from lockstep.files import DAMAGE, read_json
 from lockstep.pipeline import differences
 from lockstep.pipeline.kinds import MODELS
-from lockstep.pipeline.page.collect import Found
+from lockstep.pipeline.page.collect import Check, Found
 
 HASHES = {
     "model.safetensors": "model_sha256",
@@ -22,26 +22,23 @@ HASHES = {
 }
 
 
-def launches_of(checks: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def launches_of(checks: Mapping[str, Check]) -> list[dict[str, Any]]:
     """Return what `check` found of each launch, for a table."""
-    rows = []
-    for name, check in checks.items():
-        places = check.get("ranks", [])
-        rows.append(
-            {
-                "name": name,
-                "ranks": len(places),
-                "hosts": sorted({str(place.get("host")) for place in places}),
-                "cores": max((place.get("cores", 0) for place in places), default=0),
-                "load": max((place.get("load", 0.0) for place in places), default=0.0),
-                "launcher": check.get("launcher", ""),
-                "mpi": check.get("mpi", ""),
-                "system": check.get("system", ""),
-                "backends": check.get("backends", {}),
-                "page": f"figures/{name}/communication.html",
-            }
-        )
-    return rows
+    return [
+        {
+            "name": name,
+            "ranks": len(check.ranks),
+            "hosts": sorted({place.host for place in check.ranks}),
+            "cores": max(place.cores for place in check.ranks),
+            "load": max(place.load for place in check.ranks),
+            "launcher": check.launcher,
+            "mpi": check.mpi,
+            "system": check.system,
+            "backends": {name: spent.median_ms for name, spent in check.backends.items()},
+            "page": f"figures/{name}/communication.html",
+        }
+        for name, check in checks.items()
+    ]
 
 
 def files_of(found: Sequence[Found]) -> list[dict[str, Any]]:
@@ -89,7 +86,7 @@ def commands(results: Path, found: Sequence[Found]) -> list[tuple[str, str]]:
     if (results / "config.json").exists():
         where = shlex.quote(str(results / "config.json"))
         said.append(("all of it", f"snakemake --cores all --configfile {where}"))
-    said += [(one.name, reproduce(one)) for one in found if one.training]
+    said += [(f"the run {one.name}", reproduce(one)) for one in found if one.training]
     return said
 
 

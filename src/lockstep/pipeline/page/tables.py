@@ -11,7 +11,7 @@ from lockstep.pipeline.config import UPKEEP, Run
 from lockstep.pipeline.groups import choice, for_person, groups
 from lockstep.pipeline.kinds import MODELS, of_columns
 from lockstep.pipeline.page import charts, judge
-from lockstep.pipeline.page.collect import Found, check_of
+from lockstep.pipeline.page.collect import Check, Found, check_of
 from lockstep.pipeline.page.facts import (
     core_seconds,
     letters,
@@ -33,7 +33,7 @@ SHOWN_OF_ONE = ("model", "strategy", "ranks")
 
 def table_of(
     found: Sequence[Found],
-    checks: Mapping[str, dict[str, Any]],
+    checks: Mapping[str, Check],
     memory: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return the table of runs: its columns, and a row for each run."""
@@ -158,7 +158,7 @@ def _quality(
     return cell
 
 
-def _costs(found: Found, check: Mapping[str, Any], memory: Mapping[str, float]) -> dict[str, Cell]:
+def _costs(found: Found, check: Check | None, memory: Mapping[str, float]) -> dict[str, Cell]:
     assert found.training
     cells = {
         "seconds": _number(found.training.seconds, "{:,.1f}"),

@@ -205,7 +205,9 @@ all("#table input[data-run]").forEach((box) => box.addEventListener("change", ()
 }));
 $("all").addEventListener("click", () => { data.runs.forEach((_, at) => ticked.add(at)); tick(); });
 $("none").addEventListener("click", () => { ticked.clear(); tick(); });
-$("log").checked = state.log ?? false;
+// A loss that falls by more than this factor is drawn by its logarithm, as in the report.
+const losses = data.runs.flatMap((run) => run.curves.loss || []).filter((v) => v > 0);
+$("log").checked = state.log ?? Math.max(...losses) > 20 * Math.min(...losses);
 $("log").addEventListener("change", tick);
 $("epoch").max = length;
 $("epoch").value = Math.min(state.epoch && state.epoch !== state.length ? state.epoch : length, length);
@@ -341,7 +343,8 @@ all("details[id]").forEach((one) => {
 document.addEventListener("toggle", () => keep({ open: all("details[open][id]").map((one) => one.id) }), true);
 function reveal() {
   const to = location.hash && $(decodeURIComponent(location.hash.slice(1)));
-  if (to?.tagName === "DETAILS") to.open = true;
+  for (let at = to; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
+  if (to?.tagName === "DETAILS") to.scrollIntoView();
 }
 addEventListener("hashchange", reveal);
 reveal();
