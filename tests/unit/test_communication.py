@@ -8,6 +8,8 @@ import pytest
 from lockstep.errors import UserError
 from lockstep.files import sha256
 from lockstep.pipeline.config import Run
+from lockstep.pipeline.fit import Fit
+from lockstep.pipeline.prediction import read_step, strong, weak
 from lockstep.pipeline.record import Training
 from lockstep.pipeline.report import draw_launch, draw_prediction
 from lockstep.pipeline.report.communication import (
@@ -15,8 +17,7 @@ from lockstep.pipeline.report.communication import (
     draw_latency,
     page_of_communication,
 )
-from lockstep.pipeline.report.fit import Fit
-from lockstep.pipeline.report.scaling import draw_scaling, read_step, strong, weak
+from lockstep.pipeline.report.scaling import draw_scaling
 from lockstep.pipeline.report.style import size
 from tests.damage import change_record
 

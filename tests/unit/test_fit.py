@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep.measure.cost import bus_factor, steps
-from lockstep.pipeline.report.fit import Fit, fit, fit_all
+from lockstep.pipeline.fit import Fit, fit, fit_all
 
 SIZES = np.array([8**k for k in range(1, 9)] + [2**26], float)
 OPERATIONS = ["all_reduce", "send_recv", "broadcast", "all_gather", "all_to_all"]

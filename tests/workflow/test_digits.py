@@ -46,6 +46,7 @@ def test_the_default_run_ends_with_a_table_and_a_report(finished):
     assert summary["ranks"][0] == 2
     assert "averaged" in finished.said
     assert "results/config/report.html" in finished.said
+    assert "results/config/index.html" in finished.said
     page = (results / "report.html").read_text()
     figures = ["curves.svg", "confusion.svg", "shards.svg", "time.svg", "scaling.svg"]
     figures += ["runs.html", "communication.html", "latency.svg", "bandwidth.svg"]
@@ -72,7 +73,14 @@ def test_the_records_say_how_the_result_came_about(finished):
 
 
 def test_every_rule_leaves_a_log_and_a_benchmark(finished):
-    expected = {"summarize", "draw_summary", "report", "check/2x1-auto", "draw_launch/2x1-auto"}
+    expected = {
+        "summarize",
+        "draw_summary",
+        "report",
+        "page",
+        "check/2x1-auto",
+        "draw_launch/2x1-auto",
+    }
     expected |= {"partition/digits-stratified-4-seed0"}
     rules = ("download", "prepare", "train", "average", "evaluate", "draw", "scale")
     expected |= {f"{rule}/digits" for rule in rules}
@@ -109,7 +117,7 @@ def test_a_learning_rate_reruns_train_and_what_follows(restored):
     assert jobs == dict.fromkeys(
         [
             *("train_run", "average_run", "evaluate_run", "summarize"),
-            *("draw_run", "scale_run", "draw_summary", "report"),
+            *("draw_run", "scale_run", "draw_summary", "report", "page"),
         ],
         1,
     )
@@ -117,7 +125,7 @@ def test_a_learning_rate_reruns_train_and_what_follows(restored):
 
 def test_a_longer_check_reruns_no_training(restored):
     jobs = restored("config/config.yaml", "check_seconds: 5.0", "check_seconds: 6.0").jobs()
-    rules = ["check_world", "draw_launch", "scale_run", "draw_summary", "report"]
+    rules = ["check_world", "draw_launch", "scale_run", "draw_summary", "report", "page"]
     assert jobs == dict.fromkeys(rules, 1)
 
 
@@ -126,7 +134,7 @@ def test_a_model_reruns_train_and_the_check_of_the_model(restored):
     assert jobs == dict.fromkeys(
         [
             *("check_world", "train_run", "average_run", "evaluate_run", "summarize"),
-            *("draw_run", "draw_launch", "scale_run", "draw_summary", "report"),
+            *("draw_run", "draw_launch", "scale_run", "draw_summary", "report", "page"),
         ],
         1,
     )
@@ -167,7 +175,12 @@ def test_code_reruns_the_stages_that_run_it(restored):
     jobs = restored(
         "src/lockstep/pipeline/stages/summarize.py", "table = pd", "other = 1\n    table = pd"
     ).jobs()
-    assert jobs == dict.fromkeys(["summarize", "draw_summary", "report"], 1)
+    assert jobs == dict.fromkeys(["summarize", "draw_summary", "report", "page"], 1)
+
+
+def test_another_look_reruns_the_page_alone(restored):
+    style = "src/lockstep/pipeline/page/templates/page.css"
+    assert restored(style, "--page: #f7f8f9", "--page: #ffffff").jobs() == {"page": 1}
 
 
 def test_a_mirror_reruns_nothing(restored):
@@ -195,6 +208,12 @@ def test_a_browser_shows_the_report(finished, tmp_path):
     quiet = ["headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-quic"]
     quiet += ["disable-background-networking", "disable-component-update", "disable-sync"]
     pages = {
+        "index.html": [
+            "Converged?",
+            "lockstep launch -n 2 reproduce",
+            "data:image/png",
+            "report.html",
+        ],
         "report.html": ["Lockstep", "Statistics", "Summary", "Runs", "Machine", "train_run"],
         "figures/runs.html": ["digits", "sync_sgd", "No two of these runs differ only in"],
         "figures/2x1-auto/communication.html": ["2 ranks on 1 host", "gloo", "all_reduce"],

@@ -34,6 +34,11 @@ STRATEGIES = {
 }
 
 
+def look(browser, what):
+    """Return what a function of look.js finds in the page that is open."""
+    return browser.run(f"(() => {{ {LOOK} return {what}(); }})()")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("page") / "data", DIGITS)
@@ -89,13 +94,13 @@ def test_every_section_is_seen(name, width, dark, browser, pages, pictures):
     shown = f"{name}-{width}-{'dark' if dark else 'light'}"
     browser.picture(pictures / f"{shown}.png")
     browser.run(OPEN_ALL)
-    assert browser.run(f"{LOOK} chooseAll()") >= 4
+    assert look(browser, "chooseAll") >= 4
     assert browser.said() == []
-    seen, poor = browser.run(f"{LOOK} contrast()")
+    seen, poor = look(browser, "contrast")
     assert poor == []
     assert seen > 100
     assert browser.run("document.documentElement.scrollWidth") == width
-    assert browser.run(f"{LOOK} unnamed()") == []
+    assert look(browser, "unnamed") == []
     browser.picture(pictures / f"{shown}-open.png")
     assert browser.run("document.querySelectorAll('#curves path.curve').length") > 1
     assert browser.run("document.querySelectorAll('#errors-of td.right').length") == 10
@@ -210,7 +215,7 @@ def test_hostile_names_are_text(browser, data):
     browser.open(results / "index.html", 1280, False)
     browser.run("window.asked = []; window.alert = (what) => window.asked.push(what)")
     browser.run(OPEN_ALL)
-    browser.run(f"{LOOK} chooseAll()")
+    look(browser, "chooseAll")
     assert browser.said() == []
     assert browser.run("window.asked.length") == 0
     assert browser.run("document.querySelectorAll('[onerror], [onload]').length") == 0

@@ -17,7 +17,16 @@ from markupsafe import Markup
 from lockstep import __version__
 from lockstep.errors import UserError, first_line, say
 from lockstep.files import json_sha256, sha256, sweep, write_text
-from lockstep.pipeline.page import answers, collect, facts, machine, mistakes, series, tables
+from lockstep.pipeline.page import (
+    answers,
+    collect,
+    facts,
+    machine,
+    mistakes,
+    scaling,
+    series,
+    tables,
+)
 from lockstep.pipeline.page.collect import Found
 
 NAME = "index.html"
@@ -135,6 +144,9 @@ def make_page(results: Path, found: list[Found], now: float, live: bool) -> str:
         table=tables.table_of(found, checks, machine.memory_of(results, found)),
         seeds=tables.seeds_of(results),
         parts=tables.parts_of(found),
+        predictions=scaling.predictions_of(results, found),
+        times=scaling.TIMES,
+        near=scaling.NEAR,
         launches=machine.launches_of(checks),
         runs=machine.files_of(found),
         commands=machine.commands(results, found),
@@ -167,6 +179,8 @@ def _progress(found: Found) -> dict[str, Any]:
     share = _divide(newest.get("step"), newest.get("steps"))
     if share is None:
         share = _divide(newest.get("epoch"), newest.get("epochs"))
+    if found.state == "evaluating":
+        share = 1.0
     kind = found.kind
     metric = newest.get(kind.main)
     return {
@@ -218,4 +232,4 @@ def _facts(trained: list[Found]) -> list[str]:
         facts.unique(trained, host),
         facts.unique(trained, commit),
     ]
-    return [facts.listed([name for name in names if name], most=3) for names in found if any(names)]
+    return [facts.listed([name for name in names if name], most=2) for names in found if any(names)]

@@ -15,6 +15,8 @@ from lockstep.pipeline.page.facts import (
     value_of,
 )
 
+JUDGED = "By the loss on the validation part, or else in training, in the last fifth of the epochs."
+
 
 def answers(found: Sequence[Found], checks: Mapping[str, Check]) -> list[dict[str, Any]]:
     """Return the questions that the top of the page answers: an answer, and what it rests on."""
@@ -127,7 +129,7 @@ def _at_rest(trained: Sequence[Found]) -> dict[str, Any]:
     if len(found) == 1:
         said = {"yes": "yes: ", "no": "no: "}.get(next(iter(of)), "") + found[0][0]
         said += " in every run" if len(trained) > 1 else ""
-        more = [f"{trained[0].name}: {why[trained[0].name]}."]
+        more = [f"{trained[0].name}: {why[trained[0].name]}." if len(trained) == 1 else JUDGED]
     else:
         said = ", ".join(f"{len(names)} {word}" for word, names in found)
         more = [
@@ -159,7 +161,8 @@ def _speeds(trained: Sequence[Found], checks: Mapping[str, Check]) -> dict[str, 
     if len(trained) == 1:
         said = "Not as they are"
     else:
-        said = f"Not those of {len(doubted)} of {len(trained)} runs: do not rank runs by them"
+        few = f"not those of {len(doubted)} of {len(trained)} runs"
+        said = f"{'no' if len(doubted) == len(trained) else few}: do not rank runs by them"
     reasons: dict[str, list[str]] = {}
     for name, why in doubted.items():
         for reason in why:

@@ -56,7 +56,8 @@ def state_of(found: Found) -> str:
     if found.state in ("training", "stopped") and "epoch" in newest:
         far = f"epoch {newest['epoch']} of {newest.get('epochs', '?')}"
         return f"{found.state}, {far}" + (f", {found.said}" if found.said else "")
-    return found.state + (f": {found.said}" if found.said else "")
+    words = {"evaluating": "trained, not evaluated yet"}
+    return words.get(found.state, found.state) + (f": {found.said}" if found.said else "")
 
 
 def listed(names: Sequence[str], between: str = ", ", most: int = 12) -> str:

@@ -106,8 +106,16 @@ def settings(found: Sequence[Found]) -> tuple[list[str], dict[str, str]]:
     names = [name for name in Run.model_fields if name not in {*UPKEEP, "oversubscribe"}]
     if not known:
         return [], {}
-    differing = [name for name in names if len({one[name] for one in known}) > 1]
-    same = {name: known[0][name] for name in names if name not in differing and known[0][name]}
+    # Of what a strategy alone reads, that another does not is no difference to be shown.
+    values = {
+        name: {one[name] for one in known} - ({""} if name in ASKED else set()) for name in names
+    }
+    differing = [name for name in names if len(values[name]) > 1]
+    same = {
+        name: value
+        for name in names
+        if len(values[name]) == 1 and (value := next(iter(values[name])))
+    }
     if len(known) == 1:
         return [name for name in SHOWN_OF_ONE if name in same], same
     return differing, same

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from lockstep.pipeline.fit import fit_all
 from lockstep.pipeline.report import style
-from lockstep.pipeline.report.fit import fit_all
 from lockstep.pipeline.report.page import make_page, make_table
 
 TITLES = {

@@ -1,7 +1,6 @@
 """How fast a run would be on more ranks: a prediction from what was measured, drawn as one."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -9,58 +8,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
+from lockstep.pipeline.fit import Fit, fit_all
+from lockstep.pipeline.prediction import Step, read_step, strong, weak
 from lockstep.pipeline.record import Training
 from lockstep.pipeline.report import style
 from lockstep.pipeline.report.communication import count_hosts, say_where
 from lockstep.pipeline.report.curves import spread
-from lockstep.pipeline.report.fit import Fit, fit_all
 
 # Ranks up to which a run's speed is predicted.
 MOST_RANKS = 1024
 """Ranks up to which is predicted."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a step of a run took where it ran."""
-
-    ranks: int
-    samples: int
-    """B, the global batch."""
-    shards: int
-    compute: float
-    """The seconds of a step, on the median over epochs, without communication."""
-    seconds: float
-    """All of them."""
-    gradients: int
-    """Bytes that are summed over the ranks."""
-
-
-def read_step(training: Training, history: pd.DataFrame) -> Step:
-    """Return the step of a run from its record and history.csv."""
-    run = training.configuration
-    per_epoch = training.steps / len(history)
-    compute = history["compute_seconds"] + history["input_seconds"]
-    return Step(
-        run.ranks,
-        run.batch,
-        run.shards,
-        float(compute.median()) / per_epoch,
-        float(history["seconds"].median()) / per_epoch,
-        4 * training.parameters,
-    )
-
-
-def weak(step: Step, fit: Fit, ranks: int) -> float:
-    """Return the samples per second on so many ranks, each with as many samples as it had."""
-    seconds = step.compute + fit.seconds(step.gradients, ranks)
-    return step.samples / step.ranks * ranks / seconds
-
-
-def strong(step: Step, fit: Fit, ranks: int) -> float:
-    """Return the samples per second on so many ranks that share the batch of B samples."""
-    seconds = step.compute * step.ranks / ranks + fit.seconds(step.gradients, ranks)
-    return step.samples / seconds
 
 
 def draw_scaling(

@@ -17,7 +17,7 @@ function make(tag, attributes = {}, ...inside) {
 }
 const number = (value, digits = 4) => value === null || value === undefined ? "" :
   Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(digits));
-const percent = (value, digits = 2) => value === null || value === undefined ? "" : (100 * value).toFixed(digits) + " %";
+const percent = (value, digits = 2) => value === null || value === undefined ? "" : (100 * value).toFixed(digits) + "%";
 const isShare = (name) => data.shares.includes(name.replace("validation_", ""));
 const shown = (name, value) => isShare(name) ? percent(value) : number(value);
 
@@ -138,12 +138,12 @@ function drawCurves() {
   $("curves").replaceChildren(...figures);  // all of them, before one is measured
   names.forEach((name, which) => {
     const figure = figures[which], flip = log && isShare(name), [low, high] = range(name, log), [title, part] = label(name);
-    figure.append(make("figcaption", {}, flip ? `1 − ${title.toLowerCase()}` : title, make("span", {}, ` · ${part}${log ? ", logarithmic" : ""}`)));
+    figure.append(make("figcaption", {}, flip ? `1 − ${title.toLowerCase()}` : title, make("span", {}, ` · ${part}${log ? ", logarithmic; 0 is at the bottom" : ""}`)));
     const width = Math.max(260, figure.clientWidth - 16);
     const digits = high - low < 0.02 ? 2 : high - low < 0.2 ? 1 : 0;
     const chart = frame(width, 230, `${title}, ${part}`, `By epoch, of ${ticked.size} runs; the table below has the values.`,
       { low: 1, high: Math.max(2, length), text: String, title: "epoch", whole: true },
-      { low, high, log, text: isShare(name) ? (v) => `${(100 * v).toPrecision(12) * 1 >= 1 || !log ? (100 * v).toFixed(log ? 0 : digits) : +(100 * v).toPrecision(2)} %` : (v) => number(v, 3) });
+      { low, high, log, text: isShare(name) ? (v) => `${(100 * v).toPrecision(12) * 1 >= 1 || !log ? (100 * v).toFixed(log ? 0 : digits) : +(100 * v).toPrecision(2)}%` : (v) => number(v, 3) });
     const order = data.runs.map((_, at) => at).sort((a, b) => ticked.has(a) - ticked.has(b));
     for (const at of order) {
       const curves = data.runs[at].curves, values = curves[name];
@@ -151,8 +151,8 @@ function drawCurves() {
       let path = "", pen = "M";
       values.forEach((raw, k) => {
         const value = raw === null ? null : flip ? 1 - raw : raw;
-        if (value === null || (log && value <= 0) ) { pen = "M"; return; }
-        const y = Math.min(chart.bottom + 20, Math.max(-20, chart.at.y(value)));
+        if (value === null) { pen = "M"; return; }
+        const y = log && value <= 0 ? chart.bottom : Math.min(chart.bottom, Math.max(chart.top, chart.at.y(value)));
         path += `${pen}${chart.at.x(curves.epoch[k]).toFixed(1)} ${y.toFixed(1)}`; pen = "L";
       });
       if (!path) continue;
@@ -188,7 +188,7 @@ function choose(epoch) {
     const key = make("svg", { class: "key", viewBox: "0 0 22 8", "aria-hidden": "true" }, make("path", { d: "M0 4H22", class: "curve", "stroke-dasharray": dash(at) }));
     key.firstChild.style.stroke = colour(at);
     const reached = run.curves.epoch[k];
-    return [make("tr", {}, make("th", { scope: "row" }, key, run.name), make("td", { class: "number" }, String(reached)),
+    return [make("tr", {}, make("th", { scope: "row", class: run.name.length > 26 ? "long" : "" }, key, run.name), make("td", { class: "number" }, String(reached)),
       ...names.map((name) => make("td", { class: "number" }, shown(name, run.curves[name]?.[k]))))];
   });
   $("values").tHead.replaceChildren(make("tr", {}, make("th", { scope: "col" }, "run"), make("th", { scope: "col", class: "number" }, "epoch"),
@@ -223,7 +223,8 @@ function drawTraffic() {
   const highest = Math.max(...runs.map((run) => run.rate[2])), most = Math.max(...runs.map((run) => run.sent)) / 1e6 || 1;
   const chart = frame(width, 280, "Speed against traffic", `${runs.length} runs; the table of runs has the numbers.`,
     { low: 0, high: most * 1.05, text: (v) => number(v, 3), title: "MB sent" }, { low: 0, high: highest * 1.05, text: (v) => number(v, 3) });
-  const taken = [];
+  // Names keep off the points, and off each other.
+  const taken = runs.map((run) => [chart.at.x(run.sent / 1e6) - 5, chart.at.y(run.rate[0]) - 5, 10, 10]);
   for (const run of runs) {
     const x = chart.at.x(run.sent / 1e6), [y, low, high] = run.rate.map(chart.at.y), on = ticked.has(run.at);
     const group = make("g", {}, make("title", {}, `${run.name}: ${number(run.rate[0])} ${data.unit}/s, ${number(run.sent / 1e6)} MB`),
@@ -255,7 +256,7 @@ function drawErrors() {
     into.replaceChildren(make("p", { class: "hint" }, "Nothing is recorded of single samples."));
     return;
   }
-  const which = make("p", { class: "hint" }, `${name}, ${model}: ${data.models[name][model]}.`);
+  const which = make("p", { class: "hint" }, `${name}, ${model} model (${data.models[name][model]}):`);
   if (found.largest) {
     into.replaceChildren(which, table(`The ${found.largest.length} largest errors`, ["sample", "output", "target", "predicted", "error"],
       found.largest.map((row) => make("tr", {}, ...row.map((v, k) => make("td", { class: "number" }, k < 2 ? String(v) : number(v)))))));
