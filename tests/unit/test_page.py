@@ -6,8 +6,10 @@ import time
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from lockstep.pipeline import page
 from lockstep.pipeline.cli import main
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.page import as_script, write_page
@@ -57,15 +59,15 @@ def test_runs_that_are_done_are_shown_in_full(tmp_path, data):
     for number, name in enumerate(["one", "two", "other"]):
         write_run(results / name, data, Run(ranks=number % 2 + 1), model=number // 2)
     assert write_page(results, ["one", "two", "other"])
-    page, tags, values = read(results)
-    text = " ".join(" ".join(tags.text).split())
-    assert "3 runs gave 2 different models" in text
-    assert "A: one = two" in text
-    assert "97.00%" in text
-    assert "93.61 to 98.62%" in text.replace("\N{EN DASH}", " to ")  # Wilson's, of 194 of 200
-    assert "lockstep launch -n 2 reproduce" in text
-    assert "0123456789" not in text
-    assert "commit 012345678" in text
+    text, tags, values = read(results)
+    said = " ".join(" ".join(tags.text).split())
+    assert "3 runs gave 2 different models" in said
+    assert "A: one = two" in said
+    assert "97.00%" in said
+    assert "93.61 to 98.62%" in said.replace("\N{EN DASH}", " to ")  # Wilson's, of 194 of 200
+    assert "lockstep launch -n 2 reproduce" in said
+    assert "0123456789" not in said
+    assert "commit 012345678" in said
     assert [run["name"] for run in values["runs"]] == ["one", "two", "other"]
     assert values["runs"][0]["curves"]["epoch"][-1] == 30
     assert sum(map(sum, values["errors"]["one"]["last"]["matrix"])) == 200
@@ -75,7 +77,7 @@ def test_runs_that_are_done_are_shown_in_full(tmp_path, data):
     for sample, *_ in values["errors"]["one"]["last"]["mistakes"]:
         assert values["pictures"][str(sample)].startswith("data:image/png;base64,")
     assert not values["refresh"]
-    assert "http-equiv" not in page
+    assert "http-equiv" not in text
 
 
 def test_what_is_not_there_any_more_is_no_picture(tmp_path, data):
@@ -90,13 +92,13 @@ def test_what_is_not_there_any_more_is_no_picture(tmp_path, data):
 def test_a_page_asks_for_nothing_from_elsewhere(tmp_path, data):
     write_run(tmp_path / "results/one", data)
     write_page(tmp_path / "results")
-    page, tags, _ = read(tmp_path / "results")
+    text, tags, _ = read(tmp_path / "results")
     for _, attributes in tags.found:
         for name in ("src", "href", "action"):
             address = attributes.get(name) or ""
             assert not re.match(r"(\w+:)?//", address), address
-    assert "@import" not in page
-    assert not re.search(r"url\(", page)
+    assert "@import" not in text
+    assert not re.search(r"url\(", text)
 
 
 HOSTILE = [
@@ -115,11 +117,11 @@ def test_names_are_never_markup(tmp_path):
         write_run(tmp_path / "results" / name, data, model=number, wrong=40)
     write_progress(tmp_path / "results" / "<i>slow", time.time())
     write_page(tmp_path / "results")
-    page, tags, values = read(tmp_path / "results")
+    text, tags, values = read(tmp_path / "results")
     assert len(tags.of("script")) == 2
     assert tags.of("img") == tags.of("b")[8:] == tags.of("i") == []
     assert not any(name.startswith("on") for _, attributes in tags.found for name in attributes)
-    assert "49" not in re.findall(r"<th scope=\"row\"[^>]*>([^<]*)", page)
+    assert "49" not in re.findall(r"<th scope=\"row\"[^>]*>([^<]*)", text)
     assert sorted(run["name"] for run in values["runs"]) == sorted([*names, "<i>slow"])
     assert values["classes"] == classes
 
@@ -137,17 +139,41 @@ def test_runs_that_go_on_are_shown_as_far_as_they_are(tmp_path, data):
     write_progress(results / "silent", now - 1000)
     write_progress(results / "halted", now, state="stopped")
     assert not write_page(results, ["done", "going", "silent", "halted", "later"], live=True)
-    page, tags, values = read(results)
+    text, tags, values = read(results)
     states = {one.name: one.state for one in collect(results, ["going", "silent", "halted"], now)}
     assert states == {"going": "training", "silent": "stopped", "halted": "stopped"}
-    text = " ".join(" ".join(tags.text).split())
+    shown = " ".join(" ".join(tags.text).split())
     for said in ("epoch 3 of 9", "no news for 17 min", "waiting", "7 s"):
-        assert said in text
+        assert said in shown
     assert values["refresh"] == 10
     assert values["runs"][1]["curves"]["loss"] == pytest.approx([1, 0.5, 0.33333], rel=1e-4)
-    assert 'http-equiv="refresh"' in page
+    assert 'http-equiv="refresh"' in text
     assert write_page(results, ["done"], live=True)  # all is there: it does not come again
     assert not read(results)[2]["refresh"]
+
+
+def test_a_page_is_written_while_runs_go_on_and_for_the_last_time_without_haste(
+    tmp_path, data, monkeypatch
+):
+    monkeypatch.setattr(page, "EVERY", 0.05)
+    results = tmp_path / "results"
+    live = page.Live(results, ["one", "two"])
+    live.start()
+    time.sleep(0.2)
+    assert not results.exists()
+    write_progress(results / "one", time.time())
+    end = time.monotonic() + 30
+    while not (results / "index.html").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert 'http-equiv="refresh"' in (results / "index.html").read_text()
+    write_run(tmp_path / "made", data)
+    for path in (tmp_path / "made").iterdir():
+        path.rename(results / "one" / path.name)
+    live.stop()
+    text, _, values = read(results)
+    assert 'http-equiv="refresh"' not in text
+    assert list(values["errors"]) == ["one"]
+    page.Live(results, ["one"]).stop()  # it never began
 
 
 def test_progress_may_be_torn_or_lack_anything(tmp_path):
@@ -168,8 +194,8 @@ def test_a_damaged_run_says_so_and_the_others_are_shown(tmp_path, data):
     path = tmp_path / "results/bad/train.json"
     path.write_text(path.read_text().replace('"steps": 60', '"steps": 61'))
     write_page(tmp_path / "results")
-    page, _, values = read(tmp_path / "results")
-    assert "changed after it was written" in page
+    text, _, values = read(tmp_path / "results")
+    assert "changed after it was written" in text
     assert list(values["errors"]) == ["good"]
 
 
@@ -204,9 +230,9 @@ def test_a_hundred_runs_are_a_small_page_and_a_quick_one(tmp_path, data):
     began = time.monotonic()
     write_page(tmp_path / "results", names)
     assert time.monotonic() - began < 30
-    page, tags, values = read(tmp_path / "results")
+    text, tags, values = read(tmp_path / "results")
     pictures = sum(map(len, values["pictures"].values()))
-    assert len(page) - pictures < 2_000_000
+    assert len(text) - pictures < 2_000_000
     assert pictures < 1_000_000
     assert len(tags.of("tr")) > 200
     assert len(values["diff"]["pairs"]) == 99
@@ -265,15 +291,11 @@ def test_p_values_are_the_exact_ones(tmp_path, data):
     ],
 )
 def test_whether_a_loss_has_come_to_rest(losses, verdict):
-    import pandas as pd
-
     assert rest(pd.DataFrame({"loss": losses}))[0] == verdict
     assert rest(pd.DataFrame({"loss": losses[::-1], "validation_loss": losses}))[0] == verdict
 
 
 def test_a_validation_loss_that_rises_is_past_its_lowest():
-    import pandas as pd
-
     rising = [2, 1, 0.5, 0.6, 0.7, 0.8, 0.9]
     verdict, why = rest(pd.DataFrame({"loss": rising[::-1], "validation_loss": rising}))
     assert verdict == "past"

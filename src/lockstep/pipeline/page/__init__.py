@@ -54,7 +54,6 @@ def write_page(results: Path, names: Iterable[str] | None = None, live: bool = F
     if not found:
         raise UserError(f"{results}: no run is in it; take the folder that has the runs' folders")
     is_open = any(one.is_open for one in found)
-    sweep(results / NAME)
     write_text(results / NAME, make_page(results, found, now, live and is_open))
     return not is_open
 
@@ -69,6 +68,7 @@ class Live:
 
     def start(self) -> None:
         """Begin."""
+        sweep(self.results / NAME)  # nobody else writes it now
         self.thread.start()
 
     def stop(self) -> None:

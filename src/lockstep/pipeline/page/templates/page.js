@@ -231,14 +231,15 @@ function drawTraffic() {
       make("line", { x1: x, x2: x, y1: low, y2: high, "stroke-width": 1.5 }), make("circle", { cx: x, cy: y, r: 4.5 }));
     group.style.stroke = on ? colour(run.at) : "var(--line)"; group.style.fill = on ? colour(run.at) : "var(--line)";
     chart.svg.append(group);
-    const long = 7 * run.name.length, end = x + 9 + long > chart.right;
-    const box = [end ? x - 9 - long : x + 9, y - 7, long, 14];
-    const free = taken.every(([a, b, w, h]) => box[0] > a + w || box[0] + box[2] < a || box[1] > b + h || box[1] + box[3] < b);
-    if (on && free && box[0] > 0) {
-      taken.push(box);
-      const text = make("text", { class: "label", x: end ? x - 9 : x + 9, y: y + 4, "text-anchor": end ? "end" : "start" }, run.name);
-      chart.svg.append(text);
-    }
+    if (!on) continue;
+    const long = 7 * run.name.length;
+    const places = [[x + 9, y], [x - 9 - long, y], [x + 9, y - 13], [x + 9, y + 13], [x - 9 - long, y - 13], [x + 9, y - 26]];
+    const place = places.map(([a, b]) => [a, b - 7, long, 14]).find((box) => box[0] > 0 && box[0] + long < width && box[1] > 0 &&
+      taken.every(([a, b, w, h]) => box[0] > a + w || box[0] + box[2] < a || box[1] > b + h || box[1] + box[3] < b));
+    if (!place) continue;  // pointed at, it says its name
+    taken.push(place);
+    const left = place[0] < x;
+    chart.svg.append(make("text", { class: "label", x: left ? place[0] + long : place[0], y: place[1] + 11, "text-anchor": left ? "end" : "start" }, run.name));
   }
   figure.append(chart.svg);
 }
