@@ -112,6 +112,19 @@ def write_numbers(folder: Path, data: Path, model: int = 0, off: float = 0.1) ->
     _write_records(folder, data, run, model, manifest, measured, tables)
 
 
+def write_words(folder: Path, data: Path, model: int = 0) -> None:
+    """Write what train and evaluate leave of a run that learns a language."""
+    folder.mkdir(parents=True)
+    loss = 3.0 / np.arange(1, 7)
+    history = pd.DataFrame({"epoch": np.arange(1, 7), "lr": 0.01, "loss": loss})
+    history = history.assign(perplexity=np.exp(loss), accuracy=0.5, sequences_per_second=9.0)
+    history.assign(seconds=1.0).to_csv(folder / "history.csv", index=False)
+    measured = {"loss": 0.5, "perplexity": float(np.exp(0.5)), "accuracy": 0.5, "correct": 9}
+    manifest = {"task": "language", "classes": [], "sha256": {}, "shape": [4]}
+    run, both = Run(epochs=6, model="gpt"), dict.fromkeys(("last", "averaged"), measured)
+    _write_records(folder, data, run, model, manifest, both, {})
+
+
 def _write_records(folder, data, run, model, manifest, measured, tables) -> None:
     zero, same = "0" * 64, {"model_sha256": f"{model:064x}", "snapshots_sha256": "cd" * 32}
     part = Segment(first_step=0, last_step=60, started="", bytes_sent=[3_000_000] * run.ranks)

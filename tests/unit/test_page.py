@@ -17,7 +17,15 @@ from lockstep.pipeline.page.answers import answers
 from lockstep.pipeline.page.collect import check_of, collect, read_checks, read_progress
 from lockstep.pipeline.page.judge import doubts, holm, interval, p_value, rest
 from lockstep.pipeline.page.series import pairs_of
-from tests.made import DIGITS, write_check, write_data, write_numbers, write_progress, write_run
+from tests.made import (
+    DIGITS,
+    write_check,
+    write_data,
+    write_numbers,
+    write_progress,
+    write_run,
+    write_words,
+)
 
 
 class Tags(HTMLParser):
@@ -220,6 +228,20 @@ def test_numbers_have_intervals_and_their_largest_errors(tmp_path):
     errors = [abs(row[4]) for row in values["errors"]["r0"]["last"]["largest"]]
     assert errors == sorted(errors, reverse=True)
     assert len(errors) == 24
+
+
+def test_of_a_language_nothing_is_said_that_is_not_known(tmp_path):
+    for model in range(2):
+        write_words(tmp_path / f"results/r{model}", tmp_path / "data", model)
+    assert write_page(tmp_path / "results")
+    text, _, values = read(tmp_path / "results")
+    (good, *_) = answers(collect(tmp_path / "results", None, 0), {})
+    assert good["said"] == "Perplexity 1.649 on the test set"
+    assert good["more"] == ["No interval and no test: nothing is recorded of single samples."]
+    assert "so there is no interval" in text
+    assert "McNemar" not in text
+    assert values["errors"] == {}
+    assert values["runs"][1]["curves"]["perplexity"][-1] == pytest.approx(np.exp(0.5), rel=1e-4)
 
 
 def test_a_hundred_runs_are_a_small_page_and_a_quick_one(tmp_path, data):

@@ -13,7 +13,15 @@ import pytest
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.page import write_page
 from tests.chromium import find, opened
-from tests.made import DIGITS, write_check, write_data, write_progress, write_run
+from tests.made import (
+    DIGITS,
+    write_check,
+    write_data,
+    write_numbers,
+    write_progress,
+    write_run,
+    write_words,
+)
 
 pytestmark = pytest.mark.skipif(find() is None, reason="there is no chromium on the PATH")
 
@@ -108,6 +116,23 @@ def test_every_section_is_seen(name, width, dark, browser, pages, pictures):
     smallest = "Math.min(...[...document.querySelectorAll('svg text')].map((one) => "
     smallest += "one.getBoundingClientRect().height))"
     assert browser.run(smallest) > 10  # pixels: on a phone it is text as well
+
+
+@pytest.mark.parametrize("write", [write_numbers, write_words])
+def test_other_tasks_have_a_page(write, browser, data, pictures):
+    results = data.parent / write.__name__
+    for model in range(3):
+        write(results / f"r{model}", data, model)
+    write_page(results)
+    browser.open(results / "index.html", 390, True)
+    browser.run(OPEN_ALL)
+    look(browser, "chooseAll")
+    assert browser.said() == []
+    assert look(browser, "contrast")[1] == look(browser, "unnamed") == []
+    assert browser.run("document.documentElement.scrollWidth") == 390
+    rows = 24 if write is write_numbers else 0
+    assert browser.run("document.querySelectorAll('#errors-of tbody tr').length") == rows
+    browser.picture(pictures / f"{write.__name__}.png")
 
 
 def test_a_table_is_sorted_by_keys_and_stays_so(browser, ten):

@@ -163,6 +163,8 @@ def _speeds(trained: Sequence[Found], checks: Mapping[str, Check]) -> dict[str, 
     else:
         few = f"not those of {len(doubted)} of {len(trained)} runs"
         said = f"{'no' if len(doubted) == len(trained) else few}: do not rank runs by them"
+    if all(why == [judge.UNSEEN] for why in doubted.values()):
+        said = "not known"
     reasons: dict[str, list[str]] = {}
     for name, why in doubted.items():
         for reason in why:

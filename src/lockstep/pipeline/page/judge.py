@@ -18,6 +18,8 @@ PAST = 1.05
 # Epochs whose middle half spreads by no more than this share of the median are steady.
 STEADY = 0.2
 
+UNSEEN = "the load is not known: nothing is there of lockstep check"
+
 Interval = tuple[float, float]
 
 
@@ -150,7 +152,7 @@ def doubts(found: Found, check: Check | None) -> list[str]:
     wanted = run.ranks * run.threads / hosts
     loaded = max(places, key=lambda place: place.load / place.cores, default=None)
     if loaded is None:
-        said.append("the load is not known: nothing is there of lockstep check")
+        said.append(UNSEEN)
     elif wanted > loaded.cores:
         said.append(f"{wanted:g} threads on {loaded.cores} cores")
     elif loaded.load + wanted > loaded.cores + 0.5:

@@ -331,6 +331,9 @@ if (data.diff.runs.length > 1) {
   if (!$("first").value) $("first").selectedIndex = 0;
   if (!$("second").value) $("second").selectedIndex = 1;
   all("#pair select").forEach((select) => select.addEventListener("change", drawDifference));
+  if (data.diff.firsts.length < data.diff.runs.length) {
+    $("pair").append(make("span", { class: "hint" }, "Of so many runs each is compared with the first; lockstep diff compares any two."));
+  }
   drawDifference();
 } else {
   $("pair").hidden = true;
@@ -350,7 +353,7 @@ function reveal() {
 }
 addEventListener("hashchange", reveal);
 reveal();
-addEventListener("beforeprint", () => all("details").forEach((one) => { one.open = true; }));
+addEventListener("beforeprint", () => all("details:not(#each)").forEach((one) => { one.open = true; }));
 let drawn = innerWidth;
 addEventListener("resize", () => { if (innerWidth !== drawn) { drawn = innerWidth; tick(); } });
 const seen = new IntersectionObserver((entries) => entries.forEach((entry) => {
