@@ -34,10 +34,11 @@ def circumstances(record: Training) -> dict[str, Any]:
     }
 
 
-def causes(first: Training, second: Training) -> list[tuple[str, str, str]]:
-    """Return what two runs were not trained from alike: what kind of thing, which, and both."""
-    found = [
-        (title, name, f"{in_words(a)} | {in_words(b)}")
+def causes(first: Training, second: Training) -> list[tuple[str, str, str, str]]:
+    """Return what two runs were not trained from alike, apart from the code: what kind of thing,
+    which, and what the first and the second have."""
+    return [
+        (title, name, in_words(a), in_words(b))
         for title, of in (
             ("configuration", lambda training: training.configuration.model_dump()),
             ("data", _data),
@@ -45,9 +46,11 @@ def causes(first: Training, second: Training) -> list[tuple[str, str, str]]:
         )
         for name, (a, b) in provenance.differences(of(first), of(second)).items()
     ]
-    if names := provenance.other_code(first.code, second.code):
-        found.append(("code", "", names))
-    return found
+
+
+def code(first: Training, second: Training) -> str:
+    """Return the names of the code that two runs were not trained with alike, or nothing."""
+    return provenance.other_code(first.code, second.code)
 
 
 def results(first: Training, second: Training) -> dict[str, bool]:

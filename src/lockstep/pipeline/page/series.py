@@ -50,10 +50,9 @@ def pairs_of(found: Sequence[Found]) -> dict[str, Any]:
                 same = differences.results(first.training, second.training)
                 pairs[f"{i} {j}"] = {
                     "causes": differences.causes(first.training, second.training),
+                    "code": differences.code(first.training, second.training),
                     "different": [name for name, equal in same.items() if not equal],
-                    "begins": ""
-                    if all(same.values())
-                    else differences.begins(results[i], results[j]),
+                    **_begins(results[i], results[j], all(same.values())),
                 }
     return {
         "runs": [[at, one.name] for at, one in trained],
@@ -61,6 +60,14 @@ def pairs_of(found: Sequence[Found]) -> dict[str, Any]:
         "pairs": pairs,
         "compared": list(differences.RESULTS),
     }
+
+
+def _begins(first: pd.DataFrame, second: pd.DataFrame, same: bool) -> dict[str, str]:
+    """Return from which epoch on two histories differ, whichever of them is named first."""
+    if same:
+        return {"begins": "", "swapped": ""}
+    both = differences.begins(first, second), differences.begins(second, first)
+    return dict(zip(("begins", "swapped"), both, strict=True))
 
 
 def speed_of(found: Found) -> dict[str, Any]:

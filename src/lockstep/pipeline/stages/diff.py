@@ -25,10 +25,12 @@ def diff(one: Path, other: Path) -> bool:
         UserError: a record is missing or damaged.
     """
     first, second = read_training(one), read_training(other)
-    causes = differences.causes(first, second)
-    for title, name, both in causes:
-        print(f"{title:15}" + ": ".join(filter(None, [name, both])))
-    if not causes:
+    causes, code = differences.causes(first, second), differences.code(first, second)
+    for title, name, a, b in causes:
+        print(f"{title:15}{name}: {a} | {b}")
+    if code:
+        print(f"{'code':15}{code}")
+    if not causes and not code:
         print("both were trained from the same, in the same way")
     same = differences.results(first, second)
     for name, equal in same.items():
