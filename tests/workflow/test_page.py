@@ -176,6 +176,15 @@ def test_a_run_that_is_ticked_off_leaves_the_curves(browser, ten):
     browser.run("sessionStorage.clear()")
 
 
+def test_runs_that_go_on_are_drawn_from_the_start(browser, pages):
+    browser.open(pages["live"], 1280, False)
+    rows = "[...document.querySelectorAll('#values tbody th')].map((one) => one.textContent)"
+    shown = browser.run(rows)
+    assert len(shown) == 8
+    assert "now" in shown
+    assert browser.run("document.querySelectorAll('progress').length") == 3
+
+
 def test_two_runs_are_compared(browser, ten):
     browser.open(ten, 1280, False)
     choose = """((a, b) => { for (const [id, name] of [["first", a], ["second", b]]) {

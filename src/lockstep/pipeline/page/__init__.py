@@ -111,7 +111,12 @@ def make_page(results: Path, found: list[Found], now: float, live: bool) -> str:
         "titles": {name: kind.title(name) for name in kind.trained},
         "shares": list(kind.shares),
         "runs": [
-            {"name": one.name, "curves": series.curves_of(one), **series.speed_of(one)}
+            {
+                "name": one.name,
+                "open": one.is_open,
+                "curves": series.curves_of(one),
+                **series.speed_of(one),
+            }
             for one in found
         ],
         "classes": trained[0].training.classes if trained and trained[0].training else [],

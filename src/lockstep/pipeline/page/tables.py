@@ -17,7 +17,6 @@ from lockstep.pipeline.page.facts import (
     letters,
     megabytes,
     same_models,
-    state_of,
     title_of,
     value_of,
 )
@@ -72,12 +71,10 @@ def table_of(
             if memory
             else []
         ),
-        *([_column("state", "state")] if any(one.state != "done" for one in found) else []),
     ]
     rows = []
     for number, one in enumerate(found):
         cells = {"run": {"text": one.name, "sort": number, "link": bool(one.training)}}
-        cells["state"] = {"text": state_of(one), "sort": one.state, "mood": one.state}
         if one.training:
             letter = named[one.training.model_sha256]
             cells["bits"] = chip_of(letter, models)

@@ -40,7 +40,8 @@ function frame(width, height, title, about, x, y) {
 }
 
 // ---- Learning: the curves of the runs that are ticked, the others pale behind them.
-const ticked = new Set(state.ticked || data.runs.map((_, at) => at).slice(0, data.runs.length > 12 ? 6 : 12));
+const first = data.runs.length > 12 ? 6 : 12;
+const ticked = new Set(state.ticked || data.runs.map((_, at) => at).filter((at) => at < first || data.runs[at].open));
 const length = Math.max(1, ...data.runs.map((run) => run.curves.epoch.at(-1) || 0));
 const names = ["loss", "validation_loss", data.main, `validation_${data.main}`]
   .filter((name, at, every) => every.indexOf(name) === at && data.runs.some((run) => run.curves[name]));
