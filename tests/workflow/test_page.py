@@ -178,6 +178,8 @@ def test_a_run_that_is_ticked_off_leaves_the_curves(browser, ten):
 
 def test_runs_that_go_on_are_drawn_from_the_start(browser, pages):
     browser.open(pages["live"], 1280, False)
+    browser.run("sessionStorage.clear()")
+    browser.open(pages["live"], 1280, False)
     rows = "[...document.querySelectorAll('#values tbody th')].map((one) => one.textContent)"
     shown = browser.run(rows)
     assert len(shown) == 8

@@ -1,11 +1,16 @@
 """How fast a run would be on more ranks: what a step took, and one sum by the model of `fit`."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from lockstep.pipeline.fit import Fit
 from lockstep.pipeline.record import Training
+
+if TYPE_CHECKING:  # it loads SciPy
+    from lockstep.pipeline.fit import Fit
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,23 @@
 """Speeds on more ranks, predicted from `check`; left out where that misses the run itself."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pandas as pd
 
 from lockstep.files import DAMAGE
 from lockstep.pipeline import launch
-from lockstep.pipeline.fit import Fit, fit_all
 from lockstep.pipeline.page import judge
 from lockstep.pipeline.page.collect import Found
 from lockstep.pipeline.prediction import read_step, weak
 from lockstep.strategies import catalogue
+
+if TYPE_CHECKING:
+    from lockstep.pipeline.fit import Fit
 
 # A prediction that is farther off than this share, on the ranks that a run had, is left out.
 NEAR = 0.25
@@ -58,6 +62,8 @@ def _fit(results: Path, found: Found) -> Fit | None:
     run = found.training.configuration
     if run.ranks == 1 or not catalogue.of(run).one_sum:
         return None
+    from lockstep.pipeline.fit import fit_all  # it loads SciPy, and Snakemake loads this often
+
     try:
         table = pd.read_csv(results / "check" / f"{launch.world(run)}.csv")
         which = (table["operation"] == "all_reduce") & (table["backend"] == found.training.backend)
