@@ -192,11 +192,12 @@ def commands(tmp_path, write_part, write_records):
         "download": ["--output", "raw"],
         "partition": ["--data", "data", "--output", "shards"],
         "summarize": ["run", "--output", "summary.csv"],
+        "page": ["."],
     }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["download", "partition", "summarize"])
+@pytest.mark.parametrize("stage", ["download", "partition", "summarize", "page"])
 def test_stages_without_a_model_do_not_load_torch(commands, tmp_path, stage):
     program = (
         "import sys; from lockstep.pipeline.cli import main; main(sys.argv[1:]); "
