@@ -209,6 +209,15 @@ def test_a_damaged_run_says_so_and_the_others_are_shown(tmp_path, data):
     assert list(values["errors"]) == ["good"]
 
 
+def test_another_table_is_said_to_be_one(tmp_path, write_records):
+    (tmp_path / "results").mkdir()
+    write_records(tmp_path / "results/odd", Run())
+    assert write_page(tmp_path / "results")
+    assert (
+        "predictions.csv: no column sample; run `evaluate` again" in read(tmp_path / "results")[0]
+    )
+
+
 def test_no_run_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["page", str(tmp_path)])

@@ -179,34 +179,35 @@ def _read_trained(folder: Path, newest: dict[str, Any]) -> Found:
     metrics = read_metrics(folder, training)
     predictions = None
     if "predictions" in found.kind.tables:
-        predictions = _read_predictions(folder / "predictions.csv")
+        predictions = _read_predictions(folder / "predictions.csv", found.kind)
     return Found(
         *(folder.name, folder, "done", "", training, metrics, found.history, newest, predictions)
     )
 
 
-def _read_predictions(path: Path) -> pd.DataFrame:
-    """Return what the models made of each sample, and how sure the last one was of its class."""
+def _read_predictions(path: Path, kind: Kind) -> pd.DataFrame:
+    """Return what the models made of each sample, and how sure the last one was of its class.
+
+    Raises:
+        UserError: it is another table.
+    """
     # Classes have names, and "NA" or "01" is one as well.
-    names = dict.fromkeys(("label", *MODELS), str) if _has(path, "label") else {}
-    wanted = ("sample", "file", "label", "output", "target", *MODELS)
+    names = dict.fromkeys(("label", *MODELS), str) if kind.classes else {}
+    needed = ["sample", *(["label"] if kind.classes else ["output", "target"]), *MODELS]
     table = pd.read_csv(
         path,
         dtype=names,
         keep_default_na=not names,
-        usecols=lambda name: name in wanted or name.startswith("p_"),
+        usecols=lambda name: name in (*needed, "file") or name.startswith("p_"),
     )
-    if names and all(f"p_{name}" in table for name in set(table["last"])):
+    if missing := [name for name in needed if name not in table]:
+        raise UserError(f"{path}: no column {missing[0]}; run `evaluate` again")
+    if kind.classes and all(f"p_{name}" in table for name in set(table["last"])):
         sure = np.empty(len(table))
         for name, rows in table.groupby("last").indices.items():
             sure[rows] = table[f"p_{name}"].to_numpy()[rows]
         table = table.assign(sure=sure)
     return table[[name for name in table if not str(name).startswith("p_")]]
-
-
-def _has(path: Path, column: str) -> bool:
-    with path.open(encoding="utf-8") as file:
-        return column in file.readline().rstrip("\n").split(",")
 
 
 def read_progress(path: Path) -> list[dict[str, Any]]:
