@@ -167,6 +167,7 @@ def _write_records(folder, data, run, model, manifest, measured, tables) -> None
         images_per_second=2000.0,
         seconds=float(run.epochs),
         bytes_sent=part.bytes_sent,
+        peak_memory=400_000_000,
         checkpoint_pauses={},
         started="2026-01-02T03:04:05+00:00",
         segments=[part],

@@ -180,20 +180,21 @@ def read(folder: Path) -> Told:
     A last line that is cut short is left away: it will be whole a moment later.
     """
     try:
-        text = (folder / NAME).read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = (folder / NAME).read_text("utf-8", errors="replace")
+    except OSError:
         return Told()
     now: dict[str, Any] = {}
     epochs: dict[int, dict[str, Any]] = {}
     for line in text.splitlines():
         try:
             told = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if not isinstance(told, dict):
             continue
-        if told.get("event") == "epoch" and isinstance(told.get("epoch"), int):
-            epochs[told["epoch"]] = told
+        if told.get("event") == "epoch":
+            if isinstance(told.get("epoch"), int):
+                epochs[told["epoch"]] = told
         else:
             now = told
     return Told(now, [epochs[epoch] for epoch in sorted(epochs)])

@@ -139,6 +139,7 @@ def write_records():
             images_per_second=9.6,
             seconds=2.0,
             bytes_sent=[3, 4],
+            peak_memory=5_000_000,
             checkpoint_pauses={},
             started="",
             segments=[part],

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lockstep import progress
 from lockstep.pipeline import page
 from lockstep.pipeline.cli import main
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.page import as_script, write_page
 from lockstep.pipeline.page.answers import answers
-from lockstep.pipeline.page.collect import check_of, collect, read_checks, read_progress
+from lockstep.pipeline.page.collect import check_of, collect, read_checks
 from lockstep.pipeline.page.judge import doubts, holm, interval, p_value, rest
 from lockstep.pipeline.page.series import pairs_of
 from tests.made import (
@@ -150,10 +151,10 @@ def test_runs_that_go_on_are_shown_as_far_as_they_are(tmp_path, data):
     write_progress(results / "halted", now, state="stopped")
     assert not write_page(results, ["done", "going", "silent", "halted", "later"], live=True)
     text, tags, values = read(results)
-    states = {one.name: one.state for one in collect(results, ["going", "silent", "halted"], now)}
+    states = {one.name: one.state for one in collect(results, ["going", "silent", "halted"])}
     assert states == {"going": "training", "silent": "stopped", "halted": "stopped"}
     shown = " ".join(" ".join(tags.text).split())
-    for said in ("epoch 3 of 9", "no news for 17 min", "waiting", "7 s"):
+    for said in ("epoch 3 of 9", "no longer running", "waiting", "7 s"):
         assert said in shown
     assert values["refresh"] == 10
     assert values["runs"][1]["curves"]["loss"] == pytest.approx([1, 0.5, 0.33333], rel=1e-4)
@@ -189,13 +190,13 @@ def test_a_page_is_written_while_runs_go_on_and_for_the_last_time_without_haste(
 def test_progress_may_be_torn_or_lack_anything(tmp_path):
     path = tmp_path / "progress.jsonl"
     path.write_bytes(b'{"loss": NaN, "epoch": 1, "event": "epoch"}\n[]\n\n\xff\n{"state": "trai')
-    (only,) = read_progress(path)
+    (only,) = progress.read(tmp_path).epochs
     assert only["epoch"] == 1
     for line in ("{}", '{"epoch": "x", "event": "epoch", "loss": [1]}', '{"steps": 0, "step": 1}'):
         (tmp_path / "results/odd").mkdir(parents=True, exist_ok=True)
         (tmp_path / "results/odd/progress.jsonl").write_text(line + "\n")
         assert not write_page(tmp_path / "results", live=True)
-    assert read_progress(tmp_path / "none") == []
+    assert progress.read(tmp_path / "none").now == {}
 
 
 def test_a_damaged_run_says_so_and_the_others_are_shown(tmp_path, data):
@@ -236,7 +237,7 @@ def test_numbers_have_intervals_and_their_largest_errors(tmp_path):
     for model, off in enumerate((0.1, 0.1, 2.0)):
         write_numbers(tmp_path / f"results/r{model}", tmp_path / "data", model, off)
     assert write_page(tmp_path / "results")
-    found = collect(tmp_path / "results", None, 0)
+    found = collect(tmp_path / "results", None)
     low, high = interval(found[0], "last")
     assert low < found[0].metrics.last.rmse < high
     (good,) = [one for one in answers(found, {}) if one["question"] == "How good?"]
@@ -253,7 +254,7 @@ def test_of_a_language_nothing_is_said_that_is_not_known(tmp_path):
         write_words(tmp_path / f"results/r{model}", tmp_path / "data", model)
     assert write_page(tmp_path / "results")
     text, _, values = read(tmp_path / "results")
-    (good, *_) = answers(collect(tmp_path / "results", None, 0), {})
+    (good, *_) = answers(collect(tmp_path / "results", None), {})
     assert good["said"] == "Perplexity 1.649 on the test set"
     assert good["more"] == ["No interval and no test: nothing is recorded of single samples."]
     assert "so there is no interval" in text
@@ -283,7 +284,7 @@ def test_pairs_are_what_diff_says(tmp_path, data, capsys):
     write_run(results / "a", data, Run(lr=0.5))
     write_run(results / "b", data, Run(lr=0.25, ranks=2), model=1)
     assert write_page(results)
-    pair = pairs_of(collect(results, None, 0))["pairs"]["0 1"]
+    pair = pairs_of(collect(results, None))["pairs"]["0 1"]
     with pytest.raises(SystemExit):
         main(["diff", str(results / "a"), str(results / "b")])
     said = capsys.readouterr().out
@@ -300,9 +301,9 @@ def test_ties_are_ties(tmp_path, data):
     results = tmp_path / "results"
     for number, wrong in enumerate((6, 7, 60)):
         write_run(results / f"r{number}", data, model=number, wrong=wrong)
-    found = collect(results, ["r0", "r1"], 0)
+    found = collect(results, ["r0", "r1"])
     assert answers(found, {})[0]["said"].startswith("A tie")
-    (good, *_) = answers(collect(results, ["r0", "r1", "r2"], 0), {})
+    (good, *_) = answers(collect(results, ["r0", "r1", "r2"]), {})
     assert good["said"].startswith("Not all alike")
     assert good["more"][0].startswith("Shown to be worse than r0: r2 (McNemar's")
     assert "Tied with it: r1." in good["more"]
@@ -310,7 +311,7 @@ def test_ties_are_ties(tmp_path, data):
 
 def test_p_values_are_the_exact_ones(tmp_path, data):
     write_run(tmp_path / "results/a", data)
-    kind = collect(tmp_path / "results", None, 0)[0].kind
+    kind = collect(tmp_path / "results", None)[0].kind
     first, second = np.zeros(20), np.zeros(20)
     first[:5] = 1
     assert p_value(first, second, kind) == pytest.approx(2 * 0.5**5)
@@ -345,7 +346,7 @@ def test_a_validation_loss_that_rises_is_past_its_lowest():
 def test_a_speed_is_doubted_where_cores_were_too_few_or_busy(tmp_path, data):
     results, run = tmp_path / "results", Run(ranks=2)
     write_run(results / "a", data, run)
-    (found,) = collect(results, None, 0)
+    (found,) = collect(results, None)
 
     def doubted(load, cores):
         write_check(results, run, load, cores)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lockstep import progress
-from lockstep.pipeline.live import Lines, look, rows
+from lockstep.pipeline.live import rows
+from lockstep.pipeline.seen import Lines, look
 from lockstep.progress import NAME, Teller, duration, measured, read, words
 
 ROW = {"epoch": 1, "lr": 0.1, "loss": 0.5, "accuracy": 0.75, "validation_loss": 0.25}
@@ -100,7 +101,7 @@ def test_a_training_is_seen_as_what_it_is(teller, tmp_path, monkeypatch):
     assert look("a", tmp_path).state == "starting"
     teller.tell(3, [])
     assert look("a", tmp_path).state == "training"
-    monkeypatch.setattr("lockstep.pipeline.live.SILENCE", -1.0)
+    monkeypatch.setattr("lockstep.pipeline.seen.SILENCE", -1.0)
     assert look("a", tmp_path).state == "ended"
     (tmp_path / "checkpoints").mkdir()
     with (tmp_path / "checkpoints/lock").open("a") as lock:

@@ -56,7 +56,7 @@ def of_seeds(**more):
     for name in CLASSIFICATION.compared:
         columns |= {f"{name}_last": accuracy, f"{name}_averaged": accuracy}
     columns |= {"majority": 0.5, "loss": 0.1, "images_per_second": 9, "seconds": 1.0}
-    columns |= {"peak_memory": "", "bytes_sent": 7, "model_sha256": [f"{i}" * 64 for i in range(7)]}
+    columns |= {"peak_memory": 9, "bytes_sent": 7, "model_sha256": [f"{i}" * 64 for i in range(7)]}
     return pd.DataFrame(columns | more)
 
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lockstep.pipeline.seen import Lines, Seen, look
 from lockstep.progress import duration
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from lockstep.pipeline.live import Lines, Seen
 
 # Seconds between two looks at what trainings have told.
 EVERY = 1.0
@@ -52,7 +52,7 @@ class Overview:
         self._jobs: dict[int, Job] = {}
         self._runs: dict[str, Path] = {}
         self._failed: dict[int, Job] = {}
-        self._lines: Lines | None = None
+        self._lines = Lines()
         self._lock = threading.RLock()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -141,17 +141,12 @@ class Overview:
 
     def _say_epochs(self) -> None:
         """Print a line for each epoch that is over since this was called last."""
-        from lockstep.pipeline.live import Lines
-
         with self._lock:
-            self._lines = self._lines or Lines()
             for one in self._look():
                 for line in self._lines.new(one):
                     self.print(line)
 
-    def _look(self) -> list["Seen"]:
-        from lockstep.pipeline.live import look
-
+    def _look(self) -> list[Seen]:
         with self._lock:
             runs = dict(self._runs)
             failed = {job.name for job in self._failed.values() if job.stage == "train"}

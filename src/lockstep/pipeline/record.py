@@ -125,11 +125,11 @@ class Training(Origin):
     snapshots: dict[str, Sha256]
     steps: Annotated[Count, Field(gt=0)]
     images_per_second: Amount
-    """Samples per second, whatever the task's are."""
+    """Samples per second in the median epoch, whatever the task's are."""
     seconds: Amount
     bytes_sent: list[Count]
-    peak_memory: Count | None = None
-    """Bytes that the rank with most of them had at most; none in a record of before it was kept."""
+    peak_memory: Count
+    """Bytes that the rank with most of them had at most."""
     checkpoint_pauses: dict[str, Amount]
     started: str
     segments: list[Segment]

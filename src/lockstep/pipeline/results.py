@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 import torch
@@ -12,6 +13,7 @@ from lockstep.checkpoint.state import Progress
 from lockstep.files import atomic, sha256, sweep
 from lockstep.optimizer import State
 from lockstep.pipeline.history import VALIDATION, without_times
+from lockstep.pipeline.kinds import TASKS
 from lockstep.pipeline.model_file import metadata
 from lockstep.pipeline.record import Best, Origin, Segment, Training, write_training
 from lockstep.pipeline.tasks.validation import best_of
@@ -71,13 +73,10 @@ def write_results(
         snapshots_sha256=state.digest(snapshots),
         snapshots=snapshots,
         steps=progress.step,
-        images_per_second=progress.step * origin.configuration.batch / seconds,
+        images_per_second=median(row[TASKS[origin.task].rate] for row in progress.history),
         seconds=seconds,
         bytes_sent=_by_rank([part["bytes_sent"] for part in progress.segments]),
-        peak_memory=max(
-            (most for part in progress.segments for most in part.get("peak_memory", [0])), default=0
-        )
-        or None,
+        peak_memory=max(most for part in progress.segments for most in part["peak_memory"]),
         checkpoint_pauses=pauses,
         started=progress.segments[0]["started"],
         segments=[Segment(**part) for part in progress.segments],

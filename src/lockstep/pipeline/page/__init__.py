@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from lockstep import __version__
+from lockstep import __version__, progress
 from lockstep.errors import UserError, first_line, say
 from lockstep.files import json_sha256, sha256, sweep, write_text
 from lockstep.pipeline.page import (
@@ -50,7 +50,7 @@ def write_page(results: Path, names: Iterable[str] | None = None, live: bool = F
         UserError: there is no run in it.
     """
     now = time.time()
-    found = collect.collect(results, names, now)
+    found = collect.collect(results, names)
     if not found:
         raise UserError(f"{results}: no run is in it; take the folder that has the runs' folders")
     is_open = any(one.is_open for one in found)
@@ -83,7 +83,7 @@ class Live:
             self._write(live=True)
 
     def _write(self, live: bool) -> None:
-        if not any(self.results.glob(f"*/{collect.PROGRESS}")):
+        if not any(self.results.glob(f"*/{progress.NAME}")):
             return
         try:
             write_page(self.results, self.names, live)
@@ -146,7 +146,7 @@ def make_page(results: Path, found: list[Found], now: float, live: bool) -> str:
         answers=answers.answers(found, checks),
         models=facts.same_models(found),
         chip_of=tables.chip_of,
-        table=tables.table_of(found, checks, machine.memory_of(results, found)),
+        table=tables.table_of(found, checks),
         seeds=tables.seeds_of(results),
         parts=tables.parts_of(found),
         predictions=scaling.predictions_of(results, found),

@@ -3,8 +3,7 @@
 Nothing here fails for what one run's files hold: such a run says what is wrong with it.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from lockstep import progress
 from lockstep.errors import UserError, first_line
 from lockstep.files import DAMAGE, check_sha256, read_json
 from lockstep.pipeline import launch
@@ -28,10 +28,10 @@ from lockstep.pipeline.record import (
     read_metrics,
     read_training,
 )
+from lockstep.pipeline.seen import look
 
-# Seconds without a line of progress after which nobody waits for the next one.
-SILENCE = 120.0
-PROGRESS = "progress.jsonl"
+# What the page calls a run's state. One that is done has its record still to be written.
+STATES = {"starting": "waiting", "training": "training", "done": "evaluating"}
 
 
 class Core(Described):
@@ -67,8 +67,8 @@ class Found:
     state: str
     """done, evaluating, training, stopped, waiting or damaged."""
     said: str = ""
-    """What is wrong, of a run that is damaged; for how long there was no news, of one that is
-    silent."""
+    """What is wrong, of a run that is damaged; that nobody trains it, of one that has not stopped
+    by itself."""
     training: Training | None = None
     metrics: Metrics | None = None
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -96,21 +96,22 @@ class Found:
         return without_times(self.history, self.kind.name)
 
 
-def collect(results: Path, names: Iterable[str] | None, now: float) -> list[Found]:
+def collect(results: Path, names: Iterable[str] | None) -> list[Found]:
     """Read the runs in `results`.
 
     Args:
         results: the folder with the runs' folders.
         names: the runs, in their order; None takes those that are there, in the table's order.
-        now: the time, in Unix seconds.
     """
-    return [_read(results / name, now) for name in names or names_in(results)]
+    return [_read(results / name) for name in names or names_in(results)]
 
 
 def names_in(results: Path) -> list[str]:
     """Return the runs that are in a folder: first those of its table, in the order of that."""
     there = {
-        path.parent.name for file in ("train.json", PROGRESS) for path in results.glob(f"*/{file}")
+        path.parent.name
+        for file in ("train.json", progress.NAME)
+        for path in results.glob(f"*/{file}")
     }
     try:
         with (results / "summary.csv").open(newline="", encoding="utf-8") as file:
@@ -137,36 +138,23 @@ def check_of(found: Found, checks: Mapping[str, Check]) -> Check | None:
     return checks.get(launch.world(found.training.configuration)) if found.training else None
 
 
-def _read(folder: Path, now: float) -> Found:
-    lines = read_progress(folder / PROGRESS)
-    newest = lines[-1] if lines else {}
+def _read(folder: Path) -> Found:
+    seen = look(folder.name, folder)
+    newest = seen.told.now
     if (folder / "train.json").exists():
         try:
             return _read_trained(folder, newest)
         except (UserError, *DAMAGE) as error:
             said = str(error) if isinstance(error, UserError) else first_line(error)
             return Found(folder.name, folder, "damaged", said)
-    if not lines:
-        return Found(folder.name, folder, "waiting")
-    history = _epochs(lines)
-    silent = now - _number(newest.get("time"), now)
-    state, said = str(newest.get("state", "training")), ""
-    if state not in ("training", "stopped"):
-        state = "evaluating"  # done, and its record is being written
-    if state != "stopped" and silent > SILENCE:
-        state, said = "stopped", f"no news for {silent / 60:,.0f} min"
-    return Found(folder.name, folder, state, said, history=history, newest=newest)
-
-
-def _epochs(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return the lines that are one an epoch, of each epoch the last, as history.csv has them."""
+    state = STATES.get(seen.state, "stopped")
+    said = "no longer running" if seen.state == "ended" else ""
     rows = [
-        {name: value for name, value in line.items() if isinstance(value, int | float)}
-        for line in lines
-        if line.get("event") == "epoch" and isinstance(line.get("epoch"), int)
+        {name: value for name, value in row.items() if isinstance(value, int | float)}
+        for row in seen.told.epochs
     ]
-    of_epoch = {row["epoch"]: row for row in rows}
-    return pd.DataFrame([of_epoch[epoch] for epoch in sorted(of_epoch)])
+    history = pd.DataFrame(rows)
+    return Found(folder.name, folder, state, said, history=history, newest=newest)
 
 
 def _read_trained(folder: Path, newest: dict[str, Any]) -> Found:
@@ -208,24 +196,3 @@ def _read_predictions(path: Path, kind: Kind) -> pd.DataFrame:
             sure[rows] = table[f"p_{name}"].to_numpy()[rows]
         table = table.assign(sure=sure)
     return table[[name for name in table if not str(name).startswith("p_")]]
-
-
-def read_progress(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's progress that are whole: the last one may be half written."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    found = []
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
-
-
-def _number(value: Any, default: float) -> float:
-    return float(value) if isinstance(value, int | float) else default

@@ -3,18 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 
+from lockstep.pipeline import groups
 from lockstep.pipeline.page.collect import Found
 
 
 def letters(found: Sequence[Found]) -> dict[str, str]:
-    """Return a letter for each model: A to Z, then AA, as the columns of a spreadsheet."""
-    named: dict[str, str] = {}
-    for one in found:
-        if one.training and one.training.model_sha256 not in named:
-            number = len(named)
-            first = "" if number < 26 else chr(ord("A") + number // 26 - 1)
-            named[one.training.model_sha256] = first + chr(ord("A") + number % 26)
-    return named
+    """Return a letter for each model, by its hash, as the table of runs has it."""
+    return groups.letters(one.training.model_sha256 for one in found if one.training)
 
 
 def same_models(found: Sequence[Found]) -> dict[str, list[str]]:

@@ -6,10 +6,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import pandas as pd
-
-from lockstep.errors import UserError
-from lockstep.files import DAMAGE, read_json
 from lockstep.pipeline import differences
 from lockstep.pipeline.kinds import MODELS
 from lockstep.pipeline.page.collect import Check, Found
@@ -96,20 +92,3 @@ def reproduce(found: Found) -> str:
     ranks = len(found.training.ranks)
     start = f"lockstep launch -n {ranks} " if ranks > 1 else "lockstep "
     return f"{start}reproduce {shlex.quote(str(found.folder))}"
-
-
-def memory_of(results: Path, found: Sequence[Found]) -> dict[str, float]:
-    """Return the peak memory of each training (MiB), as Snakemake's benchmarks have it."""
-    try:
-        config = read_json(results / "config.json", "a configuration", "run again")
-        folder = Path(str(config["pathvars"]["benchmarks"]))
-    except (UserError, LookupError, TypeError):
-        return {}
-    of = {}
-    for one in found:
-        try:
-            table = pd.read_csv(folder / "train" / f"{one.name}.tsv", sep="\t")
-            of[one.name] = float(table["max_rss"].max())
-        except DAMAGE:
-            continue
-    return {name: value for name, value in of.items() if value > 0}

@@ -30,11 +30,7 @@ ASKED = {name for one in catalogue.ALL for name in one.settings}
 SHOWN_OF_ONE = ("model", "strategy", "ranks")
 
 
-def table_of(
-    found: Sequence[Found],
-    checks: Mapping[str, Check],
-    memory: Mapping[str, float],
-) -> dict[str, Any]:
+def table_of(found: Sequence[Found], checks: Mapping[str, Check]) -> dict[str, Any]:
     """Return the table of runs: its columns, and a row for each run."""
     kind = next((one.kind for one in found if one.training), found[0].kind)
     varied, same = settings(found)
@@ -66,11 +62,7 @@ def table_of(
         _column("seconds", "seconds", "Of training, without checks and evaluation.", True),
         _column("cores", "core·s", "Seconds x ranks x threads.", True),
         _column("sent", "MB sent", "By all ranks in training; 1 MB is 10⁶ bytes.", True),
-        *(
-            [_column("memory", "peak MB", "Of all ranks together, of memory.", True)]
-            if memory
-            else []
-        ),
+        _column("memory", "peak MB", "Of the rank with most memory.", True),
     ]
     rows = []
     for number, one in enumerate(found):
@@ -80,7 +72,7 @@ def table_of(
             cells["bits"] = chip_of(letter, models)
             own = _settings(one)
             cells |= {name: _setting(own[name]) for name in varied}
-            cells |= _costs(one, check_of(one, checks), memory)
+            cells |= _costs(one, check_of(one, checks))
         if one.metrics:
             for model in MODELS:
                 cells[f"{kind.main}_{model}"] = _quality(
@@ -163,12 +155,14 @@ def _quality(
     return cell
 
 
-def _costs(found: Found, check: Check | None, memory: Mapping[str, float]) -> dict[str, Cell]:
+def _costs(found: Found, check: Check | None) -> dict[str, Cell]:
     assert found.training
     cells = {
         "seconds": _number(found.training.seconds, "{:,.1f}"),
         "cores": _number(core_seconds(found), "{:,.1f}"),
     }
+    most = found.training.peak_memory
+    cells["memory"] = _number(most, "{}") | {"text": megabytes(most)}
     sent = sum(found.training.bytes_sent)
     cells["sent"] = _number(sent, "{}") | {"text": megabytes(sent)}
     if rate := judge.rates(found):
@@ -178,8 +172,6 @@ def _costs(found: Found, check: Check | None, memory: Mapping[str, float]) -> di
             "between": f"{low:,.0f}{TO}{high:,.0f}",
             "doubt": "; ".join(doubts),
         }
-    if found.name in memory:
-        cells["memory"] = _number(memory[found.name], "{:,.0f}")
     return cells
 
 

@@ -7,7 +7,8 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from lockstep.errors import UserError
-from lockstep.pipeline.live import Lines, Seen, look, rows
+from lockstep.pipeline.live import rows
+from lockstep.pipeline.seen import Lines, Seen, look
 from lockstep.progress import NAME
 
 # Seconds between two looks.

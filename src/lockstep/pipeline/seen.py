@@ -1,0 +1,64 @@
+"""Trainings as they are seen from another process or host: by the files that they write."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lockstep.checkpoint.ask import RECORDS, is_held
+from lockstep.progress import Told, read, words
+
+# Seconds without news after which one asks whether anybody trains: a step may take long.
+SILENCE = 10.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A training, as it was seen."""
+
+    name: str
+    folder: Path
+    told: Told
+    state: str
+    """ "starting", "training", "done", "stopped", or "ended": it neither trains nor is done."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self.state in ("done", "stopped", "ended")
+
+
+def look(name: str, folder: Path) -> Seen:
+    """Look at the training that writes to a folder."""
+    told = read(folder)
+    state = told.now.get("state", "starting")
+    if state == "training" and any((folder / record).exists() for record in RECORDS):
+        state = "done"
+    silent = time.time() - told.now.get("time", 0.0) > SILENCE
+    if state == "training" and silent and not is_held(folder / "checkpoints" / "lock"):
+        state = "ended"
+    return Seen(name, folder, told, state)
+
+
+class Lines:
+    """A line for each epoch of each training, where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._said: dict[Path, int] = {}
+
+    def new(self, one: Seen) -> list[str]:
+        """Return the lines of the epochs that are over since one was asked last."""
+        known = self._said.setdefault(one.folder, 0)
+        if len(one.told.epochs) < known:  # it began anew
+            known = 0
+        self._said[one.folder] = len(one.told.epochs)
+        found = []
+        for row in one.told.epochs[known:]:
+            is_last = row is one.told.epochs[-1]
+            left = {"seconds_left": one.told.now.get("seconds_left")} if is_last else {}
+            about = one.told.now.get("epochs", 0), one.told.now.get("unit", "samples")
+            found.append(f"{one.name}  {words({**row, **left}, *about)}")
+        return found
+
+    def skip(self, one: Seen) -> None:
+        """Say nothing of the epochs that are over already."""
+        self._said[one.folder] = len(one.told.epochs)
