@@ -10,7 +10,7 @@ TORCH  := $(shell sed -n 's/^\(torch\(vision\)\{0,1\}==[0-9.]*\).*/\1/p' envs/re
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run test test-quick test-all hosts-test slurm-test promise kills torch-suite bench lint lock schemas clean
+.PHONY: help setup run test test-quick test-all hosts-test slurm-test promise kills torch-suite bench lint lock schemas reference docs clean
 
 # Install those of Debian's packages that are missing.
 packages = dpkg --status $(1) > /dev/null 2>&1 || \
@@ -81,6 +81,16 @@ lock: setup  ## pin what envs/requirements.in asks for
 
 schemas: setup  ## write workflow/schemas from the configuration's models
 	python -m lockstep.pipeline.config
+
+reference: setup  ## write docs/commands.md and docs/api.md from the parsers and docstrings
+	python -m docs.reference
+
+# A page's links lead to files all over the repository: the site has those files in the same places.
+docs: setup  ## build the documents into site/; a link that leads nowhere is an error
+	rm -rf .site && mkdir .site
+	git ls-files -z --cached --others --exclude-standard -- '*.md' LICENSE hostfile config docs \
+		examples src tests workflow | xargs -0 cp --parents --target-directory .site
+	zensical build --strict --clean
 
 clean:  ## remove results, logs and prepared datasets, but not .venv
 	rm -rf results logs .snakemake

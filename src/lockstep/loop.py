@@ -20,7 +20,11 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class OwnSession(Session):
-    """A session of a training loop of one's own: see `init`."""
+    """A session of a training loop of one's own: see `init`.
+
+    Attributes:
+        device: where this rank computes (a torch.device).
+    """
 
     def __init__(self, shards: int, seed: int, replace: bool, **options: Any) -> None:
         self.shards, self.seed, self.threads = shards, seed, options["threads"]
@@ -79,7 +83,7 @@ class OwnSession(Session):
             )
 
     def run(self, *words: Any, **options: Any) -> Run:
-        """Return a training under way: see `lockstep.run.Run`."""
+        """Return a training under way: see `Run`."""
         self._runs.append(Run(self, *words, **options))
         return self._runs[-1]
 

@@ -47,7 +47,6 @@ class Run:
     again with the same script, a run goes on from its last checkpoint, on any number of ranks.
 
     Args:
-        session: whose ranks train.
         model: a module, or several by name. All that is trained, or has buffers, is in it.
         optimizer: an optimizer, or several.
         folder: where results go.

@@ -42,7 +42,7 @@ def test_the_page_can_be_followed(workspace):
     torch.save(torchvision.models.resnet18().state_dict(), weights)
 
     make, predict = (
-        shlex.split(line) for line in re.findall(r"^    ((?:make|lockstep) .*)", page, re.MULTILINE)
+        shlex.split(line) for line in re.findall(r"^((?:make|lockstep) .*)", page, re.MULTILINE)
     )
     assert make == ["make", "run", "CONFIG=config/flowers.yaml"]  # which is this:
     done = workspace.snakemake("--configfile", "config/flowers.yaml", timeout=800)

@@ -20,8 +20,8 @@ LOOK_EVERY = 0.2
 RECORDS = ("train.json", "run.json")
 
 
-def main(word: str, argv: Sequence[str]) -> None:
-    """Do what the command line says."""
+def make_parser(word: str) -> Parser:
+    """Return the parser of one of the three commands."""
     what = {
         "stop": "Have a training save and stop; the same command goes on.",
         "grow": "Have a training go on with more ranks.",
@@ -31,6 +31,12 @@ def main(word: str, argv: Sequence[str]) -> None:
     parser.add_argument("results", type=Path, help="the folder of the run")
     if word != "stop":
         parser.add_argument("--ranks", type=int, required=True, help="how many there are to be")
+    return parser
+
+
+def main(word: str, argv: Sequence[str]) -> None:
+    """Do what the command line says."""
+    parser = make_parser(word)
     given = parser.parse_args(argv)
     if word == "stop":
         stop(given.results)

@@ -153,8 +153,8 @@ def _srun_numbers(ranks: int, threads: int, nodes: int) -> list[str]:
     ]
 
 
-def main(_: str, argv: Sequence[str]) -> NoReturn:
-    """Do what the command line says."""
+def make_parser(_: str) -> Parser:
+    """Return the command's parser."""
     parser = Parser(
         prog="lockstep launch",
         description="Start a script, or a stage of the pipeline, on several ranks.",
@@ -165,6 +165,12 @@ def main(_: str, argv: Sequence[str]) -> NoReturn:
         nargs=argparse.REMAINDER,
         help="what they run: `train.py …`, or a stage: `reproduce results/C/R`",
     )
+    return parser
+
+
+def main(word: str, argv: Sequence[str]) -> NoReturn:
+    """Do what the command line says."""
+    parser = make_parser(word)
     given = parser.parse_args(argv)
     # A later -- is of the program that the ranks run.
     words = given.words[1:] if given.words[:1] == ["--"] else given.words

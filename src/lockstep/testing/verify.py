@@ -76,9 +76,9 @@ _WHAT = {
 _CAUSED_AT = {("reduction", "gradient"): "sum", ("step", "gradient"): "changed"}
 
 
-def main(_: str, argv: Sequence[str]) -> NoReturn:
+def main(word: str, argv: Sequence[str]) -> NoReturn:
     """Do what the command line says, and exit."""
-    given = _arguments(argv)
+    given = _arguments(make_parser(word), argv)
     try:
         sys.exit(verify([given.script, *given.arguments], given.ranks, given.steps, given.backend))
     except UserError as error:
@@ -86,7 +86,8 @@ def main(_: str, argv: Sequence[str]) -> NoReturn:
         sys.exit(2)
 
 
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+def make_parser(_: str) -> Parser:
+    """Return the command's parser."""
     parser = Parser(
         prog="lockstep verify",
         usage="lockstep verify script.py [its arguments ...] [--ranks 1,2,3] [--steps 10] "
@@ -104,6 +105,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         default="auto",
         help="mpi4py launches by mpirun, gloo by torchrun; auto takes mpirun where there is one",
     )
+    return parser
+
+
+def _arguments(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     end = argv.index("--") if "--" in argv else len(argv)
     given, rest = parser.parse_known_args(argv[:end])
     given.arguments = [*rest, *argv[end + 1 :]]
