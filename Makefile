@@ -10,7 +10,7 @@ TORCH  := $(shell sed -n 's/^\(torch\(vision\)\{0,1\}==[0-9.]*\).*/\1/p' envs/re
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run test test-quick test-all hosts-test slurm-test promise kills torch-suite bench lint lock schemas reference docs clean
+.PHONY: help setup run test test-quick test-all hosts-test slurm-test promise kills torch-suite bench lint lock schemas reference pictures docs clean
 
 # Install those of Debian's packages that are missing.
 packages = dpkg --status $(1) > /dev/null 2>&1 || \
@@ -84,6 +84,12 @@ schemas: setup  ## write workflow/schemas from the configuration's models
 
 reference: setup  ## write docs/commands.md and docs/api.md from the parsers and docstrings
 	python -m docs.reference
+
+pictures: setup  ## train the digits and config/seeds.yaml, and take the documents' pictures of them
+	$(call packages,chromium)
+	snakemake --cores all
+	snakemake --cores all --configfile config/seeds.yaml
+	python -m docs.pictures
 
 # A page's links lead to files all over the repository: the site has those files in the same places.
 docs: setup  ## build the documents into site/; a link that leads nowhere is an error

@@ -1,0 +1,46 @@
+"""Take the documents' pictures from the reports of real runs: `make pictures` trains them first."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image, ImageChops, ImageOps
+
+HERE = Path(__file__).parent
+
+# Each with what is shown, and how many pixels wide the browser's window is.
+PICTURES = {
+    "curves.png": ("results/config/digits/figures/curves.svg", 900),
+    "seeds.png": ("results/seeds/figures/runs.html", 1100),
+}
+HEIGHT = 1500  # more than any of them needs: what is empty is cut off
+MARGIN = 12
+COLOURS = 64  # a palette of so many makes a picture a third as large
+
+
+def take(browser: str, page: Path, width: int, picture: Path) -> None:
+    """Write what a browser shows of a page, without the empty space around it."""
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder, "shot.png")
+        subprocess.run(
+            [
+                *(browser, "--headless", "--no-sandbox", "--hide-scrollbars"),
+                *(f"--window-size={width},{HEIGHT}", f"--screenshot={shot}", page.as_uri()),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        image = Image.open(shot).convert("RGB")
+    box = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()
+    shown = ImageOps.expand(image.crop(box), MARGIN, "white")
+    shown.quantize(COLOURS).save(picture, optimize=True)
+
+
+if __name__ == "__main__":
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        sys.exit("pictures: there is no chromium on the PATH; install it")
+    for name, (page, width) in PICTURES.items():
+        take(found, Path(page).resolve(), width, HERE / name)
