@@ -124,15 +124,13 @@ def test_runs_that_launch_alike_are_checked_once():
     worlds = launch.worlds(runs.values())
     assert list(worlds) == ["2x1-auto", "1x1-auto", "4x1-auto"]
     assert launch.predicted(runs) == ["a", "d"]
-    words = shlex.split(launch.check_flags(worlds["2x1-auto"], Config(), "data/digits"))
+    words = shlex.split(launch.check_flags(worlds["2x1-auto"], Config()))
     found = make_parser().parse_args(["check", "--output=o", *words])
     assert (found.ranks, found.models, found.images) == (2, ["cnn", "mine.of:net"], 16)
     assert (found.shape, found.classes, found.data) == ([1, 28, 28], 10, None)
     assert not found.oversubscribe
     own = Config(dataset={"name": "npz", "path": "a b.npz"})
-    assert launch.check_flags([runs["a"]], own, "data/a b").endswith(
-        "--oversubscribe --data 'data/a b'"
-    )
+    assert launch.check_flags([runs["a"]], own).endswith("--oversubscribe")
 
 
 def test_the_configuration_of_a_report_has_nothing_that_changes_no_result():

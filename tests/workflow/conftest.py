@@ -58,7 +58,7 @@ class Workspace:
             return {}
         table = lines[next(i for i, line in enumerate(lines) if line.startswith("job ")) + 2 :]
         rows = [line.split() for line in table[: table.index("")]]
-        return {name: int(count) for name, count in rows if name not in ("total", "all")}
+        return {name: int(count) for name, count in rows if name not in ("total", "all", "default")}
 
 
 @pytest.fixture

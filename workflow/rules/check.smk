@@ -22,13 +22,13 @@ rule check_world:
         tasks_per_node=tasks_per_node,
         cpus_per_task=threads,
     params:
-        flags=lambda wildcards: launch.check_flags(
-            WORLDS[wildcards.world], EXPERIMENT, DATA
-        ),
+        flags=lambda wildcards: launch.check_flags(WORLDS[wildcards.world], EXPERIMENT),
+        data=lambda wildcards, input: [f"--data={Path(path).parent}" for path in input],
         code=code_digest("lockstep.pipeline.stages.check"),
         launch=start,
     shell:
-        "{params.launch} check {params.flags} --output {output.record:q} > {log:q} 2>&1"
+        "{params.launch} check {params.flags} {params.data:q} --output {output.record:q}"
+        " > {log:q} 2>&1"
 
 
 rule check:

@@ -18,19 +18,21 @@ STARTED = time.time()
 
 
 def nodes(rulename):
-    """Return on how many nodes a profile has the ranks of a rule."""
+    """Return on how many nodes a profile has the ranks of a rule, by the name that it has there."""
     profile = workflow.resource_settings.overwrite_resources.get(rulename, {})
     return profile["nodes"].value if "nodes" in profile else 1
 
 
 try:
-    for file in workflow.configfiles:
+    # A module has its configuration from another's files, or from none.
+    FILES = [] if MODULE else workflow.configfiles
+    for file in FILES:
         check_file(Path(file))
-    EXPERIMENT, RUNS = load(config, where=", ".join(map(str, workflow.configfiles)))
+    EXPERIMENT, RUNS = load(config, where=", ".join(map(str, FILES)) or MODULE)
     # Snakemake lays the files that it was given over the standard one.
-    FILES = workflow.overwrite_configfiles or workflow.configfiles
-    FOLDERS = folders(EXPERIMENT, map(Path, FILES))
-    launch.check_nodes(RUNS, nodes("train_run"))
+    named = [MODULE] if MODULE else workflow.overwrite_configfiles or FILES
+    FOLDERS = folders(EXPERIMENT, map(Path, named))
+    launch.check_nodes(RUNS, nodes(workflow.modifier.modify_rulename("train_run")))
     TRAIN_CODE = {
         name: training_digest(run.strategy, run.model) for name, run in RUNS.items()
     }

@@ -1,9 +1,12 @@
 rule download:
     """Fetch the dataset's files and check their SHA-256; describe them, or the user's own files."""
     input:
-        # From a function: whatever characters it is made of, none is a wildcard.
+        # From a function: whatever characters it is made of, none is a wildcard. And `local`: a
+        # module's prefix is for what the workflow makes.
         lambda wildcards: (
-            [DATASET.path] if DATASET.path and DATASET.name != "function" else []
+            [local(DATASET.path)]
+            if DATASET.path and DATASET.name != "function"
+            else []
         ),
     output:
         # The files themselves are not declared: Snakemake would remove them before it runs this
@@ -30,7 +33,7 @@ rule download:
 rule fetch_weights:
     """Fetch weights of torchvision's that runs begin with; nodes that train need no internet."""
     output:
-        "data/weights/{model}-{weights}.pth",
+        local("data/weights/{model}-{weights}.pth"),
     log:
         "<logs>/weights/{model}-{weights}.log",
     benchmark:

@@ -4,6 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+# Whether another workflow has this one as a module (docs/module.md), or includes nothing but it.
+MODULE = None if workflow.modifier.is_main_snakefile() else __name__
+
 # Jobs find this package and this Python: a shell's `python` may be another, and a conda environment
 # that is activated later still comes before both.
 WORKFLOW = Path(workflow.current_basedir).parent.resolve()
@@ -19,7 +22,7 @@ from lockstep.pipeline.yaml_file import check_file
 from lockstep.errors import UserError
 
 try:
-    if Path("config/config.yaml").exists():
+    if not MODULE and Path("config/config.yaml").exists():
         check_file(Path("config/config.yaml"))
 except UserError as error:
     print(error, file=sys.stderr)

@@ -4,7 +4,7 @@ rule train_run:
         manifest=rules.prepare.output.manifest,
         arrays=rules.prepare.output.arrays,
         shards=partition_of_run("shards.csv"),
-        weights=lambda wildcards: launch.weights(RUNS[wildcards.run]),
+        weights=lambda wildcards: map(local, launch.weights(RUNS[wildcards.run])),
     output:
         model="<results>/{run}/model.safetensors",
         snapshots=directory("<results>/{run}/snapshots"),

@@ -130,13 +130,12 @@ def predicted(runs: Mapping[str, Run]) -> list[str]:
     return [name for name, run in runs.items() if run.ranks > 1 and catalogue.of(run).one_sum]
 
 
-def check_flags(runs: Sequence[Run], experiment: Config, data: str) -> str:
-    """Return the flags of `check` for a launch.
+def check_flags(runs: Sequence[Run], experiment: Config) -> str:
+    """Return the flags of `check` for a launch, without the folder of a dataset of the user's.
 
     Args:
         runs: those that are launched so.
         experiment: the whole configuration.
-        data: the folder of the prepared dataset.
     """
     words = shlex.split(flags(runs[0], "ranks", "threads", "device"))
     words += ["--models", *sorted({run.model for run in runs})]
@@ -144,12 +143,12 @@ def check_flags(runs: Sequence[Run], experiment: Config, data: str) -> str:
     words.append(f"--seconds={experiment.check_seconds}")
     if all(run.oversubscribe for run in runs):
         words.append("--oversubscribe")
-    return shlex.join([*words, *_input_flags(experiment.dataset, data)])
+    return shlex.join([*words, *_input_flags(experiment.dataset)])
 
 
-def _input_flags(dataset: Dataset, data: str) -> list[str]:
+def _input_flags(dataset: Dataset) -> list[str]:
     if dataset.path is not None:
-        return ["--data", data]
+        return []
     source = SOURCES[dataset.name]
     return ["--shape", *map(str, source.shape), "--classes", str(len(source.classes))]
 
