@@ -72,7 +72,7 @@ lint: setup  ## check style, types, who imports whom, and rules
 	ruff check .
 	mypy
 	lint-imports --no-logo
-	snakefmt --check --compact-diff Snakefile workflow
+	snakefmt --check --compact-diff Snakefile workflow src/lockstep/pipeline/project
 	snakemake --lint
 
 lock: setup  ## pin what envs/requirements.in asks for

@@ -41,7 +41,7 @@ def lockstep(capsys):
 
 def test_the_stages_are_those_of_the_workflow():
     known = (
-        "average check config diff download evaluate export page partition predict prepare "
+        "average check config diff download evaluate export init page partition predict prepare "
         "report reproduce summarize train watch weights"
     )
     assert known.split() == STAGES

@@ -100,6 +100,17 @@ def test_the_pipeline_says_what_to_install(python):
     )
 
 
+def test_the_project_to_begin_with_comes_with_the_package(installed):
+    here = REPOSITORY / "src/lockstep/pipeline/project"
+    there = installed / "lockstep/pipeline/project"
+    names = {path.relative_to(here) for path in here.rglob("*") if path.is_file()}
+    # pip compiles what is Python.
+    found = {path.relative_to(there) for path in there.rglob("*") if path.suffix != ".pyc"}
+    assert {name for name in names if name.suffix != ".pyc"} | {Path("config")} == {
+        name for name in found if name.name != "__pycache__"
+    }
+
+
 @pytest.mark.parametrize("command", ["launch", "stop", "verify"])
 def test_commands_of_the_library_need_no_pipeline(python, command):
     done = python("-m", "lockstep", command, "--help")

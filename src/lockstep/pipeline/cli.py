@@ -61,6 +61,9 @@ def make_parser() -> Parser:
         sub.set_defaults(go=go)
         return sub
 
+    sub = stage("init", "Write a small project to begin with, in a new folder.", _init)
+    sub.add_argument("name", help="the folder's name")
+
     sub = stage("config", "Look for mistakes of YAML in configuration files.", _config)
     sub.add_argument("files", type=Path, nargs="+", help="the files")
 
@@ -251,6 +254,13 @@ def _limit_threads(threads: int) -> None:
     os.environ["OMP_DYNAMIC"] = "FALSE"  # just so many, however busy the machine is
     # cuBLAS sums in a fixed order only with a workspace of fixed size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def _init(args: dict[str, Any]) -> None:
+    from lockstep.pipeline.stages.init import init
+
+    folder = init(**args)
+    print(f"{folder}: written; cd {folder}, and its README.md tells what to do")
 
 
 def _config(args: dict[str, Any]) -> None:
