@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, run
 from tests.crew import run_shared
 from tests.workflow.conftest import Workspace
 
@@ -78,6 +78,20 @@ def test_a_module_runs_to_the_end(outer):
     outer.change("config/config.yaml", "epochs: 2", "epochs: 3")
     _, said = outer.snakemake("--dry-run")
     assert "lockstep_train_run" in said and "lockstep_prepare" not in said
+
+
+def test_a_repository_may_be_where_the_module_is_from(outer):
+    top = outer.folder.parent
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", top]
+    for words in (["init", "-q"], ["add", "workflow", "envs"], ["commit", "-qm", "1"]):
+        assert run([*git, *words], top).returncode == 0
+    commit = run([*git, "rev-parse", "HEAD"], top).stdout.strip()
+    there = f'gitfile("{top}", path="workflow/Snakefile", commit="{commit}")'
+    outer.change("Snakefile", f'"{top}/workflow/Snakefile"', there)
+    # `lockstep` is not beside it, but installed.
+    status, said = outer.snakemake("lockstep_partition")
+    assert status == 0, said
+    assert (outer.folder / "training/data").is_dir()
 
 
 def test_two_modules_stand_side_by_side(outer):
