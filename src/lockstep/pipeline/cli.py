@@ -64,6 +64,9 @@ def make_parser() -> Parser:
     sub = stage("init", "Write a small project to begin with, in a new folder.", _init)
     sub.add_argument("name", help="the folder's name")
 
+    sub = stage("completion", "Write the script that has a shell complete all this.", _completion)
+    sub.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
+
     sub = stage("config", "Look for mistakes of YAML in configuration files.", _config)
     sub.add_argument("files", type=Path, nargs="+", help="the files")
 
@@ -261,6 +264,12 @@ def _init(args: dict[str, Any]) -> None:
 
     folder = init(**args)
     print(f"{folder}: written; cd {folder}, and its README.md tells what to do")
+
+
+def _completion(args: dict[str, Any]) -> None:
+    from lockstep.pipeline.completion import completion
+
+    print(completion(make_parser(), **args))
 
 
 def _config(args: dict[str, Any]) -> None:
