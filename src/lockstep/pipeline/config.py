@@ -387,6 +387,9 @@ class Defaults(Strict):
     replace: bool = False
     """Whether a new rank is started for each one that dies, where the others go on without it."""
 
+    tensorboard: bool = False
+    """Whether the history is written for TensorBoard as well, epoch by epoch."""
+
     @field_validator("class_weights")
     @classmethod
     def _weights_are_numbers(cls, value: str) -> str:
@@ -405,10 +408,10 @@ class Defaults(Strict):
 # the promise.
 PLACE = {
     *("ranks", "oversubscribe", "device", "backend", "init_method", "stages", "pipeline_schedule"),
-    *("checkpoint_every", "checkpoint_keep", "timeout", "replace"),
+    *("checkpoint_every", "checkpoint_keep", "timeout", "replace", "tensorboard"),
 }
 # Of these, what may change without anything being trained again.
-UPKEEP = {"checkpoint_every", "checkpoint_keep", "timeout", "replace"}
+UPKEEP = {"checkpoint_every", "checkpoint_keep", "timeout", "replace", "tensorboard"}
 
 
 class Run(Defaults):

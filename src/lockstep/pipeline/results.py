@@ -12,6 +12,7 @@ from lockstep import tensors as state
 from lockstep.checkpoint.state import Progress
 from lockstep.files import atomic, sha256, sweep
 from lockstep.optimizer import State
+from lockstep.pipeline import board
 from lockstep.pipeline.history import VALIDATION, without_times
 from lockstep.pipeline.kinds import TASKS
 from lockstep.pipeline.model_file import metadata
@@ -24,7 +25,8 @@ def clear_results(output: Path) -> None:
     for name in ("train.json", "model.safetensors", "history.csv"):
         (output / name).unlink(missing_ok=True)  # train.json first: it must not speak of others
         sweep(output / name)
-    shutil.rmtree(output / "snapshots", ignore_errors=True)
+    for name in ("snapshots", board.FOLDER):
+        shutil.rmtree(output / name, ignore_errors=True)
     (output / "snapshots").mkdir()
 
 

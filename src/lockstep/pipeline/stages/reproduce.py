@@ -120,6 +120,7 @@ def as_launched(recorded: Run, record: Training, world: World, where: Path) -> R
         "backend": backend,
         "init_method": "auto",
         "oversubscribe": True,
+        "tensorboard": False,
     }
     changes |= declared.on_ranks(recorded, world.size)
     launched: Run = parse(Run, recorded.model_dump() | changes, str(where))

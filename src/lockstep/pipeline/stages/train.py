@@ -22,7 +22,7 @@ from lockstep.checkpoint.store import Store
 from lockstep.distributed import elastic
 from lockstep.errors import Interrupted, UserError, in_one_line, say
 from lockstep.members import Members, join
-from lockstep.pipeline import identity
+from lockstep.pipeline import board, identity
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.data.arrays import Part, open_part
 from lockstep.pipeline.data.batches import Batches
@@ -118,6 +118,7 @@ def train_in(
     world, device = session.world, session.device
 
     # What is learned, and from what.
+    board.check(run)
     kind = manifest.kind
     kind.check(run)
     part = open_part(data / "train", kind)
@@ -196,6 +197,7 @@ def train_in(
             session,
             validation,
             teller,
+            output,
         )
         try:
             elastic.surviving(world, partial(_run_epochs, at), members.mend)
@@ -272,6 +274,7 @@ class UnderWay:
     session: Session
     validation: Validation | None
     teller: Teller
+    output: Path
 
 
 def _run_epochs(at: UnderWay) -> None:
@@ -286,6 +289,7 @@ def _run_epochs(at: UnderWay) -> None:
     first = world.rank == 0
     if first:
         at.teller.tell(progress.step, history, **_ranks(at))
+    shown = board.begin(at.output / board.FOLDER, progress) if first and run.tensorboard else None
     while len(history) < run.epochs and not is_over(history, run.patience):
         epoch = len(history)
         done = progress.step - epoch * steps
@@ -318,6 +322,8 @@ def _run_epochs(at: UnderWay) -> None:
 
         history.append(row := elastic.together(world, partial(_end_epoch, at)))
         strategy.metrics.reset()
+        if shown:
+            board.add(shown, progress)
         if first:
             say(words(row, run.epochs, kind.unit) + at.members.words())
         if run.patience or run.keep == "best":
@@ -331,6 +337,8 @@ def _run_epochs(at: UnderWay) -> None:
             f"of epoch {best['epoch']}, {best[LOSS]:.4f}"
         )
     elastic.together(world, partial(checkpointer.save, progress, wait=True))
+    if shown:
+        shown.close()
 
 
 def _keep(at: UnderWay) -> None:
