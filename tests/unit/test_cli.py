@@ -41,8 +41,8 @@ def lockstep(capsys):
 
 def test_the_stages_are_those_of_the_workflow():
     known = (
-        "average check completion config diff download evaluate export init page partition predict "
-        "prepare report reproduce summarize train watch weights"
+        "average check completion config crate diff download evaluate export init page partition "
+        "predict prepare report reproduce summarize train watch weights"
     )
     assert known.split() == STAGES
 

@@ -7,7 +7,9 @@ import sys
 import pandas as pd
 import pytest
 
+from lockstep.files import sha256
 from tests.conftest import run, thorough
+from tests.damage import flipped
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,50 @@ def test_the_records_say_how_the_result_came_about(finished):
     assert list(history["epoch"]) == list(range(1, record["configuration"]["epochs"] + 1))
     parts = [f"{part}_seconds" for part in ("input", "compute", "communication")]
     assert history[parts].sum(axis=1).to_numpy() == pytest.approx(history["seconds"].to_numpy())
+
+
+def test_an_experiment_becomes_a_crate(finished, tmp_path):
+    results, crate = finished.folder / "results/config", tmp_path / "crates/one"
+    words = ["lockstep", "crate", "results/config", "--license", "CC-BY-4.0", "--output", crate]
+    done = run(words, finished.folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{crate}/ro-crate-metadata.json\n"
+    metadata = json.loads((crate / "ro-crate-metadata.json").read_text())
+    graph = {entity["@id"]: entity for entity in metadata["@graph"]}
+    # Each file is there, and has the hash that is said of it; those of the run are the same still.
+    files = {path: entity for path, entity in graph.items() if "File" in entity["@type"]}
+    there = {str(path.relative_to(crate)) for path in crate.rglob("*") if path.is_file()}
+    assert there == files.keys() | {"ro-crate-metadata.json"}
+    for path, entity in files.items():
+        assert entity["sha256"] == sha256(crate / path)
+    record = json.loads((results / "digits/train.json").read_text())
+    assert files["digits/model.safetensors"]["sha256"] == record["model_sha256"]
+    manifest = json.loads((crate / "data/manifest.json").read_text())
+    assert manifest["sha256"] == record["data_sha256"]
+    # It says what made them, of what, and when.
+    workflow, action = graph[graph["./"]["mainEntity"]["@id"]], graph["#run"]
+    assert workflow["@id"] == "workflow/Snakefile"
+    assert action["instrument"] == {"@id": "workflow/Snakefile"}
+    assert {"@id": "data/manifest.json"} in action["object"]
+    assert {"@id": "digits/model.safetensors"} in action["result"]
+    assert record["started"] == action["startTime"] < action["endTime"]
+    assert graph["./"]["license"] == {"@id": "https://spdx.org/licenses/CC-BY-4.0"}
+    # Not a second time, and not of other files than the records'.
+    assert "is there already" in run(words, finished.folder).stderr
+    with flipped(results / "digits/model.safetensors", 1000):
+        done = run([*words[:-1], tmp_path / "two"], finished.folder)
+    assert done.returncode == 2 and "model.safetensors: has SHA-256 " in done.stderr
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.skipif(not shutil.which("rocrate-validator"), reason="there is no rocrate-validator")
+def test_a_crate_is_valid(finished, tmp_path):
+    words = ["lockstep", "crate", "results/config", "--license", "MIT", "--output", tmp_path / "it"]
+    assert run(words, finished.folder).returncode == 0
+    # It asks w3id.org for the context.
+    words = ["rocrate-validator", "-y", "validate", "--no-paging", "-p", "workflow-run-crate"]
+    done = run([*words, tmp_path / "it"], tmp_path)
+    assert done.returncode == 0, done.stdout
 
 
 def test_every_rule_leaves_a_log_and_a_benchmark(finished):

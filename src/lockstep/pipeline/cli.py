@@ -171,6 +171,12 @@ def make_parser() -> Parser:
     _add_model(sub)
     _add_path(sub, "output", "a new folder for it")
 
+    sub = stage("crate", "Write an experiment for an archive: a Workflow Run RO-Crate.", _crate)
+    sub.add_argument("results", type=Path, help="the folder of the experiment")
+    text = "what others may do with it: an identifier such as CC-BY-4.0, or an address"
+    sub.add_argument("--license", required=True, help=text)
+    _add_path(sub, "output", "a new folder for it")
+
     sub = stage("predict", "Show a trained model photos, or samples in an .npz.", _predict)
     sub.add_argument("results", type=Path, help="the folder of the run")
     sub.add_argument("files", type=Path, nargs="+", help="photos, folders of photos, .npz files")
@@ -376,6 +382,12 @@ def _export(args: dict[str, Any]) -> None:
     from lockstep.pipeline.stages.export import export
 
     print(export(**args))
+
+
+def _crate(args: dict[str, Any]) -> None:
+    from lockstep.pipeline.stages.crate import crate
+
+    print(crate(**args))
 
 
 def _predict(args: dict[str, Any]) -> None:
