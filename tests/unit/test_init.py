@@ -22,7 +22,9 @@ def test_a_project_is_written_whole_and_nothing_else(here):
     assert [path.name for path in here.iterdir()] == ["Übung-1.b"]
     found = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
     names = {"Snakefile", "README.md", ".gitignore", "models.py", "train.py", "test_train.py"}
-    assert set(map(str, found)) == names | {"config/config.yaml", "config/runs.tsv"}
+    assert set(map(str, found)) == names | {
+        *("config/config.yaml", "config/runs.tsv", "profiles/default/config.yaml")
+    }
     for name, path in found.items():
         assert path.read_bytes() == (PROJECT / name).read_bytes()
         assert path.stat().st_mode & 0o777 == 0o640

@@ -106,9 +106,9 @@ def test_the_project_to_begin_with_comes_with_the_package(installed):
     names = {path.relative_to(here) for path in here.rglob("*") if path.is_file()}
     # pip compiles what is Python.
     found = {path.relative_to(there) for path in there.rglob("*") if path.suffix != ".pyc"}
-    assert {name for name in names if name.suffix != ".pyc"} | {Path("config")} == {
-        name for name in found if name.name != "__pycache__"
-    }
+    assert {name for name in names if name.suffix != ".pyc"} | {
+        *(Path("config"), Path("profiles"), Path("profiles/default"))
+    } == {name for name in found if name.name != "__pycache__"}
 
 
 @pytest.mark.parametrize("command", ["launch", "stop", "verify"])

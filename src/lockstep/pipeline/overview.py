@@ -28,7 +28,7 @@ SAYS = re.compile(r"lockstep \w+(, rank \d+)?: ")
 # Stages whose rules have other names.
 NAMES = {"draw": "figures", "scale": "figures"}
 # Rules that only ask for others.
-TARGETS = ("all", "default", "figures", "total")
+TARGETS = ("all", "default", "everything", "figures", "total")
 # Rows of a terminal that hold no training.
 BESIDE = 5
 
