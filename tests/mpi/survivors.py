@@ -19,11 +19,16 @@ def surviving(ranks):
     return [launcher, *SURVIVING, *words]
 
 
-def trained(digits, output, launcher, ranks, *flags, fault=""):
-    """Train in the pipeline; return the hashes of what came of it, and the record."""
+def train(digits, output, launcher, ranks, *flags, fault=""):
+    """Train in the pipeline to whatever end."""
     words = ["--data", digits, "--partition", digits / "4/shards.csv", "--output", output]
     stage = [*launcher, "-m", "lockstep", "train", *words, *TRAIN, "--ranks", ranks, *flags]
-    done = run(["env", f"LOCKSTEP_FAULT={fault}", *stage], REPOSITORY)
+    return run(["env", f"LOCKSTEP_FAULT={fault}", *stage], REPOSITORY)
+
+
+def trained(digits, output, launcher, ranks, *flags, fault=""):
+    """Train in the pipeline; return the hashes of what came of it, and the record."""
+    done = train(digits, output, launcher, ranks, *flags, fault=fault)
     assert done.returncode == 0, done.stderr
     record = json.loads((output / "train.json").read_text())
     return {part: record[key] for part, key in PARTS.items()}, record

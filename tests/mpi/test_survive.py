@@ -8,7 +8,7 @@ import pytest
 
 from lockstep import progress
 from tests.conftest import prepare_digits, run, thorough
-from tests.mpi.survivors import STEPS, surviving, trained
+from tests.mpi.survivors import STEPS, surviving, train, trained
 
 OWN = """
 import sys, torch, lockstep
@@ -109,3 +109,13 @@ def test_a_loop_of_ones_own_goes_on_without_knowing(tmp_path, ranks, faults):
     assert [told.now[n] for n in ("state", "step")] == ["done", many["steps"]]
     assert told.now["ranks"] == ranks - len(faults.split(","))
     assert [row["loss"] for row in told.epochs] == [row["loss"] for row in many["history"]]
+
+
+@pytest.mark.parametrize(("ranks", "dies"), [(2, 0), thorough(2, 1), thorough(4, 0)])
+def test_a_death_that_ends_the_job_is_seen_by_its_status(digits, tmp_path, ranks, dies):
+    flags = "--reduction", "fast"
+    fault = f"step:20:{dies}:kill"
+    done = train(digits, tmp_path / "r", surviving(ranks), ranks, *flags, fault=fault)
+    assert done.returncode == 1, done.stderr
+    assert "has died" in done.stderr
+    assert not (tmp_path / "r/train.json").exists()

@@ -77,7 +77,7 @@ def leave(status: int, together: bool = False) -> NoReturn:
             sys.stdout.flush()
             os._exit(status)
         if several:
-            losses.world().Abort(status)
+            losses.abort(status)
     sys.exit(status)
 
 

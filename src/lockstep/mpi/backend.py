@@ -170,7 +170,7 @@ class MPIBackend(Backend):
             watchdog.stop()
 
     def abort(self) -> None:
-        losses.world().Abort(1)
+        losses.abort(1)
 
     def _run(self, what: str, call: Call, tensors: Any, opts: Any) -> Work:
         self._sequence += 1

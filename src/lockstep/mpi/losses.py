@@ -51,6 +51,16 @@ def is_last() -> bool:
     return tells_of_the_dead() and _world.size == 1 and not MPI.Is_finalized()
 
 
+def abort(status: int) -> None:
+    """End all ranks, so that mpirun ends with a status: it takes none that the last one left aborts
+    with."""
+    if tells_of_the_dead():
+        sweep()
+        if len(dead()) + 1 >= _world.size:
+            os._exit(status)
+    _world.Abort(status)
+
+
 def dead() -> list[int]:
     """Return the ranks of the world that are known to have died."""
     if not tells_of_the_dead():

@@ -138,7 +138,7 @@ class Watchdog:
                     os.kill(os.getpid(), signal.SIGKILL)  # the others wait for this one
                 # Whoever has said so may have died in between.
                 if not self._ends(10 * FAREWELL, word):
-                    losses.world().Abort(1)
+                    losses.abort(1)
                 continue
             now = time.monotonic()
             for what, group, limit, since in list(self._calls.values()):
@@ -150,7 +150,7 @@ class Watchdog:
                             # MPI does not give this rank back, for another has died in its call.
                             os.kill(os.getpid(), signal.SIGKILL)
                         time.sleep(FAREWELL)
-                        losses.world().Abort(1)
+                        losses.abort(1)
                     break
 
     def _ends(self, seconds: float, word: str) -> bool:
@@ -233,7 +233,7 @@ class Watchdog:
             self._ends_all = True
             self._tell(END)
             time.sleep(FAREWELL)
-            losses.world().Abort(1)
+            losses.abort(1)
         if losses.is_last():
             os._exit(1)
 
