@@ -28,6 +28,7 @@ PLACES = {
     "step:43:{}:kill-later": "in the run's last step, or at its end",
 }
 SAVES = {
+    "snapshot:0:{}:kill": "before the weights of an epoch are written",
     "written:20:{}:kill": "in a save: files written",
     "synced:20:{}:kill": "in a save: files synced, not renamed",
     "renamed:20:{}:kill": "in a save: renamed",

@@ -44,6 +44,7 @@ FAULTS = [
     (2, "step:20:0:kill"),  # the one that writes
     (3, "step:21:1:kill-later,step:23:0:kill"),  # at the end of an epoch
     thorough(4, "step:7:3:kill,step:7:0:kill-later,step:22:2:kill-later"),
+    (2, "snapshot:0:0:kill"),  # before an epoch's weights are written, which no other waits for
     thorough(2, "written:20:0:kill"),  # inside of a checkpoint
     thorough(3, "step:43:2:kill-later"),  # in the last step, or just after it
 ]

@@ -276,6 +276,7 @@ class Store:
     def _write_snapshots(self) -> None:
         for name, weights in list(self._unwritten.items()):
             path = self.folder / "snapshots" / name
+            faults.point("snapshot", len(self._snapshots))
             state.save(weights, path)
             self._snapshots[f"snapshots/{name}"] = sha256(path)
             del self._unwritten[name]

@@ -117,7 +117,13 @@ def revoke() -> None:
 
 
 def agree(well: bool) -> bool:
-    """Return whether all that are left say that all is well; all of them call it."""
+    """Return whether all say that all is well, and none of them has died; all that are left call
+    it.
+
+    One that has died since the last agreement may have had a part in what this one is about that
+    nobody waited for, such as writing it.
+    """
+    died = False
     while True:
         try:
             with agrees:
@@ -125,10 +131,11 @@ def agree(well: bool) -> bool:
         except MPI.Exception as error:  # on all of them alike, until all know of the dead
             if not is_one(error):
                 raise
+            died = True
             _world.Ack_failed()
             continue
         if found in (_WELL, _NOT_WELL):
-            return found == _WELL
+            return found == _WELL and not died
 
 
 def become(comm: Any) -> None:

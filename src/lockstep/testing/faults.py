@@ -4,8 +4,9 @@
     LOCKSTEP_FAULT=renamed:12:0:kill   rank 0 is, just after the checkpoint of step 12 has its name
 
 Without the variable a point is a look at an empty string. The points are `step` (so many steps are
-done), `validation` (inside that after so many epochs), and `written`, `synced`, `renamed` (inside
-the writing of the checkpoint of a step).
+done), `validation` (inside that after so many epochs), `snapshot` (before the weights of an epoch
+are written, when there are so many), and `written`, `synced`, `renamed` (inside the writing of the
+checkpoint of a step).
 """
 
 import os
