@@ -85,9 +85,8 @@ schemas: setup  ## write workflow/schemas from the configuration's models
 reference: setup  ## write docs/commands.md and docs/api.md from the parsers and docstrings
 	python -m docs.reference
 
-pictures: setup  ## train the digits and config/seeds.yaml, and take the documents' pictures of them
+pictures: setup  ## train config/seeds.yaml, and take the documents' pictures of it
 	$(call packages,chromium)
-	snakemake --cores all
 	snakemake --cores all --configfile config/seeds.yaml
 	python -m docs.pictures
 

@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 # Each with what is shown, and the browser's window, in pixels: what is empty in it is cut off. Of
 # the table of runs, hashes and accuracies fit; speeds are those of one machine on one day.
 PICTURES = {
-    "curves.png": ("results/config/digits/figures/curves.svg", (900, 1000)),
+    "page.png": ("results/seeds/index.html", (1100, 1150)),
     "seeds.png": ("results/seeds/figures/runs.html", (920, 625)),
 }
 MARGIN = 12
