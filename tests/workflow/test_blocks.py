@@ -99,7 +99,7 @@ class Reader:
 
     def run(self, block: Block, words: list[str]) -> None:
         """Run a block's words, which must end with status 0."""
-        env = environment() | {"HOW": block.how}
+        env = environment() | {"HOW": block.how, "HOME": str(self.folder)}
         env["PATH"] = f"{self.folder / '.venv/bin'}{os.pathsep}{env['PATH']}"
         done = subprocess.run(
             words, cwd=self.folder, env=env, capture_output=True, text=True, timeout=300
