@@ -85,12 +85,12 @@ class Reader:
                 path = self.folder / block.file
                 path.parent.mkdir(exist_ok=True)
                 path.write_text(block.text)
+            if block.how == "not run" or (block.language, block.text) in self.done:
+                continue
             if block.language == "yaml":
                 check_configuration(block)
             elif block.language == "tsv":
                 check_table(block)
-            elif block.how == "not run" or (block.language, block.text) in self.done:
-                continue
             elif block.language == "python" and not block.file:
                 self.run(block, [sys.executable, "-c", block.text])
             elif block.language == "sh":

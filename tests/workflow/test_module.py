@@ -21,7 +21,7 @@ def tiny(shape, classes):
 """
 RUNS = "run\tranks\na\t2\n"
 SNAKEFILE, CONFIG = re.findall(
-    r"```(?:python|yaml)\n(.*?)```", (REPOSITORY / "docs/module.md").read_text(), re.DOTALL
+    r"```(?:text|yaml)\n(.*?)```", (REPOSITORY / "docs/module.md").read_text(), re.DOTALL
 )
 
 
