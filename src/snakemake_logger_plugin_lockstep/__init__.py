@@ -22,8 +22,11 @@ NOISE = (
     *("Group jobs", "Job ", "Processed ", "Removing", "SLURM run ID", "Select jobs", "Singularity"),
     *("Storing", "Touching", "Updating", "Using shell", "Waiting", "host:"),
 )
-# What it says of a job that failed beside telling so.
-SAID = ("CalledProcessError in file", "At least one job did not complete", "execution failed. Look")
+# What it says of a job that failed beside telling so, and of a page that is written on the way.
+SAID = (
+    *("CalledProcessError in file", "At least one job did not complete", "execution failed. Look"),
+    "of rule page were not present when the DAG was created",
+)
 
 
 class LogHandler(LogHandlerBase):

@@ -138,7 +138,9 @@ def test_without_a_terminal_each_epoch_is_a_line(teller, tmp_path):
         "a  epoch 2/3 ",
         "a  epoch 3/3 ",
     ]
-    Teller(tmp_path, 3, 10, 8).tell(10, [ROW])  # from the beginning
+    Teller(tmp_path, 3, 10, 8).tell(10, [ROW])  # it goes on after an earlier epoch
+    assert lines.new(look("a", tmp_path)) == []
+    Teller(tmp_path, 3, 10, 8).tell(20, [ROW, ROW | {"epoch": 2}])
     assert len(lines.new(look("a", tmp_path))) == 1
 
 

@@ -80,6 +80,7 @@ class Overview:
             self._jobs[number] = Job(_stage(rule), name, time.monotonic())
             if folder:
                 self._runs[name] = folder
+                self._lines.skip(look(name, folder))  # what it did in an earlier launch
             if self._thread is None and not self._over.is_set():
                 self._began = time.monotonic()
                 self._thread = threading.Thread(target=self._show, daemon=True)

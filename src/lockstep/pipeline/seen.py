@@ -48,8 +48,6 @@ class Lines:
     def new(self, one: Seen) -> list[str]:
         """Return the lines of the epochs that are over since one was asked last."""
         known = self._said.setdefault(one.folder, 0)
-        if len(one.told.epochs) < known:  # it began anew
-            known = 0
         self._said[one.folder] = len(one.told.epochs)
         found = []
         for row in one.told.epochs[known:]:
