@@ -13,11 +13,11 @@ from lockstep import progress
 from lockstep.pipeline import page
 from lockstep.pipeline.cli import main
 from lockstep.pipeline.config import Run
-from lockstep.pipeline.page import as_script, write_page
 from lockstep.pipeline.page.answers import answers
 from lockstep.pipeline.page.collect import check_of, collect, read_checks
 from lockstep.pipeline.page.judge import doubts, holm, interval, p_value, rest
 from lockstep.pipeline.page.series import pairs_of
+from lockstep.pipeline.page.write import as_script, write_page
 from tests.made import (
     DIGITS,
     write_check,

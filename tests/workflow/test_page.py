@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lockstep.pipeline.config import Run
-from lockstep.pipeline.page import write_page
+from lockstep.pipeline.page.write import write_page
 from tests.chromium import find, opened
 from tests.conftest import thorough
 from tests.made import (

@@ -17,7 +17,7 @@ rule page:
     conda:
         "../../envs/environment.yaml"
     params:
-        code=code_digest("lockstep.pipeline.page"),
+        code=code_digest("lockstep.pipeline.page.write"),
         look=look_digest(),
         runs=list(RUNS),
         folder=subpath(output[0], parent=True),

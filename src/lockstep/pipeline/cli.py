@@ -410,8 +410,9 @@ def _page(args: dict[str, Any]) -> None:
     import time
 
     from lockstep.pipeline import page
+    from lockstep.pipeline.page.write import write_page
 
-    while not page.write_page(args["results"], args["runs"], args["follow"]) and args["follow"]:
+    while not write_page(args["results"], args["runs"], args["follow"]) and args["follow"]:
         time.sleep(page.EVERY)
     print(args["results"] / page.NAME)
 

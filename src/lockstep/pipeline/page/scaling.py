@@ -62,7 +62,7 @@ def _fit(results: Path, found: Found) -> Fit | None:
     run = found.training.configuration
     if run.ranks == 1 or not catalogue.of(run).one_sum:
         return None
-    from lockstep.pipeline.fit import fit_all  # it loads SciPy, and Snakemake loads this often
+    from lockstep.pipeline.fit import fit_all  # it loads SciPy
 
     try:
         table = pd.read_csv(results / "check" / f"{launch.world(run)}.csv")
