@@ -48,16 +48,17 @@ def world() -> Any:
 def is_last() -> bool:
     """Return whether this rank is the only one left: mpirun takes its exit status, and none that it
     aborts with."""
-    return tells_of_the_dead() and _world.size == 1 and not MPI.Is_finalized()
+    if not tells_of_the_dead() or MPI.Is_finalized():
+        return False
+    return len(dead()) + 1 >= _world.size
 
 
 def abort(status: int) -> None:
-    """End all ranks, so that mpirun ends with a status: it takes none that the last one left aborts
-    with."""
+    """End all ranks that are left, so that mpirun ends with a status."""
     if tells_of_the_dead():
         sweep()
-        if len(dead()) + 1 >= _world.size:
-            os._exit(status)
+    if is_last():
+        os._exit(status)
     _world.Abort(status)
 
 
