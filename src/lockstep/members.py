@@ -93,10 +93,14 @@ class Members:
                 "launch`, with sync_sgd along the tree or a loop of one's own"
             )
 
+    def counts(self) -> dict[str, int]:
+        """Return how many ranks there are, of how many in the beginning, as a training tells it."""
+        return {"ranks": self.world.size, "of_ranks": len(self.progress.segments[0]["hosts"])}
+
     def words(self) -> str:
         """Return how many ranks there are, for the end of a line, where they are not as many as
         there were in the beginning."""
-        first, size = len(self.progress.segments[0]["hosts"]), self.world.size
+        size, first = self.counts().values()
         since = self.progress.segments[-1]["first_step"]
         return f"  {size} of {first} ranks, since step {since}" if size < first else ""
 

@@ -327,16 +327,11 @@ class Run:
         if not (self.session.world.is_first and self.teller.is_due()):
             return
         now = means(self.strategy.metrics.here())
-        self.teller.tell(self.progress.step, self.history, **now, **self._ranks())
+        self.teller.tell(self.progress.step, self.history, **now, **self.members.counts())
 
     def _end(self, state: str) -> None:
         if self.session.world.is_first:
-            self.teller.end(state, self.progress.step, self.history, **self._ranks())
-
-    def _ranks(self) -> dict[str, int]:
-        """Return how many ranks there are, of how many in the beginning."""
-        first = self.progress.segments[0]["hosts"]
-        return {"ranks": self.session.world.size, "of_ranks": len(first)}
+            self.teller.end(state, self.progress.step, self.history, **self.members.counts())
 
     def _write(self) -> str:
         """Write the model, and how it came about; return its SHA-256."""

@@ -203,7 +203,7 @@ def train_in(
             elastic.surviving(world, partial(_run_epochs, at), members.mend)
         except Interrupted:
             if world.is_first:
-                teller.end("stopped", progress.step, progress.history, **_ranks(at))
+                teller.end("stopped", progress.step, progress.history, **at.members.counts())
             raise
         store = checkpointer.store
 
@@ -255,7 +255,7 @@ def train_in(
             origin,
             checkpointer.pauses,
         )
-        teller.end("done", progress.step, progress.history, **_ranks(at))
+        teller.end("done", progress.step, progress.history, **at.members.counts())
         return written
 
 
@@ -288,7 +288,7 @@ def _run_epochs(at: UnderWay) -> None:
     world, steps, history = at.session.world, batches.steps_per_epoch, progress.history
     first = world.rank == 0
     if first:
-        at.teller.tell(progress.step, history, **_ranks(at))
+        at.teller.tell(progress.step, history, **at.members.counts())
     shown = board.begin(at.output / board.FOLDER, progress) if first and run.tensorboard else None
     while len(history) < run.epochs and not is_over(history, run.patience):
         epoch = len(history)
@@ -396,17 +396,13 @@ def _problem_of_files(data: Path, manifest: Manifest, part: Part, session: Sessi
     return problem
 
 
-def _ranks(at: UnderWay) -> dict[str, int]:
-    """Return how many ranks there are, of how many in the beginning."""
-    return {
-        "ranks": at.session.world.size,
-        "of_ranks": len(at.progress.segments[0]["hosts"]),
-    }
-
-
 def _so_far(at: UnderWay) -> dict[str, float]:
     """Return what there is to tell of the epoch that goes on: of the shards whose sums are here."""
     steps = (at.progress.step - 1) % at.batches.steps_per_epoch + 1
     sums = at.strategy.metrics.here()
     means = at.task.means(sums) if sums.get("items") else {}
-    return {**means, "rate": steps * at.run.batch / at.progress.seconds["seconds"], **_ranks(at)}
+    return {
+        **means,
+        "rate": steps * at.run.batch / at.progress.seconds["seconds"],
+        **at.members.counts(),
+    }
