@@ -1,6 +1,6 @@
 """Trainings on a terminal: a row each."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.progress_bar import ProgressBar
@@ -16,6 +16,15 @@ BAR = 12
 SHORTEST = 8
 # Cells from which on there is room for how fast it goes beside what is to be said.
 WIDE = 100
+
+
+def fitting(seen: Sequence[Seen], most: int) -> tuple[list[Seen], int]:
+    """Return the trainings that fit so many lines, and how many more there are: those that train
+    first, then those that did last."""
+    order = sorted(seen, key=lambda one: (one.is_over, -one.told.now.get("time", 0.0)))
+    most = max(1, most)
+    shown = order if len(order) <= most else order[: most - 1]
+    return shown, len(order) - len(shown)
 
 
 def rows(some: Iterable[Seen], width: int) -> Table:

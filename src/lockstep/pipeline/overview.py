@@ -159,13 +159,10 @@ class Overview:
         from rich.console import Group
         from rich.text import Text
 
-        from lockstep.pipeline.live import rows
+        from lockstep.pipeline.live import fitting, rows
 
         seen = self._look()
-        order = sorted(seen, key=lambda one: (one.is_over, -one.told.now.get("time", 0.0)))
-        room = max(1, height - BESIDE)
-        shown = order if len(order) <= room else order[: room - 1]
-        more = len(order) - len(shown)
+        shown, more = fitting(seen, height - BESIDE)
         with self._lock:
             parts = []
             running = {job.stage for job in self._jobs.values()}

@@ -7,7 +7,7 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from lockstep.errors import UserError
-from lockstep.pipeline.live import rows
+from lockstep.pipeline.live import fitting, rows
 from lockstep.pipeline.seen import Lines, Seen, look
 from lockstep.progress import NAME
 
@@ -44,12 +44,9 @@ def watch(results: list[Path]) -> None:
 
 
 def _view(seen: list[Seen], console: Console) -> Group:
-    """Return what fits the terminal: those that train first, then those that did last."""
-    order = sorted(seen, key=lambda one: (one.is_over, -one.told.now.get("time", 0.0)))
-    room = max(1, console.height - 2)
-    shown = order if len(order) <= room else order[: room - 1]
-    more = [f"and {len(order) - len(shown)} more"] if len(shown) < len(order) else []
-    return Group(rows(shown, console.width), *more)
+    """Return what fits the terminal."""
+    shown, more = fitting(seen, console.height - 2)
+    return Group(rows(shown, console.width), *([f"and {more} more"] if more else []))
 
 
 def _find(results: list[Path]) -> dict[str, Path]:
