@@ -32,7 +32,7 @@ PYTEST := OMP_NUM_THREADS=1 pytest --numprocesses 2
 test-quick: setup  ## run most unit tests: half a minute
 	$(PYTEST) -m "not slow and not thorough" tests/unit
 
-test: setup  ## run what tells whether a change is good, with mpirun and Snakemake: seven minutes on two cores
+test: setup  ## run what tells whether a change is good, with mpirun and Snakemake: twelve minutes on two cores
 	$(PYTEST) -m "not thorough"
 
 test-all: setup  ## run all tests but those that want root: longer

@@ -147,7 +147,8 @@ def test_where_a_log_does_not_say_what_went_wrong_its_end_is_shown(command, tmp_
 
 
 def test_an_interrupt_leaves_the_terminal_as_it_was(command, tmp_path):
-    text, status = seen_on_a_terminal(command(), tmp_path, interrupt_after=b"1/3")
+    words = command(summarize="sleep 15")  # on a busy machine it would else be over before
+    text, status = seen_on_a_terminal(words, tmp_path, interrupt_after=b"1/3")
     assert status != 0
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 
