@@ -6,6 +6,7 @@
 import json
 import time
 from contextlib import contextmanager
+from itertools import pairwise
 
 import pytest
 
@@ -57,6 +58,17 @@ def wait_for_the_end(network):
         time.sleep(0.1)
 
 
+def hosts_one_after_another(output):
+    """Return the hosts of each start, which went on where the one before had saved.
+
+    When mpirun ends, it may leave a rank the time to go on alone, until it is told to stop.
+    """
+    segments = record(output)["segments"]
+    for before, after in pairwise(segments):
+        assert 0 < before["last_step"] == after["first_step"]
+    return [part["hosts"] for part in segments if "lost" not in part]
+
+
 # A timeout of 3 s would be over before mpirun notices anything; one of 600 s is the default.
 @pytest.mark.parametrize(
     ("fault", "backend", "timeout"),
@@ -101,8 +113,7 @@ def test_lockstep_launch_goes_on_without_a_host_that_is_lost(
         wait_for_the_end(network)
     assert hashes(tmp_path) == reference
     assert places(tmp_path) == ["node1", "node2"]
-    first, second = record(tmp_path)["segments"]
-    assert first["last_step"] == second["first_step"] > 0
+    assert hosts_one_after_another(tmp_path) == [["node1", "node2", "node3"], ["node1", "node2"]]
 
 
 def test_the_workflow_goes_on_until_one_host_is_left(network, reference, workspace):
@@ -125,7 +136,11 @@ def test_the_workflow_goes_on_until_one_host_is_left(network, reference, workspa
             assert job.process.wait(timeout=200) == 0, job.said()
     assert hashes(results / "hosts") == reference
     assert places(results / "hosts") == ["node1"]
-    assert len(record(results / "hosts")["segments"]) == 3
+    assert hosts_one_after_another(results / "hosts") == [
+        ["node1", "node2", "node3"],
+        ["node1", "node2"],
+        ["node1"],
+    ]
     assert (results / "hosts/metrics.json").exists()
     assert "does not answer" in (log / "evaluate/hosts.log").read_text()
 
