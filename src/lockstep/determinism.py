@@ -13,6 +13,7 @@ import torch
 from lockstep import provenance
 from lockstep import random as streams
 from lockstep.testing import faults
+from lockstep.torch_private import set_deterministic
 
 
 def pin(threads: int, device: torch.device, reproducible: bool) -> Callable[[], None]:
@@ -35,14 +36,14 @@ def pin(threads: int, device: torch.device, reproducible: bool) -> Callable[[], 
     def undo() -> None:
         torch.set_num_threads(count)
         torch.set_flush_denormal(not denormal)
-        torch.use_deterministic_algorithms(strict, warn_only=warns)
+        set_deterministic(strict, warn_only=warns)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = benchmark
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # CPUs are far slower with denormal numbers
     if reproducible:
-        torch.use_deterministic_algorithms(True)
+        set_deterministic(True)
         # It would also fill new memory, lest somebody read it before writing. Nothing here does:
         # the tests fill it.
         torch.utils.deterministic.fill_uninitialized_memory = faults.POISON  # type: ignore[attr-defined]

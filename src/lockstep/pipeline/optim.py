@@ -8,6 +8,7 @@ from torch import nn
 from lockstep.errors import UserError
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.models.pretrained import NONE, Head
+from lockstep.torch_private import without_compiler
 
 
 def make_optimizer(run: Run, model: nn.Module, head: Head = NONE) -> torch.optim.Optimizer:
@@ -37,11 +38,10 @@ def make_optimizer(run: Run, model: nn.Module, head: Head = NONE) -> torch.optim
         if some
     ]
     if run.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=run.lr, momentum=run.momentum, nesterov=run.nesterov, fused=True
-        )
+        more = {"momentum": run.momentum, "nesterov": run.nesterov}
+        return without_compiler(torch.optim.SGD)(groups, lr=run.lr, fused=True, **more)
     kind = torch.optim.Adam if run.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=run.lr, fused=True)
+    return without_compiler(kind)(groups, lr=run.lr, fused=True)
 
 
 def learning_rate(run: Run, step: int, steps_per_epoch: int) -> float:

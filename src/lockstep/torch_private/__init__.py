@@ -4,6 +4,10 @@ A private name may go with any release. So pyproject.toml caps torch at the rele
 ran with, and a new one is looked at here first.
 """
 
+import os
+import sys
+from typing import Any
+
 import torch
 
 # The class in C++ that a backend in Python derives from: torch.distributed.Backend is its name.
@@ -36,3 +40,33 @@ def operation_of(work: Work) -> int:
 def nonzeros(tensor: torch.Tensor) -> int:
     """Return how many values a sparse tensor holds, before duplicates are added up."""
     return tensor._nnz()
+
+
+def set_deterministic(strict: bool, warn_only: bool = False) -> None:
+    """Do what torch.use_deterministic_algorithms does, without loading torch's compiler.
+
+    The public function loads it for a switch of its own: 1.6 s. A compiler that is loaded later
+    reads the same switch from the environment.
+    """
+    if "torch._inductor.config" in sys.modules:
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        return
+    if strict:
+        os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"
+    else:
+        os.environ.pop("TORCHINDUCTOR_DETERMINISTIC", None)
+    torch._C._set_deterministic_algorithms(strict, warn_only=warn_only)
+
+
+def without_compiler(kind: Any) -> Any:
+    """Return a class of optimizers that does what another does, without loading torch's compiler.
+
+    The methods of torch's own load it (1.4 s), to tell it that it is not to compile them.
+    """
+    add, zero, step = (getattr(kind, name) for name in ("add_param_group", "zero_grad", "step"))
+    methods = {
+        "add_param_group": add.__wrapped__,
+        "zero_grad": zero.__wrapped__,
+        "step": torch.no_grad()(step.__wrapped__),
+    }
+    return type(kind.__name__, (kind,), methods)

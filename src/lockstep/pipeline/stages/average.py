@@ -17,7 +17,6 @@ from lockstep.pipeline.data.manifest import Manifest, check_files, read_manifest
 from lockstep.pipeline.model_file import metadata
 from lockstep.pipeline.models import build
 from lockstep.pipeline.record import Training, check_trained_on, read_training
-from lockstep.pipeline.tasks.make import make
 from lockstep.reduce.layout import move
 from lockstep.reduce.tree import Node, fold, push
 from lockstep.session import Session
@@ -64,6 +63,8 @@ def _average_in(
     state.put(model, mean, results / "snapshots")
     move(model, device)
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
+        from lockstep.pipeline.tasks.make import make  # loads pandas, for nothing else here
+
         check_files(data, manifest, "train")
         inputs = open_part(data / "train", manifest.kind).inputs
         task = make(run, manifest, device)
