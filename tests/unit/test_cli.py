@@ -109,8 +109,8 @@ def test_a_run_survives_its_flags(run):
         (["download", "--output", "o", "--test-fraction", "half"], "'half'"),
         (["partition", "--data", "d", "--output", "o", "--scheme", "sorted"], "'sorted'"),
         (["partition", "--data", "d", "--output", "o", "--shards", "1.5"], "'1.5'"),
-        (["report", "--output", "o"], "--results"),
-        (["report", "--output", "o", "--results", "r", "--summary", "s"], "not allowed"),
+        (["report", "r"], "--checks"),
+        (["report", "r", "--runs", "a", "--checks", "c.json"], "not allowed"),
         (["summarize", "--output", "o"], "results"),
     ],
 )
@@ -141,11 +141,10 @@ def test_a_wrong_command_line_is_one_line_and_status_2(lockstep, words, expected
         (["check", "--data", "gone", "--output", "o"], "gone/manifest.json"),
         (["check", "--output", "o.csv"], "o.csv: the table gets this name"),
         (
-            ["report", "--launch", "gone.json", "--output", "o"],
-            "gone.json: not the record of a check",
+            ["report", "gone", "--checks", "gone.json"],
+            "gone/summary.csv",
         ),
-        (["report", "--results", "gone", "--checks", "c.json", "--output", "o"], "gone/train.json"),
-        (["report", "--results", "gone", "--output", "o"], "flags: partition: is missing"),
+        (["report", "gone", "--runs", "a"], "gone/a/train.json"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_status_2(

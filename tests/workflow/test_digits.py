@@ -121,14 +121,14 @@ def test_a_crate_is_valid(finished, tmp_path):
 def test_every_rule_leaves_a_log_and_a_benchmark(finished):
     expected = {
         "summarize",
-        "draw_summary",
+        "draw_table",
+        "draw_runs/0",
         "report",
         "page",
         "check/2x1-auto",
-        "draw_launch/2x1-auto",
     }
     expected |= {"partition/digits-stratified-4-seed0"}
-    rules = ("download", "prepare", "train", "average", "evaluate", "draw", "scale")
+    rules = ("download", "prepare", "train", "average", "evaluate")
     expected |= {f"{rule}/digits" for rule in rules}
     for folder, ending in (("logs/config", ".log"), ("logs/config/benchmarks", ".tsv")):
         folder = finished.folder / folder
@@ -163,15 +163,15 @@ def test_a_learning_rate_reruns_train_and_what_follows(restored):
     assert jobs == dict.fromkeys(
         [
             *("train_run", "average_run", "evaluate_run", "summarize"),
-            *("draw_run", "scale_run", "draw_summary", "report", "page"),
+            *("draw_runs_0", "draw_table", "report", "page"),
         ],
         1,
     )
 
 
 def test_a_longer_check_reruns_no_training(restored):
-    jobs = restored("config/config.yaml", "check_seconds: 5.0", "check_seconds: 6.0").jobs()
-    rules = ["check_world", "draw_launch", "scale_run", "draw_summary", "report", "page"]
+    jobs = restored("config/config.yaml", "check_seconds: 1.0", "check_seconds: 2.0").jobs()
+    rules = ["check_world", "draw_runs_0", "draw_table", "report", "page"]
     assert jobs == dict.fromkeys(rules, 1)
 
 
@@ -180,7 +180,7 @@ def test_a_model_reruns_train_and_the_check_of_the_model(restored):
     assert jobs == dict.fromkeys(
         [
             *("check_world", "train_run", "average_run", "evaluate_run", "summarize"),
-            *("draw_run", "draw_launch", "scale_run", "draw_summary", "report", "page"),
+            *("draw_runs_0", "draw_table", "report", "page"),
         ],
         1,
     )
@@ -191,11 +191,11 @@ def test_a_model_reruns_train_and_the_check_of_the_model(restored):
     [
         ("results/config/digits/model.safetensors", "train_run"),
         ("results/config/digits/predictions.csv", "evaluate_run"),
-        thorough("results/config/digits/figures/time.svg", "draw_run"),
+        thorough("results/config/digits/figures/time.svg", "draw_runs_0"),
         thorough("results/config/check/2x1-auto.json", "check_world"),
         thorough("results/config/check/2x1-auto.csv", "check_world"),
-        thorough("results/config/digits/figures/scaling.svg", "scale_run"),
-        thorough("results/config/figures/2x1-auto/communication.html", "draw_launch"),
+        thorough("results/config/digits/figures/scaling.svg", "draw_runs_0"),
+        thorough("results/config/figures/2x1-auto/communication.html", "draw_table"),
         thorough("data/digits/manifest.json", "prepare"),
     ],
 )
@@ -221,7 +221,7 @@ def test_code_reruns_the_stages_that_run_it(restored):
     jobs = restored(
         "src/lockstep/pipeline/stages/summarize.py", "table = pd", "other = 1\n    table = pd"
     ).jobs()
-    assert jobs == dict.fromkeys(["summarize", "draw_summary", "report", "page"], 1)
+    assert jobs == dict.fromkeys(["summarize", "draw_table", "report", "page"], 1)
 
 
 def test_another_look_reruns_the_page_alone(restored):

@@ -104,3 +104,43 @@ def check_of_run(suffix):
 def partition_of_run(name):
     """Return a function that gives a file of a run's partition."""
     return lambda wildcards: f"{DATA}/partition/{RUNS[wildcards.run].partition}/{name}"
+
+
+# What a task has besides curves and time.
+FIGURES = {"confusion": "confusion matrix", "shards": "samples by class and shard"}
+COMMUNICATION = {
+    "communication.html": "all that was measured, and the fit",
+    "latency.svg": "time by size",
+    "bandwidth.svg": "bus bandwidth by size",
+}
+
+
+def figure(file, category, of, label):
+    """Return a file that the report shows, of a run or a launch."""
+    about = {"subcategory": of, "labels": {"figure": label}}
+    caption = f"../report/{Path(file).stem}.rst"
+    return report(file, caption=caption, category=category, **about)
+
+
+def figures_of(run):
+    """Return the figures of a run."""
+    shown = {
+        "curves": f"loss and {TASK.main} by epoch",
+        "time": "time of a step by part",
+    }
+    shown |= {name: FIGURES[name] for name in TASK.figures}
+    shown |= {"scaling": "predicted scaling"} if run in PREDICTED else {}
+    folder = f"<results>/{run}/figures"
+    return [
+        figure(f"{folder}/{name}.svg", "Runs", run, label)
+        for name, label in shown.items()
+    ]
+
+
+def figures_of_launch(world):
+    """Return what is shown of how fast the ranks of a launch talk to one another."""
+    folder = f"<results>/figures/{world}"
+    return [
+        figure(f"{folder}/{file}", "Communication", world, label)
+        for file, label in COMMUNICATION.items()
+    ]

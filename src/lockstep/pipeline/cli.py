@@ -194,15 +194,15 @@ def make_parser() -> Parser:
     text = "write it again every ten seconds, until every run is done"
     sub.add_argument("--follow", action="store_true", help=text)
 
-    sub = stage("report", "Draw the figures of a run, a launch, or a table of runs.", _report)
+    sub = stage(
+        "report", "Draw the figures of runs, or the table of all and their launches.", _report
+    )
+    sub.add_argument("results", type=Path, help="the folder with the runs' folders")
     what = sub.add_mutually_exclusive_group(required=True)
-    what.add_argument("--results", type=Path, help="the folder of a run")
-    what.add_argument("--summary", type=Path, help="the table of all runs")
-    what.add_argument("--launch", type=Path, help="the JSON file of `check` for a launch")
-    _add_path(sub, "partition", "the summary.csv of a run's partition", required=False)
-    text = "the JSON files of `check`: all, for a table; that of its launch, to predict from a run"
-    sub.add_argument("--checks", type=Path, nargs="*", default=[], help=text)
-    _add_path(sub, "output", "the folder that gets the figures")
+    text = "draw the figures of these, into their folders"
+    what.add_argument("--runs", nargs="+", metavar="RUN", help=text)
+    text = "draw summary.csv, and the launches that these JSON files of `check` are of"
+    what.add_argument("--checks", type=Path, nargs="+", metavar="FILE", help=text)
     return parser
 
 
@@ -420,13 +420,7 @@ def _page(args: dict[str, Any]) -> None:
 def _report(args: dict[str, Any]) -> None:
     from lockstep.pipeline import report
 
-    if args["launch"] is not None:
-        report.draw_launch(args["launch"], args["output"])
-    elif args["summary"] is not None:
-        report.draw_summary(args["summary"], args["checks"], args["output"])
-    elif args["partition"] is not None:
-        report.draw_run(args["results"], args["partition"], args["output"])
-    elif len(args["checks"]) == 1:
-        report.draw_prediction(args["results"], args["checks"][0], args["output"])
+    if args["runs"] is not None:
+        report.draw_runs(args["results"], args["runs"])
     else:
-        raise UserError("flags: partition: is missing; --results wants it, or one of --checks")
+        report.draw_table(args["results"], args["checks"])

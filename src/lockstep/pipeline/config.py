@@ -508,7 +508,7 @@ class Config(Strict):
     """Values of keys of a run, each with each: every row of the table is trained with all of them,
     as in `grid: {lr: [0.01, 0.003], seed: [0, 1, 2]}`."""
 
-    check_seconds: float = Field(default=5.0, ge=0, le=DAY)
+    check_seconds: float = Field(default=1.0, ge=0, le=DAY)
     """About how many seconds `check` measures the communication of each kind of launch. More of
     them give more iterations, and larger messages."""
 

@@ -4,7 +4,7 @@ It reads what other stages wrote and loads no torch, so that it also runs where 
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from lockstep.errors import UserError, first_line
 from lockstep.files import check_sha256, read_json, sweep, write_text
+from lockstep.pipeline import launch
 from lockstep.pipeline.kinds import TASKS, of_columns
 from lockstep.pipeline.record import Training, read_metrics, read_training
 from lockstep.pipeline.report import (
@@ -25,6 +26,42 @@ from lockstep.pipeline.report import (
     scaling,
     style,
 )
+
+
+def draw_runs(results: Path, names: Sequence[str]) -> None:
+    """Draw the figures of runs, each into the folder `figures` in its own.
+
+    Where its time on more ranks can be predicted, that is drawn as well.
+
+    Args:
+        results: the folder with the runs' folders, and with what `check` wrote.
+        names: the runs.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    for name in names:
+        folder, training = results / name, read_training(results / name)
+        run, output = training.configuration, results / name / "figures"
+        draw_run(folder, Path(training.partition).with_name("summary.csv"), output)
+        if launch.predicted({name: run}):
+            draw_prediction(folder, results / "check" / f"{launch.world(run)}.json", output)
+
+
+def draw_table(results: Path, checks: Sequence[Path]) -> None:
+    """Draw the table of all runs, and launches: into the folder `figures` in `results`.
+
+    Args:
+        results: the folder with summary.csv.
+        checks: the JSON files of `check`, each with its table beside it.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    draw_summary(results / "summary.csv", checks, results / "figures")
+    for check in checks:
+        if len(_read_check(check)["ranks"]) > 1:
+            draw_launch(check, results / "figures" / check.stem)
 
 
 def draw_run(results: Path, partition: Path, output: Path) -> None:
@@ -66,7 +103,7 @@ def draw_run(results: Path, partition: Path, output: Path) -> None:
         _save(output, figures)
 
 
-def draw_summary(summary: Path, checks: list[Path], output: Path) -> None:
+def draw_summary(summary: Path, checks: Sequence[Path], output: Path) -> None:
     """Draw runs.html, machine.html, and what the task compares: accuracy.svg, of classes.
 
     Args:
