@@ -33,9 +33,9 @@ try:
     named = [MODULE] if MODULE else workflow.overwrite_configfiles or FILES
     FOLDERS = folders(EXPERIMENT, map(Path, named))
     launch.check_nodes(RUNS, nodes(workflow.modifier.modify_rulename("train_run")))
-    TRAIN_CODE = {
-        name: training_digest(run.strategy, run.model) for name, run in RUNS.items()
-    }
+    # By what decides which code it is, for a thousand runs of one kind.
+    kinds = {(run.strategy, run.model) for run in RUNS.values()}
+    TRAIN_CODE = {kind: training_digest(*kind) for kind in kinds}
 except UserError as error:
     # One line and status 2, as everywhere; an exception would bring a page of Snakemake's own.
     print(error, file=sys.stderr)
@@ -94,11 +94,10 @@ def flags(*names):
     return lambda wildcards: launch.flags(launched(wildcards), *names)
 
 
-def check_of_run(suffix):
-    """Return a function that gives a file of the check of a run's launch."""
-    return lambda wildcards: (
-        f"<results>/check/{launch.world(RUNS[wildcards.run])}.{suffix}"
-    )
+def train_code(wildcards):
+    """Return the digest of the code that decides the bits of a run."""
+    run = RUNS[wildcards.run]
+    return TRAIN_CODE[run.strategy, run.model]
 
 
 def partition_of_run(name):

@@ -1,12 +1,11 @@
 rule page:
     """One page that answers what was run, how good it is, and whether it can be believed."""
     input:
+        # It is made of all that the page reads of the runs.
         rules.summarize.output,
         # The page links it, and says what lies behind the other figures.
         rules.report.output,
-        records=expand(rules.train_run.output, run=RUNS),
-        metrics=expand(rules.evaluate_run.output, run=RUNS),
-        checks=expand("<results>/check/{world}.json", world=WORLDS),
+        expand("<results>/check/{world}.json", world=WORLDS),
     output:
         "<results>/index.html",
     log:

@@ -1,5 +1,6 @@
 # Figures of so many runs are drawn by one process: most of the time of one run is its start.
 DRAWN_AT_ONCE = 12
+DRAWING = code_digest("lockstep.pipeline.report")
 DRAWN = []
 for first in range(0, len(RUNS), DRAWN_AT_ONCE):
     some = list(RUNS)[first : first + DRAWN_AT_ONCE]
@@ -28,7 +29,7 @@ for first in range(0, len(RUNS), DRAWN_AT_ONCE):
         conda:
             "../../envs/environment.yaml"
         params:
-            code=code_digest("lockstep.pipeline.report"),
+            code=DRAWING,
             runs=some,
             folder=subpath(output[0], ancestor=3),
         shell:
@@ -69,7 +70,7 @@ rule draw_table:
     conda:
         "../../envs/environment.yaml"
     params:
-        code=code_digest("lockstep.pipeline.report"),
+        code=DRAWING,
         metric=TASK.title(TASK.main),
         unit=TASK.unit,
         folder=subpath(output.runs, ancestor=2),

@@ -26,7 +26,7 @@ rule train_run:
         flags=lambda wildcards: launch.train_flags(RUNS[wildcards.run]),
         # With `input` it is not recorded: it changes nothing of a result.
         upkeep=lambda wildcards, input: launch.upkeep_flags(RUNS[wildcards.run]),
-        code=lambda wildcards: TRAIN_CODE[wildcards.run],
+        code=train_code,
         launch=start,
         data=subpath(input.manifest, parent=True),
         folder=subpath(output.record, parent=True),
