@@ -35,6 +35,8 @@ OF_ALL = {
     "config.json": "the whole configuration",
     "summary.csv": "a row for each run",
     "groups.csv": "mean and deviation over seeds",
+    "index.html": "one page: how good the runs are, which bits agree, whether they converged, what "
+    "they got wrong, and what they cost; figures that it links are in report.html",
     "report.html": "curves, tables, and what was found about the machine",
 }
 OF_A_RUN = {
