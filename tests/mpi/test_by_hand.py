@@ -58,7 +58,7 @@ def test_ranks_are_started_and_stopped_by_hand(digits, trained, tmp_path):
         time.sleep(0.1)
     stopped = run([*LOCKSTEP, "stop", tmp_path / "long"], tmp_path)
     assert stopped.returncode == 0, stopped.stderr
-    assert "heard" in stopped.stdout
+    assert "stops with exit status 75 once it has saved" in stopped.stdout
     assert job.wait(60) == 75, (tmp_path / "log").read_text()
     assert list((tmp_path / "long").glob("checkpoints/*/step-*"))
     assert not (tmp_path / "long" / "checkpoints" / "stop").exists()

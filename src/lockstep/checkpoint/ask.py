@@ -65,7 +65,10 @@ def stop(results: Path, patience: float = PATIENCE) -> None:
         UserError: nothing trains there, or it does not hear.
     """
     _ask(results, STOP, "", patience)
-    print(f"{results}: heard; it saves and stops with status 75")
+    print(
+        f"{results}: the training has been told, and stops with exit status 75 once it has saved; "
+        f"the same command goes on from there"
+    )
 
 
 def resize(results: Path, ranks: int, patience: float = PATIENCE) -> None:
@@ -75,7 +78,10 @@ def resize(results: Path, ranks: int, patience: float = PATIENCE) -> None:
         UserError: nothing trains there, or it does not hear.
     """
     _ask(results, RANKS, str(ranks), patience)
-    print(f"{results}: heard; its log says when there are {ranks} ranks, or why not")
+    print(
+        f"{results}: the training has been told; its log says when there are {ranks} ranks, or why "
+        f"not"
+    )
 
 
 def _ask(results: Path, name: str, text: str, patience: float) -> None:
