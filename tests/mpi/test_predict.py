@@ -115,12 +115,29 @@ def scores(task, kept, model):
     return table["last"].to_numpy().reshape(-1, 2)
 
 
+def _call_as_the_card_says(card, folder, to):
+    """Run the program of a model card in its folder; every file that the card names is there."""
+    named = set(re.findall(r"[\w/]+\.(?:json|pt2|onnx|safetensors|csv|py)\b", card))
+    assert named <= {path.name for path in folder.iterdir()}
+    (program,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    assert 3 <= program.count("\n") <= 6
+    if to == "onnx":  # onnx's own interpreter is called as ONNX Runtime is
+        program = program.replace("numpy, onnxruntime", "numpy; import onnx.reference")
+        program = program.replace(
+            "onnxruntime.InferenceSession", "onnx.reference.ReferenceEvaluator"
+        )
+    done = run([sys.executable, "-c", program], folder)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d", done.stdout)
+
+
 @pytest.mark.parametrize("to", ["torch", "onnx", "safetensors"])
 def test_what_is_exported_predicts_what_evaluate_wrote(trained, to, tmp_path):
     task, kept, whole, _ = trained
     lockstep("export", kept, "--to", to, "--output", tmp_path / "x")
     card = (tmp_path / "x" / "README.md").read_text()
     assert "test set | " in card
+    _call_as_the_card_says(card, tmp_path / "x", to)
     if to == "safetensors":
         assert (tmp_path / "x/model.safetensors").read_bytes() == (
             kept / "model.safetensors"

@@ -1,16 +1,21 @@
 """Models: the small ones of the tutorials, torchvision's classifiers, and the user's own."""
 
 import difflib
+import json
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from lockstep import tensors
 from lockstep.determinism import seeded
 from lockstep.errors import UserError, first_line
-from lockstep.pipeline.kinds import CLASSIFICATION, Kind
+from lockstep.pipeline.kinds import CLASSIFICATION, TASKS, Kind
+from lockstep.pipeline.model_file import KEY
 from lockstep.pipeline.models.gpt import GPT
 from lockstep.pipeline.own import find
 from lockstep.reduce.layout import settle
@@ -43,6 +48,22 @@ def build(
     """
     with seeded("weights", seed):  # a model of the user's may draw by Python or NumPy, too
         return _built(name, shape, outputs, kind, like or {})
+
+
+def load(path: Path | str) -> nn.Module:
+    """Return the model of a run's model.safetensors, in evaluation mode: the file says which it is.
+
+    Raises:
+        UserError: it cannot be built, or the weights are not its own.
+    """
+    path = Path(path)
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()[KEY])
+    shape, kind = tuple(about["shape"]), TASKS[about["task"]]
+    like = tensors.shapes(path)
+    model = build(about["model"], shape, about["outputs"], kind=kind, like=like)
+    tensors.load(model, path)
+    return model.eval()
 
 
 def _built(

@@ -16,12 +16,20 @@ from lockstep.errors import UserError, first_line
 from lockstep.files import atomic, write_json, write_text
 from lockstep.pipeline.kinds import TASKS
 from lockstep.pipeline.model_file import about
+from lockstep.pipeline.models import load
 from lockstep.pipeline.record import Training, read_training
-from lockstep.pipeline.stages.predict import model_file, network_of
+from lockstep.pipeline.stages.predict import model_file
 
 # What a program that is exported is tried with: two samples or more, so that their number stays
 # free.
 SAMPLES = 2
+# What a program that is exported takes, and what a person asks of its outputs, in Python.
+DTYPES = {"classification": "uint8", "regression": "float32", "language": "int64"}
+ANSWERS = {
+    "classification": (".argmax(1)", "the class, from 0, in the order of the list above"),
+    "regression": ("", "the numbers"),
+    "language": ("[:, -1].argmax(1)", "the next token"),
+}
 
 
 class Whole(nn.Module):
@@ -84,7 +92,7 @@ def export(results: Path, to: str, model: str, output: Path) -> Path:
     else:
         target = output / ("model.pt2" if to == "torch" else "model.onnx")
         try:
-            whole = Whole(network_of(training, path), training).eval()
+            whole = Whole(load(path), training).eval()
             _write_program(whole, training, to, target)
         except UserError:
             raise
@@ -98,8 +106,8 @@ def export(results: Path, to: str, model: str, output: Path) -> Path:
 
 
 def _write_program(whole: Whole, training: Training, to: str, target: Path) -> None:
-    dtypes = {"classification": torch.uint8, "regression": torch.float32, "language": torch.int64}
-    inputs = torch.zeros(SAMPLES, *training.shape, dtype=dtypes[training.task])
+    dtype = getattr(torch, DTYPES[training.task])
+    inputs = torch.zeros(SAMPLES, *training.shape, dtype=dtype)
     free = ({0: torch.export.Dim("samples")},)
     with atomic(target) as draft:
         if to == "torch":
@@ -142,7 +150,7 @@ def card(results: Path, training: Training, model: str, file: str) -> str:
         "task": training.task,
         "inputs": f"{shape}: {inputs}" if file != "model.safetensors" else shape,
         "outputs": f"{training.outputs} {kind.counted}",
-        "data": f"{training.dataset}, SHA-256 of the arrays in `train.json`",
+        "data": training.dataset,
         "trained": f"{_epochs(results, training)}, batch {run.batch}, {run.optimizer}, "
         f"lr {run.lr:g}, seed {run.seed}",
         **said,
@@ -155,9 +163,13 @@ def card(results: Path, training: Training, model: str, file: str) -> str:
         lines += ["", "Classes, in the order of the outputs: " + ", ".join(training.classes) + "."]
     if training.image:
         lines += ["", f"Photos were brought to their size so: `{json.dumps(training.image)}`."]
-    if file == "model.safetensors":
-        lines += ["", "Inputs are (value - mean) / std by channel, of pixels / 255; `config.json`."]
-    return "\n".join([*lines, "", "```python", *_how_to_load(file, training), "```", ""])
+    if file == "model.safetensors" and not kind.integers:
+        values = "pixels / 255" if kind.classes else "numbers"
+        lines += ["", f"Inputs are ({values} - mean) / std by channel; both are in `config.json`."]
+    lines += ["", "In this folder:", "", "```python", *_how_to_call(file, training), "```"]
+    lines += ["", "SHA-256 of the arrays that it has learned from, and was measured on:", ""]
+    lines += [f"- `{name}`: `{digest}`" for name, digest in sorted(training.data_sha256.items())]
+    return "\n".join([*lines, ""])
 
 
 def _epochs(results: Path, training: Training) -> str:
@@ -170,13 +182,29 @@ def _epochs(results: Path, training: Training) -> str:
     return done
 
 
-def _how_to_load(file: str, training: Training) -> list[str]:
-    if file == "model.pt2":
-        return ["import torch", 'model = torch.export.load("model.pt2").module()']
+def _how_to_call(file: str, training: Training) -> list[str]:
+    """Return a program that loads the file and calls it with an input of zeros."""
+    size, dtype = ", ".join(map(str, (1, *training.shape))), DTYPES[training.task]
+    answer, meaning = ANSWERS[training.task]
     if file == "model.onnx":
-        return ["import onnxruntime", 'model = onnxruntime.InferenceSession("model.onnx")']
+        return [
+            "import numpy, onnxruntime",
+            'model = onnxruntime.InferenceSession("model.onnx")',
+            f'inputs = numpy.zeros(({size}), "{dtype}")',
+            '(outputs,) = model.run(None, {"inputs": inputs})',
+            f"print(outputs{answer})  # {meaning}",
+        ]
+    start = ["import torch", 'model = torch.export.load("model.pt2").module()']
+    if file == "model.safetensors":
+        dtype = "int64" if TASKS[training.task].integers else "float32"
+        wants = f" and {own}" if ":" in (own := training.configuration.model) else ""
+        start = [
+            f"import torch  # wants the package lockstep{wants} as well, to build the model",
+            "from lockstep.pipeline.models import load",
+            'model = load("model.safetensors")',
+        ]
     return [
-        "from safetensors.torch import load_file",
-        f"model = …  # {training.configuration.model}, with {training.outputs} outputs",
-        'model.load_state_dict(load_file("model.safetensors"))',
+        *start,
+        f"inputs = torch.zeros({size}, dtype=torch.{dtype})",
+        f"print(model(inputs){answer})  # {meaning}",
     ]

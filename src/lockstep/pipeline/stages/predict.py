@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from torch import nn
 
-from lockstep import tensors
 from lockstep.errors import UserError, say
 from lockstep.files import atomic, check_sha256
 from lockstep.pipeline.data.folder import SUFFIXES, files_below
@@ -17,7 +16,7 @@ from lockstep.pipeline.data.npz import Npz
 from lockstep.pipeline.data.pixels import Look, decode
 from lockstep.pipeline.kinds import MODELS, TASKS
 from lockstep.pipeline.model_file import manifest_of
-from lockstep.pipeline.models import build
+from lockstep.pipeline.models import load
 from lockstep.pipeline.record import Training, read_averaged, read_training
 from lockstep.pipeline.tasks.classification import Classification, probability_columns
 from lockstep.pipeline.tasks.language import PADDING, Language
@@ -56,7 +55,7 @@ def predict(results: Path, files: Sequence[Path], model: str, csv: Path | None) 
     path = model_file(results, training, model)
     with Session(ranks=1, threads=run.threads, device=run.device, saves=False) as session:
         task = make(run, manifest, session.device)
-        network = network_of(training, path)
+        network = load(path)
         move(network, session.device)
         parts = []
         for names, arrays in _chunks(files, training, task.chunk):
@@ -100,24 +99,6 @@ def model_file(results: Path, training: Training, model: str) -> Path:
         expected = read_averaged(results, training).model_sha256
     check_sha256(path, expected, results, "train again")
     return path
-
-
-def network_of(training: Training, path: Path) -> nn.Module:
-    """Return a run's network, in evaluation mode, with the weights in `path`.
-
-    Raises:
-        UserError: it cannot be built, or the weights are not its own.
-    """
-    manifest = manifest_of(training)
-    network = build(
-        training.configuration.model,
-        manifest.shape,
-        manifest.outputs,
-        kind=manifest.kind,
-        like=tensors.shapes(path),
-    )
-    tensors.load(network, path)
-    return network.eval()
 
 
 def _chunks(
