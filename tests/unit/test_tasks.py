@@ -214,6 +214,19 @@ def test_the_loss_of_tokens_is_the_cross_entropy_of_those_that_are_there(npz):
     assert (metrics["tokens"], metrics["correct"]) == (there.sum(), right)
 
 
+def test_the_interval_of_a_perplexity_is_that_of_a_ratio_of_means():
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(1, 9, 300)
+    loss = tokens * 1.5 + draw.normal(0, 1, 300) * np.sqrt(tokens)
+    found = language.measure(loss, tokens, tokens)
+    # The delta method, from the covariance of losses and tokens.
+    ratio, of = loss.mean() / tokens.mean(), np.cov(loss, tokens)
+    variance = (of[0, 0] - 2 * ratio * of[0, 1] + ratio**2 * of[1, 1]) / 300 / tokens.mean() ** 2
+    ends = np.exp(ratio + 1.96 * np.sqrt(variance) * np.array([-1, 1]))
+    assert found["perplexity_interval"] == pytest.approx(list(ends))
+    assert language.measure(loss[:1], tokens[:1], tokens[:1])["perplexity_interval"] is None
+
+
 def test_what_a_gpt_foretells_does_not_look_ahead():
     model = build("gpt", (6,), 5, kind=kinds.LANGUAGE).eval()
     some = torch.tensor([[0, 1, 2, 3, 4, 0], [0, 1, 2, 4, 4, 4]])

@@ -166,6 +166,7 @@ class Measured(Record):
     mae: float | None = None
     r2: float | None = None
     perplexity: float | None = None
+    perplexity_interval: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
 
 
 class Validated(Record):

@@ -99,12 +99,23 @@ class Language(Supervised):
 
 
 def measure(loss: np.ndarray, tokens: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
-    """Return a model's metrics, from what `predict` found of each sequence: per token."""
-    count = int(tokens.sum())
+    """Return a model's metrics, from what `predict` found of each sequence: per token.
+
+    The interval is the normal 95 % one of the mean loss, brought to perplexities. Its standard
+    error is that of a ratio of sums over sequences, which need not be equally long, and which it
+    takes for independent of one another.
+    """
+    count, sequences = int(tokens.sum()), len(loss)
     mean = float(loss.sum() / count)
+    interval = None
+    if sequences > 1:
+        apart = float(((loss - mean * tokens) ** 2).sum())
+        half = 1.96 * math.sqrt(sequences / (sequences - 1) * apart) / count
+        interval = [perplexity(mean - half), perplexity(mean + half)]
     return {
         "loss": mean,
         "perplexity": perplexity(mean),
+        "perplexity_interval": interval,
         "accuracy": int(correct.sum()) / count,
         "correct": int(correct.sum()),
         "tokens": count,
