@@ -3,6 +3,7 @@
 Set LOCKSTEP_PICTURES to a folder, and pictures of all of it stay there to be looked at.
 """
 
+import json
 import os
 import shutil
 import time
@@ -185,6 +186,42 @@ def test_a_run_that_is_ticked_off_leaves_the_curves(browser, ten):
     assert browser.run("document.getElementById('at').textContent") == "1 of 30"
     browser.run("document.getElementById('none').click()")
     assert browser.run(drawn) == 0
+    browser.run("sessionStorage.clear()")
+
+
+def test_a_loss_of_a_wide_range_is_drawn_by_its_logarithm(browser, tmp_path, pictures):
+    results = tmp_path / "results"
+    log = "document.getElementById('log').checked"
+    title = "document.querySelector('#curves figcaption').textContent"
+    axis = "[...document.querySelectorAll('#curves figure:first-child text[text-anchor=end]')]"
+    axis += ".map((one) => one.textContent).filter((text) => text !== 'epoch')"
+
+    def draw(losses):
+        write_progress(results / "one", time.time())
+        lines = [
+            {"event": "epoch", "epoch": at + 1, "epochs": 9, "loss": loss, "state": "training"}
+            for at, loss in enumerate(losses)
+        ]
+        text = "\n".join(json.dumps(line | {"time": time.time()}) for line in lines)
+        (results / "one/progress.jsonl").write_text(text + "\n")
+        write_page(results)
+        browser.open(results / "index.html", 1280, False)
+
+    draw([2, 1, 0.5, 0.03])  # 67 times
+    assert not browser.run(log)
+    assert "logarithmic" not in browser.run(title)
+    draw([2, 900, 1, 0.5])  # an outlier, 1,800 times
+    assert browser.run(log)
+    assert browser.run(title) == "Loss · training, logarithmic"
+    assert browser.run(axis) == ["1", "10", "100"]
+    browser.picture(pictures / "outlier.png")
+    draw([2e9, 0, 3e-9, 1e-14])
+    assert browser.run(title).endswith("0 is at the bottom")
+    assert browser.run(axis) == ["1e-12", "1e-9", "1e-6", "0.001", "1", "1,000", "1e6", "1e9"]
+    browser.run("document.getElementById('log').click()")  # what the reader says is kept
+    draw([2, 900, 1, 0.5])
+    assert not browser.run(log)
+    assert "logarithmic" not in browser.run(title)
     browser.run("sessionStorage.clear()")
 
 

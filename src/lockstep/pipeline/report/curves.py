@@ -21,7 +21,7 @@ from lockstep.pipeline.record import Segment
 from lockstep.pipeline.report import style
 
 # A loss that falls by more than this factor is drawn on a logarithmic axis.
-LOGARITHMIC_FROM = 20.0
+LOGARITHMIC_FROM = 100.0
 # More changes of the number of ranks than a title has room for.
 MOST_CHANGES = 4
 

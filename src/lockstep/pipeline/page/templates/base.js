@@ -15,8 +15,8 @@ function make(tag, attributes = {}, ...inside) {
   made.append(...inside);
   return made;
 }
-const number = (value, digits = 4) => value === null || value === undefined ? "" :
-  Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(digits));
+const number = (value, digits = 4, most = Infinity) => value === null || value === undefined ? "" :
+  value && (Math.abs(value) >= most || Math.abs(value) < 1 / most) ? (+value.toPrecision(digits)).toExponential().replace("+", "") : Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(digits));
 const percent = (value, digits = 2) => value === null || value === undefined ? "" : (100 * value).toFixed(digits) + "%";
 const isShare = (name) => data.shares.includes(name.replace("validation_", ""));
 const shown = (name, value) => isShare(name) ? percent(value) : number(value);

@@ -6,9 +6,11 @@ function ticks(low, high, count) {
   for (let at = Math.ceil(low / step - 1e-9) * step; at <= high + step * 1e-9; at += step) found.push(+at.toPrecision(12));
   return found;
 }
+// Of a logarithmic axis: powers of ten, every second or third of them where there are very many.
 function powers(low, high) {
-  const found = [];
-  for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++) {
+  const found = [], first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
+  const every = Math.ceil((last - first) / 8);
+  for (let p = Math.ceil(first / every) * every; p <= last; p += every) {
     for (const k of high / low > 300 ? [1] : high / low > 12 ? [1, 3] : [1, 1.5, 2, 3, 5, 7]) {
       const at = k * 10 ** p;
       if (at >= low * 0.999 && at <= high * 1.001) found.push(at);
@@ -60,18 +62,27 @@ function range(name, log) {
   if (low === high) [low, high] = log ? [low / 2, high * 2] : [low - 0.5, high + 0.5];
   return [low, high];
 }
+const hasNone = (name, flip) => data.runs.some((run, at) => ticked.has(at) &&
+  (run.curves[name] || []).some((v) => v !== null && (flip ? 1 - v : v) <= 0));
+// Losses that are drawn, and other numbers that are no shares, of more than this factor are drawn by
+// their logarithm, until the reader says otherwise: else one outlier flattens all that matters.
+const LOGARITHMIC_FROM = 100;
+const isWide = () => names.filter((name) => !isShare(name)).some((name) => {
+  const [low, high] = range(name, true);
+  return high > LOGARITHMIC_FROM * low;
+});
 function drawCurves() {
-  const log = $("log").checked, epoch = +$("epoch").value;
+  const log = $("log").checked = state.log ?? isWide(), epoch = +$("epoch").value;
   const figures = names.map(() => make("figure"));
   $("curves").replaceChildren(...figures);  // all of them, before one is measured
   names.forEach((name, which) => {
     const figure = figures[which], flip = log && isShare(name), [low, high] = range(name, log), [title, part] = label(name);
-    figure.append(make("figcaption", {}, flip ? `1 − ${title.toLowerCase()}` : title, make("span", {}, ` · ${part}${log ? ", logarithmic; 0 is at the bottom" : ""}`)));
+    figure.append(make("figcaption", {}, flip ? `1 − ${title.toLowerCase()}` : title, make("span", {}, ` · ${part}${log ? ", logarithmic" + (hasNone(name, flip) ? "; 0 is at the bottom" : "") : ""}`)));
     const width = Math.max(260, figure.clientWidth - 16);
     const digits = high - low < 0.02 ? 2 : high - low < 0.2 ? 1 : 0;
     const chart = frame(width, 230, `${title}, ${part}`, `By epoch, of ${ticked.size} runs; the table below has the values.`,
       { low: 1, high: Math.max(2, length), text: String, title: "epoch", whole: true },
-      { low, high, log, text: isShare(name) ? (v) => `${(100 * v).toPrecision(12) * 1 >= 1 || !log ? (100 * v).toFixed(log ? 0 : digits) : +(100 * v).toPrecision(2)}%` : (v) => number(v, 3) });
+      { low, high, log, text: isShare(name) ? (v) => `${(100 * v).toPrecision(12) * 1 >= 1 || !log ? (100 * v).toFixed(log ? 0 : digits) : +(100 * v).toPrecision(2)}%` : (v) => number(v, 3, 1e5) });
     const order = data.runs.map((_, at) => at).sort((a, b) => ticked.has(a) - ticked.has(b));
     for (const at of order) {
       const curves = data.runs[at].curves, values = curves[name];
@@ -125,7 +136,7 @@ function choose(epoch) {
 }
 function tick() {
   all("#table input[data-run]").forEach((box) => { box.checked = ticked.has(+box.dataset.run); });
-  keep({ ticked: [...ticked], log: $("log").checked, epoch: +$("epoch").value });
+  keep({ ticked: [...ticked], epoch: +$("epoch").value });
   drawCurves(); choose(+$("epoch").value); drawTraffic();
 }
 all("#table input[data-run]").forEach((box) => box.addEventListener("change", () => {
@@ -133,10 +144,7 @@ all("#table input[data-run]").forEach((box) => box.addEventListener("change", ()
 }));
 $("all").addEventListener("click", () => { data.runs.forEach((_, at) => ticked.add(at)); tick(); });
 $("none").addEventListener("click", () => { ticked.clear(); tick(); });
-// A loss that falls by more than this factor is drawn by its logarithm, as in the report.
-const losses = data.runs.flatMap((run) => run.curves.loss || []).filter((v) => v > 0);
-$("log").checked = state.log ?? Math.max(...losses) > 20 * Math.min(...losses);
-$("log").addEventListener("change", tick);
+$("log").addEventListener("change", () => { keep({ log: $("log").checked }); tick(); });
 $("epoch").max = length;
 $("epoch").value = Math.min(state.epoch && state.epoch !== state.length ? state.epoch : length, length);
 $("epoch").addEventListener("input", () => { choose(+$("epoch").value); keep({ epoch: +$("epoch").value, length }); });
