@@ -13,6 +13,7 @@ from lockstep.pipeline.data.manifest import write_manifest
 from lockstep.pipeline.kinds import CLASSIFICATION, REGRESSION
 from lockstep.pipeline.record import VERSION, Arithmetic, Place, Segment, Training, write_training
 from lockstep.pipeline.tasks.classification import confusion, measure
+from lockstep.pipeline.tasks.language import measure as measure_words
 from lockstep.pipeline.tasks.regression import measure as measure_numbers
 
 SAMPLES = 200
@@ -42,6 +43,7 @@ def write_run(
     model: int = 0,
     wrong: int = 6,
     validated: bool = False,
+    validation_loss: float | None = None,
 ) -> None:
     """Write what train and evaluate leave of a run on `data`, but for its models.
 
@@ -52,6 +54,7 @@ def write_run(
         model: runs with the same number have the same bits.
         wrong: how many samples the last model has wrong; the averaged one has one less.
         validated: whether there is a validation part.
+        validation_loss: what the models have on it; None: more where more is wrong.
     """
     run = run or Run()
     folder.mkdir(parents=True)
@@ -85,6 +88,10 @@ def write_run(
 
     losses = np.full(SAMPLES, 0.1, np.float32)
     measured = {name: measure(labels, of, losses, classes) for name, of in found.items()}
+    if validated:
+        loss_there = 0.05 + wrong / 100 if validation_loss is None else validation_loss
+        there = {name: of | {"loss": loss_there} for name, of in measured.items()}
+        measured["validation"] = {"samples": SAMPLES} | there
     tables = {f"{name}_sha256": sha256(folder / f"{name}.csv") for name in CLASSIFICATION.tables}
     _write_records(folder, data, run, model, manifest, measured, tables)
 
@@ -119,7 +126,8 @@ def write_words(folder: Path, data: Path, model: int = 0) -> None:
     history = pd.DataFrame({"epoch": np.arange(1, 7), "lr": 0.01, "loss": loss})
     history = history.assign(perplexity=np.exp(loss), accuracy=0.5, sequences_per_second=9.0)
     history.assign(seconds=1.0).to_csv(folder / "history.csv", index=False)
-    measured = {"loss": 0.5, "perplexity": float(np.exp(0.5)), "accuracy": 0.5, "correct": 9}
+    each = {"loss": np.tile([1.5, 2.5], 20), "correct": np.full(40, 2)}
+    measured = measure_words(**each, tokens=np.full(40, 4))
     manifest = {"task": "language", "classes": [], "sha256": {}, "shape": [4]}
     run, both = Run(epochs=6, model="gpt"), dict.fromkeys(("last", "averaged"), measured)
     _write_records(folder, data, run, model, manifest, both, {})

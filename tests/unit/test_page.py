@@ -241,6 +241,12 @@ def test_numbers_have_intervals_and_their_largest_errors(tmp_path):
     low, high = interval(found[0], "last")
     assert low < found[0].metrics.last.rmse < high
     (good,) = [one for one in answers(found, {}) if one["question"] == "How good?"]
+    # An error without a scale has R² beside it, in the answer and in the table.
+    r2 = [f"R² {one.metrics.last.r2:.4g}" for one in found]
+    assert f"({r2[2]}) on 50 samples" in good["said"]
+    text, tags, _ = read(tmp_path / "results")
+    assert all(said in " ".join(tags.text) for said in r2)
+    assert "variance of the test set" in text
     assert "Shown to be worse than" in " ".join(good["more"])
     assert "r2" in good["more"][0]
     _, _, values = read(tmp_path / "results")
@@ -249,15 +255,21 @@ def test_numbers_have_intervals_and_their_largest_errors(tmp_path):
     assert len(errors) == 24
 
 
-def test_of_a_language_nothing_is_said_that_is_not_known(tmp_path):
+def test_of_a_language_there_is_an_interval_and_no_test(tmp_path):
     for model in range(2):
         write_words(tmp_path / f"results/r{model}", tmp_path / "data", model)
     assert write_page(tmp_path / "results")
     text, _, values = read(tmp_path / "results")
     (good, *_) = answers(collect(tmp_path / "results", None), {})
     assert good["said"] == "Perplexity 1.649 on the test set"
-    assert good["more"] == ["No interval and no test: nothing is recorded of single samples."]
-    assert "so there is no interval" in text
+    assert good["more"] == [
+        "The table has the interval of each.",
+        "No test of ties: nothing is recorded of single sequences.",
+    ]
+    half = 1.96 * (0.5 * (40 / 39) ** 0.5 / 4) / 40**0.5  # of 40 sequences, of 4 tokens each
+    ends = f"{np.exp(0.5 - half):.4g}\N{EN DASH}{np.exp(0.5 + half):.4g}"
+    assert ends in text
+    assert "taken for independent" in text
     assert "McNemar" not in text
     assert values["errors"] == {}
     assert values["runs"][1]["curves"]["perplexity"][-1] == pytest.approx(np.exp(0.5), rel=1e-4)
@@ -321,6 +333,87 @@ def test_p_values_are_the_exact_ones(tmp_path, data):
     )
 
 
+def how_good(results):
+    (answer, *_) = answers(collect(results, None), {})
+    assert answer["question"] == "How good?"
+    return answer["said"], " ".join(answer["more"])
+
+
+def test_settings_are_ranked_by_the_validation_part_and_not_by_the_test_set(tmp_path, data):
+    results = tmp_path / "results"
+    for lr, wrong, loss in ((0.1, 20, 0.2), (0.2, 4, 0.3), (0.3, 30, 0.9)):
+        for seed in range(2):
+            run = Run(lr=lr, seed=seed)
+            name, apart = results / f"{lr}-{seed}", seed / 100
+            write_run(name, data, run, round(10 * lr) + seed, wrong + seed, True, loss + apart)
+    said, more = how_good(results)
+    # The mean of 180 and 179 of 200, and their deviation: lr 0.2 is better on the test set alone.
+    start = "Best by validation is lr 0.1: accuracy 89.75% ± 0.35% on 200 images"
+    assert said.startswith(start)
+    ranked = "lr 0.1 (0.205 ± 0.007071), then lr 0.2 (0.305 ± 0.007071)."
+    assert f"Ranked by the loss on the validation part: {ranked}" in more
+    assert "closer than they spread" not in more
+    assert "98" not in said + more  # nothing is said of what others do with the test set
+    assert write_page(results)
+    _, tags, _ = read(results)
+    titles = [" ".join(text.split()) for text in tags.text]
+    assert titles.index("validation loss, last") < titles.index("accuracy, last")
+    assert titles.index("validation loss") < titles.index("accuracy last")
+    assert "A tie" not in titles
+    assert "the best by the loss on the validation part first" in " ".join(titles)
+
+
+def test_of_single_runs_the_best_by_validation_is_named_with_its_interval(tmp_path, data):
+    results = tmp_path / "results"
+    write_run(results / "poor", data, Run(lr=0.1), 0, 2, True, 0.4)
+    write_run(results / "good", data, Run(lr=0.2), 1, 6, True, 0.3)
+    said, more = how_good(results)
+    assert said.startswith("Best by validation is good: accuracy 97.00% on 200 images")
+    assert "95 % interval: 93.61% to 98.62%." in more
+    assert "good (0.3), then poor (0.4)." in more
+    write_run(results / "same", data, Run(lr=0.3), 1, 6, True, 0.3)
+    assert how_good(results)[0].startswith("Best by validation are good, same: accuracy 97.00%")
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_setting(tmp_path, data):
+    for seed in range(2):
+        write_run(tmp_path / f"results/{seed}", data, Run(seed=seed), seed, 6 + seed, True, 0.3)
+    said, more = how_good(tmp_path / "results")
+    assert said.startswith("Accuracy 96.75% ± 0.35% on 200 images")
+    assert more == "Mean ± standard deviation over 2 seeds."
+
+
+def test_one_run_has_no_letter_and_says_what_would_show_its_bits(tmp_path, data):
+    results = tmp_path / "results"
+    write_run(results / "a", data)
+    write_page(results)
+    _, tags, _ = read(results)
+    assert not [one for one in tags.of("span") if "chip" in (one.get("class") or "")]
+    assert "bits" not in [text.strip() for text in tags.text]
+    assert "run the command for this run" in " ".join(tags.text)
+    write_run(results / "b", data)
+    write_page(results)
+    assert [one for one in read(results)[1].of("span") if "chip" in (one.get("class") or "")]
+
+
+def test_runs_of_one_doubt_are_counted_and_a_few_of_them_named(tmp_path, data):
+    results, names = tmp_path / "results", "abcde"
+    for number, name in enumerate(names):
+        run = Run(ranks=1 + number // 4)
+        write_run(results / name, data, run)
+        write_check(results, run, load=3 + number / 10)
+
+    def doubted():
+        found = collect(results, names)
+        (speeds,) = [one for one in answers(found, read_checks(results)) if "spee" in one["to"]]
+        return " ".join(speeds["more"])
+
+    write_check(results, Run(ranks=1), load=3.9)
+    assert "Cores were busy before they came: all 5 runs." in doubted()
+    write_check(results, Run(ranks=2), load=0)
+    assert "Cores were busy before they came: 4 of 5: a, b, c and 1 more." in doubted()
+
+
 @pytest.mark.parametrize(
     ("losses", "verdict"),
     [
@@ -334,6 +427,33 @@ def test_p_values_are_the_exact_ones(tmp_path, data):
 def test_whether_a_loss_has_come_to_rest(losses, verdict):
     assert rest(pd.DataFrame({"loss": losses}))[0] == verdict
     assert rest(pd.DataFrame({"loss": losses[::-1], "validation_loss": losses}))[0] == verdict
+
+
+def test_a_learning_rate_that_falls_to_0_says_nothing_of_a_longer_training(tmp_path, data):
+    losses = pd.DataFrame({"loss": [2, 1, 0.5, 0.2, 0.1, 0.05, 0.03, 0.02, 0.019, 0.018]})
+    verdict, why = rest(losses, "onecycle")
+    assert verdict == "flat"
+    assert "onecycle has the learning rate fall to 0" in why
+    assert rest(losses[:6], "onecycle")[0] == "no"
+    results = tmp_path / "results"
+    write_run(results / "a", data, Run(schedule="onecycle"))
+    write_run(results / "b", data, Run(schedule="cosine"))
+    write_run(results / "c", data, Run(schedule="constant"))
+
+    def converged(names):
+        found = answers(collect(results, names), {})
+        (answer,) = [one for one in found if one["question"] == "Converged?"]
+        return answer["said"], answer["mood"], " ".join(answer["more"])
+
+    assert converged("a")[:2] == ("Flat, as the learning rate fell to 0", "plain")
+    assert "The training loss fell by" in converged("a")[2]
+    assert converged("c")[:2] == ("Yes: at rest", "good")
+    assert "flattens" not in converged("c")[2]
+    assert converged("ab")[0] == "Flat, as the learning rate fell to 0 in every run"
+    said, _, more = converged("abc")
+    assert said == "2 flat, as the learning rate fell to 0, 1 at rest"
+    assert "By the training loss" in more
+    assert "flattens any loss" in more
 
 
 def test_a_validation_loss_that_rises_is_past_its_lowest():

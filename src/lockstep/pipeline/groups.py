@@ -78,6 +78,12 @@ def for_person(found: pd.DataFrame, kind: Kind) -> pd.DataFrame:
     return shown
 
 
+def setting_of(found: pd.DataFrame, row: int) -> str:
+    """Return what is set in a row of groups, of that in which they differ."""
+    names = found.columns[: list(found.columns).index("runs")]
+    return ", ".join(f"{n} {found[n].iloc[row]}" for n in names if found[n].iloc[row] != "")
+
+
 def choice(found: pd.DataFrame) -> str:
     """Return which setting is best by the validation part, or why none is named; or nothing."""
     if len(found) < 2:
@@ -87,14 +93,20 @@ def choice(found: pd.DataFrame) -> str:
             "No setting is named best: there is no validation part, and a choice by the test set "
             "makes its numbers too good. Set dataset.validation_fraction."
         )
-    names = list(found.columns[: list(found.columns).index("runs")])
-    setting = ", ".join(f"{n} {found[n].iloc[0]}" for n in names if found[n].iloc[0] != "")
-    said = f"Best by the loss on the validation part: {setting}."
+    best = f"Best by the loss on the validation part: {setting_of(found, 0)}."
+    mean = found[f"{VALIDATION}_mean"]
+    same = ["The next one has the same loss."] if mean[0] == mean[1] else []
+    return " ".join([best, *same, *cautions(found)])
+
+
+def cautions(found: pd.DataFrame) -> list[str]:
+    """Return how far the choice of the best setting by the validation part can be trusted."""
+    said = []
     mean, sd = found[f"{VALIDATION}_mean"], found[f"{VALIDATION}_sd"].fillna(0)
     if (found["runs"] < 2).any():
-        said += " Of a single seed, nobody knows how far that can be trusted."
-    elif mean[1] - mean[0] < max(sd[0], sd[1]):
-        said += " The next one is closer than they spread over seeds: not known to be worse."
-    if "class_weights" in names:
-        said += " Where classes are of very different sizes, look at balanced accuracy as well."
+        said.append("Of a single seed, nobody knows how far that can be trusted.")
+    elif 0 < mean[1] - mean[0] < max(sd[0], sd[1]):
+        said.append("The next one is closer than they spread over seeds: not known to be worse.")
+    if "class_weights" in found.columns[: list(found.columns).index("runs")]:
+        said.append("Where classes are of very different sizes, look at balanced accuracy as well.")
     return said

@@ -61,6 +61,8 @@ class Kind:
     """What a person reads for the name of a metric, where it is another."""
     shares: tuple[str, ...] = ()
     """The metrics that are shares of 1."""
+    beside: str = ""
+    """What a person is told beside the main metric, which alone says little: it has no scale."""
     baseline: str = ""
     """What metrics.json has of who learns nothing, in the main metric."""
     unfit: tuple[str, ...] = ()
@@ -173,6 +175,7 @@ REGRESSION = Kind(
     tables=("predictions",),
     figures=(),
     titles={"rmse": "root mean squared error", "r2": "R²"},
+    beside="r2",
     unfit=FOR_IMAGES,
 )
 LANGUAGE = Kind(

@@ -1,21 +1,30 @@
 """The answers at the top of the page: each to a question, with what it rests on."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lockstep.pipeline.page import judge
+from lockstep.pipeline.groups import VALIDATION, cautions, for_person, setting_of
+from lockstep.pipeline.page import judge, ranking
 from lockstep.pipeline.page.collect import Check, Found, check_of
 from lockstep.pipeline.page.facts import (
     core_seconds,
+    counted,
     duration,
+    figure_of,
     listed,
     megabytes,
     same_models,
     value_of,
 )
 
-JUDGED = "By the loss on the validation part, or else in training, in the last fifth of the epochs."
+FLAT = "A learning rate that falls to 0 flattens any loss: that says nothing of a longer training."
+# What is said of several runs, each of which has a reason with other numbers in it.
+SHORT = {
+    "the middle half of its epochs": "epochs are uneven",
+    "a load of": "cores were busy before they came",
+}
 
 
 def answers(found: Sequence[Found], checks: Mapping[str, Check]) -> list[dict[str, Any]]:
@@ -47,19 +56,20 @@ def _how_good(done: Sequence[Found]) -> dict[str, Any]:
     title, more = kind.title(kind.main), []
     if not finite:
         return _answer("errors", "How good?", "bad", f"no {title} is a number", [])
-    low, high = (kind.text(kind.main, end(finite.values())) for end in (min, max))
-    samples = _samples(done[0])
-    on = f" on {samples:,} {kind.unit} of the test set" if samples else " on the test set"
-    said = f"{title} {low}" + (f" to {high}" if low != high else "") + on
+    if len(done) > 1 and ranking.is_validated(done):
+        return _best_by_validation(done)
+    ends = (end(finite, key=lambda name: finite[name]) for end in (min, max))
+    low, high = (
+        figure_of(one, judge.headline(one)) for end in ends for one in done if one.name == end
+    )
+    said = f"{title} {low}" + (f" to {high}" if low != high else "") + _on(done[0])
     if len(done) == 1:
-        between = judge.interval(done[0], judge.headline(done[0]))
-        if between:
-            ends = " to ".join(kind.text(kind.main, end) for end in between)
-            more.append(f"95 % interval: {ends}")
-        return _answer("runs", "How good?", "plain", said, [*more, *_baseline(done)])
+        more = [*_interval(done[0]), *_baseline(done)]
+        return _answer("runs", "How good?", "plain", said, more)
     found = judge.worse(done)
     if found is None:
-        more.append("No interval and no test: nothing is recorded of single samples.")
+        more = ["The table has the interval of each."] if _interval(done[0]) else []
+        more.append(f"No test of ties: nothing is recorded of single {kind.unit}.")
         return _answer("runs", "How good?", "plain", said, more)
     best, p = found
     behind = [name for name, value in p.items() if value < judge.LEVEL]
@@ -77,10 +87,65 @@ def _how_good(done: Sequence[Found]) -> dict[str, Any]:
         tied = [name for name in p if name not in behind]
         if tied:
             more.append(f"Tied with it: {listed(tied)}.")
-    if kind.classes and samples:
+    if kind.classes and (samples := _samples(done[0])):
         apart = round((max(finite.values()) - min(finite.values())) * samples)
         more.append(f"Best and worst are {apart:,} of {samples:,} {kind.unit} apart.")
     return _answer("runs", "How good?", "plain", f"{verdict}: {said}", [*more, *_baseline(done)])
+
+
+def _best_by_validation(done: Sequence[Found]) -> dict[str, Any]:
+    """Return which setting the validation part says is best, and what that one does with the test
+    set: of the others that is not compared, for a figure that was chosen by is too good."""
+    kind, table = done[0].kind, ranking.settings(done)
+    best = ranking.runs_of(table, 0, done)
+    values = [value_of(one, judge.headline(one)) for one in best]
+    if len(best) == 1:
+        figure = figure_of(best[0], judge.headline(best[0]))
+        spread = _interval(best[0])
+    else:
+        ends = (statistics.mean(values), statistics.stdev(values))
+        figure = " ± ".join(kind.text(kind.main, value) for value in ends)
+        if kind.beside:
+            mean = statistics.mean(value_of(one, judge.headline(one), kind.beside) for one in best)
+            figure += f" ({kind.title(kind.beside)} {kind.text(kind.beside, mean)})"
+        spread = [f"Mean ± standard deviation over {len(best)} seeds."]
+    said = f"{kind.title(kind.main)} {figure}{_on(best[0])}"
+    if len(table) == 1:
+        return _answer("runs", "How good?", "plain", said, [*spread, *_baseline(done)])
+    losses = [str(loss) for loss in for_person(table, kind)[VALIDATION]]
+    # Where each setting has one run, that has a name.
+    single = len(table) == len(done)
+    names = [
+        ranking.runs_of(table, row, done)[0].name if single else setting_of(table, row)
+        for row in range(len(table))
+    ]
+    means = [*table[f"{VALIDATION}_mean"]]
+    equal = [name for name, mean in zip(names, means, strict=True) if mean == means[0]][1:]
+    first = listed([names[0], *equal], most=3)
+    order = f"Ranked by the loss on the validation part: {first} ({losses[0]})"
+    if len(equal) + 1 < len(names):
+        order += f", then {names[len(equal) + 1]} ({losses[len(equal) + 1]})"
+    more = [
+        *spread,
+        f"{order}.",
+        *cautions(table),
+        "The test set chose nothing, so this figure of it is not flattered by a choice.",
+        *_baseline(done),
+    ]
+    verdict = f"best by validation {'are' if equal else 'is'} {first}"
+    return _answer("runs", "How good?", "plain", f"{verdict}: {said}", more)
+
+
+def _on(found: Found) -> str:
+    samples = _samples(found)
+    return f" on {samples:,} {found.kind.unit} of the test set" if samples else " on the test set"
+
+
+def _interval(found: Found) -> list[str]:
+    kind, between = found.kind, judge.interval(found, judge.headline(found))
+    if not between:
+        return []
+    return [f"95 % interval: {' to '.join(kind.text(kind.main, end) for end in between)}."]
 
 
 def _baseline(done: Sequence[Found]) -> list[str]:
@@ -99,8 +164,11 @@ def _which_bits(trained: Sequence[Found]) -> dict[str, Any]:
     shared = {letter: runs for letter, runs in models.items() if len(runs) > 1}
     count = f"{len(models)} {'model' if len(models) == 1 else 'different models'}"
     if len(trained) == 1:
-        said = "One run, one model"
-        more = ["The command at the end says whether its bits come again."]
+        said = "One run, with none to compare it with"
+        more = [
+            "To see whether the same bits come out again, run the command for this run under "
+            "“What runs it again?”: it trains once more and compares."
+        ]
     else:
         said = f"{len(trained)} runs gave {count}"
         more = [f"{letter}: {listed(runs, ' = ')}" for letter, runs in shared.items()]
@@ -116,25 +184,36 @@ def _at_rest(trained: Sequence[Found]) -> dict[str, Any]:
     of: dict[str, list[str]] = {}
     why = {}
     for one in trained:
-        verdict, why[one.name] = judge.rest(one.history)
+        verdict, why[one.name] = judge.rest(one.history, judge.flattened(one))
         of.setdefault(verdict, []).append(one.name)
     words = {
         "diverged": "diverged",
         "no": "still falling",
         "past": "past its lowest validation loss",
         "short": "too short to tell",
+        "flat": "flat, as the learning rate fell to 0",
         "yes": "at rest",
     }
     found = [(words[key], of[key]) for key in words if key in of]
     if len(found) == 1:
         said = {"yes": "yes: ", "no": "no: "}.get(next(iter(of)), "") + found[0][0]
         said += " in every run" if len(trained) > 1 else ""
-        more = [f"{trained[0].name}: {why[trained[0].name]}." if len(trained) == 1 else JUDGED]
+        alone = why[trained[0].name]
+        more = [f"{alone[:1].upper()}{alone[1:]}."] if len(trained) == 1 else []
     else:
         said = ", ".join(f"{len(names)} {word}" for word, names in found)
         more = [
-            f"{word.capitalize()}: {listed(names)}." for word, names in found if word != "at rest"
+            f"{words[key].capitalize()}: {listed(of[key])}."
+            for key in words
+            if key in of and key not in ("flat", "yes")
         ]
+    if len(trained) > 1:
+        validated = {"validation_loss" in one.history for one in trained}
+        which = "loss on the validation part" if True in validated else "training loss"
+        which += ", or where there is none in training" if len(validated) > 1 else ""
+        more.append(f"By the {which}, in the last fifth of the epochs.")
+    if len(trained) > 1 and "flat" in of:
+        more.append(FLAT)
     mood = "good" if {*of} == {"yes"} else "warn" if {"no", "past"} & of.keys() else "plain"
     mood = "bad" if "diverged" in of else mood
     return _answer("learning", "Converged?", mood, said, more)
@@ -168,11 +247,12 @@ def _speeds(trained: Sequence[Found], checks: Mapping[str, Check]) -> dict[str, 
     reasons: dict[str, list[str]] = {}
     for name, why in doubted.items():
         for reason in why:
-            # Each has a share of its own, which the table says.
-            several = "epochs" in reason and len(trained) > 1
-            reasons.setdefault("epochs are uneven" if several else reason, []).append(name)
+            # Each has a number of its own, which the table says.
+            short = next((short for begin, short in SHORT.items() if reason.startswith(begin)), "")
+            reasons.setdefault(short if short and len(trained) > 1 else reason, []).append(name)
     more += [
-        f"{reason[0].upper()}{reason[1:]}" + (f": {listed(names)}." if len(trained) > 1 else ".")
+        f"{reason[0].upper()}{reason[1:]}"
+        + (f": {counted(names, len(trained))}." if len(trained) > 1 else ".")
         for reason, names in reasons.items()
     ]
     return _answer("speed", question, "warn", said, more)

@@ -32,11 +32,27 @@ def title_of(found: Found, model: str) -> str:
     return f"best, epoch {best.epoch}" if run.keep == "best" and best else "last epoch"
 
 
-def value_of(found: Found, model: str) -> float:
-    """Return the main metric of a run's model."""
+def value_of(found: Found, model: str, name: str = "") -> float:
+    """Return a metric of a run's model, the main one if none is named."""
     assert found.metrics
-    value = getattr(getattr(found.metrics, model), found.kind.main)
+    value = getattr(getattr(found.metrics, model), name or found.kind.main)
     return math.nan if value is None else float(value)
+
+
+def figure_of(found: Found, model: str) -> str:
+    """Return the main metric of a run's model for a person, with what is to be told beside it."""
+    kind = found.kind
+    said = kind.text(kind.main, value_of(found, model))
+    return f"{said} ({more})" if (more := beside_of(found, model)) else said
+
+
+def beside_of(found: Found, model: str) -> str:
+    """Return what is told beside the main metric of a run's model, such as R², or nothing."""
+    kind = found.kind
+    if not kind.beside:
+        return ""
+    value = value_of(found, model, kind.beside)
+    return f"{kind.title(kind.beside)} {kind.text(kind.beside, value)}"
 
 
 def core_seconds(found: Found) -> float:
@@ -59,6 +75,13 @@ def listed(names: Sequence[str], between: str = ", ", most: int = 12) -> str:
     """Return names in a line, of many the first and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return between.join(names[:most]) + more
+
+
+def counted(names: Sequence[str], total: int) -> str:
+    """Return which of so many runs these are: all of them, or how many, and their names."""
+    if len(names) == total:
+        return f"all {total} runs"
+    return f"{len(names)} of {total}: {listed(names, most=3)}"
 
 
 def duration(seconds: float) -> str:

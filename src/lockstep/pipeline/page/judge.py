@@ -37,7 +37,10 @@ def errors(found: Found, model: str) -> np.ndarray | None:
 
 def interval(found: Found, model: str) -> Interval | None:
     """Return the 95 % interval of a model's main metric: Wilson's of a share, the normal one of a
-    mean squared error, brought to its root."""
+    mean squared error, brought to its root; of others what `evaluate` found."""
+    measured = getattr(found.metrics, model, None)
+    if ends := getattr(measured, f"{found.kind.main}_interval", None):
+        return ends[0], ends[1]
     wrong = errors(found, model)
     if wrong is None or len(wrong) < 2:
         return None
@@ -100,8 +103,21 @@ def worse(runs: Sequence[Found]) -> tuple[Found, dict[str, float]] | None:
     return best, holm(others)
 
 
-def rest(history: pd.DataFrame) -> tuple[str, str]:
-    """Return whether a training came to rest (yes, no, past, diverged or short), and why."""
+def flattened(found: Found) -> str:
+    """Return the schedule of a run whose learning rate fell to 0, or nearly; nothing of others."""
+    assert found.training
+    run = found.training.configuration
+    ends = run.schedule in ("cosine", "onecycle") and not found.training.stopped_early
+    return run.schedule if ends else ""
+
+
+def rest(history: pd.DataFrame, schedule: str = "") -> tuple[str, str]:
+    """Return whether a training came to rest (yes, flat, no, past, diverged or short), and why.
+
+    Args:
+        history: of its epochs.
+        schedule: that whose learning rate fell to 0, which flattens any loss, if it has.
+    """
     name = "validation_loss" if "validation_loss" in history else "loss"
     what = name.replace("_", " ") if name != "loss" else "training loss"
     if name not in history or len(history) < 5:
@@ -124,7 +140,14 @@ def rest(history: pd.DataFrame) -> tuple[str, str]:
         )
     fall = (before - end) / (float(values[0]) - lowest)
     said = f"the {what} fell by {max(fall, 0):.1%} of its whole fall in the last fifth"
-    return ("yes" if fall <= AT_REST else "no"), said
+    if fall > AT_REST:
+        return "no", said
+    if schedule:
+        return "flat", (
+            f"{said}, but {schedule} has the learning rate fall to 0, which flattens any loss: "
+            f"nothing is said of a longer training"
+        )
+    return "yes", said
 
 
 def rates(found: Found) -> tuple[float, float, float] | None:

@@ -1,18 +1,14 @@
 """The page's tables: of runs, of settings over seeds, of where the time of a step went."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from lockstep.files import DAMAGE
-from lockstep.pipeline.config import UPKEEP, Run
-from lockstep.pipeline.groups import choice, for_person, groups
-from lockstep.pipeline.kinds import MODELS, of_columns
-from lockstep.pipeline.page import charts, judge
+from lockstep.pipeline.groups import VALIDATION, choice, for_person
+from lockstep.pipeline.kinds import MODELS
+from lockstep.pipeline.page import charts, judge, ranking
 from lockstep.pipeline.page.collect import Check, Found, check_of
 from lockstep.pipeline.page.facts import (
+    beside_of,
     core_seconds,
     letters,
     megabytes,
@@ -20,13 +16,12 @@ from lockstep.pipeline.page.facts import (
     title_of,
     value_of,
 )
-from lockstep.strategies import catalogue
 
 Cell = dict[str, Any]
 TO = "\N{EN DASH}"
 
-# Settings that a run reads only with its strategy.
-ASKED = {name for one in catalogue.ALL for name in one.settings}
+BITS = "Runs with the same letter have the same model, bit for bit."
+RANKED = "Of the last model: settings are ranked by it, not by the test set."
 SHOWN_OF_ONE = ("model", "strategy", "ranks")
 
 
@@ -45,8 +40,10 @@ def table_of(found: Sequence[Found], checks: Mapping[str, Check]) -> dict[str, A
     validated = any(one.metrics and one.metrics.validation for one in found)
     columns = [
         _column("run", "run"),
-        _column("bits", "bits", "Runs with the same letter have the same model, bit for bit."),
+        *([_column("bits", "bits", BITS)] if sum(map(len, models.values())) > 1 else []),
         *(_column(name, name.replace("_", " ")) for name in varied),
+        # What is to be chosen by comes first.
+        *([_column("validation", "validation loss, last", RANKED, True)] if validated else []),
         *(
             _column(
                 f"{kind.main}_{model}",
@@ -57,7 +54,6 @@ def table_of(found: Sequence[Found], checks: Mapping[str, Check]) -> dict[str, A
             for model in MODELS
         ),
         _column("loss", "test loss, last", "Of the last model on the test set.", True),
-        *([_column("validation", "validation loss, last", "", True)] if validated else []),
         _column("rate", f"{kind.unit}/s", "The median epoch's, and the middle half of them.", True),
         _column("seconds", "seconds", "Of training, without checks and evaluation.", True),
         _column("cores", "core·s", "Seconds x ranks x threads.", True),
@@ -70,7 +66,7 @@ def table_of(found: Sequence[Found], checks: Mapping[str, Check]) -> dict[str, A
         if one.training:
             letter = named[one.training.model_sha256]
             cells["bits"] = chip_of(letter, models)
-            own = _settings(one)
+            own = ranking.settings_of(one)
             cells |= {name: _setting(own[name]) for name in varied}
             cells |= _costs(one, check_of(one, checks))
         if one.metrics:
@@ -91,13 +87,14 @@ def _column(key: str, title: str, hint: str = "", number: bool = False) -> dict[
 
 def settings(found: Sequence[Found]) -> tuple[list[str], dict[str, str]]:
     """Return the settings in which runs differ, and what the others are for all of them."""
-    known = [setting for one in found if (setting := _settings(one))]
-    names = [name for name in Run.model_fields if name not in {*UPKEEP, "oversubscribe"}]
+    known = [setting for one in found if (setting := ranking.settings_of(one))]
+    names = ranking.SETTINGS
     if not known:
         return [], {}
     # Of what a strategy alone reads, that another does not is no difference to be shown.
     values = {
-        name: {one[name] for one in known} - ({""} if name in ASKED else set()) for name in names
+        name: {one[name] for one in known} - ({""} if name in ranking.ASKED else set())
+        for name in names
     }
     differing = [name for name in names if len(values[name]) > 1]
     same = {
@@ -108,17 +105,6 @@ def settings(found: Sequence[Found]) -> tuple[list[str], dict[str, str]]:
     if len(known) == 1:
         return [name for name in SHOWN_OF_ONE if name in same], same
     return differing, same
-
-
-def _settings(found: Found) -> dict[str, str]:
-    if not found.training:
-        return {}
-    run = found.training.configuration
-    own = catalogue.of(run).settings
-    return {
-        name: "" if value is None or (name in ASKED and name not in own) else f"{value}"
-        for name, value in run.model_dump().items()
-    }
 
 
 def _setting(value: str) -> Cell:
@@ -150,8 +136,13 @@ def _quality(
             "between": f"{low.removesuffix('%') if high.endswith('%') else low}{TO}{high}",
             "drawn": charts.draw_interval(value, *between, domain),
         }
-    if title_of(found, model) not in ("last epoch", "mean of the last 3"):
-        cell["note"] = title_of(found, model)
+    title = title_of(found, model)
+    notes = [
+        beside_of(found, model),
+        "" if title in ("last epoch", "mean of the last 3") else title,
+    ]
+    if any(notes):
+        cell["note"] = ", ".join(filter(None, notes))
     return cell
 
 
@@ -179,21 +170,24 @@ def _domain(pairs: Sequence[judge.Interval]) -> judge.Interval:
     return (min(low for low, _ in pairs), max(high for _, high in pairs)) if pairs else (0, 1)
 
 
-def seeds_of(results: Path) -> dict[str, Any]:
-    """Return the table of settings over seeds, and which setting is best, from the table of all."""
-    try:
-        table = pd.read_csv(results / "summary.csv", dtype={"run": str}, keep_default_na=False)
-        kind = of_columns(map(str, table))
-        found = groups(table, kind)
-        shown = for_person(found, kind) if (found["runs"] > 1).any() else found.iloc[:0]
-        rows = [[str(cell) for cell in row] for row in shown.to_numpy()]
-        return {
-            "head": [str(name).replace("_", " ") for name in shown],
-            "rows": rows,
-            "said": choice(found),
-        }
-    except (*DAMAGE, KeyError):
-        return {"head": [], "rows": [], "said": ""}
+def seeds_of(found: Sequence[Found]) -> dict[str, Any]:
+    """Return the table of settings over seeds, and which of them is best."""
+    done = [one for one in found if one.metrics]
+    if not done:
+        return {"head": [], "rows": [], "said": "", "ranked": False}
+    table = ranking.settings(done)
+    shown = for_person(table, done[0].kind)
+    names = [*map(str, shown)]
+    if ranked := VALIDATION in names:  # by what they are ranked comes before the test set's figures
+        names.remove(VALIDATION)
+        names.insert(names.index("runs") + 1, VALIDATION)
+    rows = shown[names].to_numpy()
+    return {
+        "head": [name.replace("_", " ") for name in names],
+        "rows": [[str(cell) for cell in row] for row in rows] if len(table) < len(done) else [],
+        "said": choice(table),
+        "ranked": ranked,
+    }
 
 
 def parts_of(found: Sequence[Found]) -> list[dict[str, Any]]:

@@ -108,7 +108,7 @@ def make_page(results: Path, found: list[Found], now: float, live: bool) -> str:
         models=facts.same_models(found),
         chip_of=tables.chip_of,
         table=tables.table_of(found, checks),
-        seeds=tables.seeds_of(results),
+        seeds=tables.seeds_of(found),
         parts=tables.parts_of(found),
         predictions=scaling.predictions_of(results, found),
         times=scaling.TIMES,

@@ -1,0 +1,59 @@
+"""Runs as settings over seeds, in the order of the validation part where there is one."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from lockstep.pipeline.config import UPKEEP, Run
+from lockstep.pipeline.groups import VALIDATION, groups
+from lockstep.pipeline.kinds import MODELS
+from lockstep.pipeline.page.collect import Found
+from lockstep.strategies import catalogue
+
+# Settings that a run reads only with its strategy.
+ASKED = {name for one in catalogue.ALL for name in one.settings}
+# Of what a run is set to, that which may change its results.
+SETTINGS = [name for name in Run.model_fields if name not in {*UPKEEP, "oversubscribe"}]
+
+
+def settings_of(found: Found) -> dict[str, str]:
+    """Return a run's settings as text; nothing is what its strategy does not read."""
+    if not found.training:
+        return {}
+    run = found.training.configuration
+    own = catalogue.of(run).settings
+    values = run.model_dump()
+    return {
+        name: ""
+        if values[name] is None or (name in ASKED and name not in own)
+        else f"{values[name]}"
+        for name in SETTINGS
+    }
+
+
+def is_validated(found: Sequence[Found]) -> bool:
+    """Return whether all of some runs have a validation part, so that it can rank them."""
+    return bool(found) and all(one.metrics and one.metrics.validation for one in found)
+
+
+def settings(done: Sequence[Found]) -> pd.DataFrame:
+    """Return a row for each setting of runs that are done, as `groups` makes it: the best first."""
+    kind, validated = done[0].kind, is_validated(done)
+    rows = []
+    for one in done:
+        assert one.metrics
+        row: dict[str, object] = {"run": one.name, **settings_of(one)}
+        for model in MODELS:
+            measured = getattr(one.metrics, model)
+            row |= {f"{name}_{model}": getattr(measured, name) for name in kind.compared}
+        if validated and one.metrics.validation:
+            row[VALIDATION] = one.metrics.validation.last.loss
+        rows.append(row)
+    return groups(pd.DataFrame(rows), kind)
+
+
+def runs_of(table: pd.DataFrame, row: int, done: Sequence[Found]) -> list[Found]:
+    """Return the runs that have the setting of a row."""
+    names = list(table.columns[: list(table.columns).index("runs")])
+    wanted = {name: table[name].iloc[row] for name in names}
+    return [one for one in done if wanted.items() <= settings_of(one).items()]
