@@ -8,6 +8,7 @@ a micro-batch is the same at any number of ranks.
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from lockstep import random as streams
 from lockstep.pipeline.config import Run
@@ -27,19 +28,26 @@ def augment(images: np.ndarray, words: np.ndarray, shift: int, flip: bool) -> np
     Returns:
         New images, as `images`.
     """
-    count, height, width, _ = images.shape
+    count, height, width, channels = images.shape
     span = np.uint64(2 * shift + 1)
     # Three independent parts of one word; the bias of the remainder is below 2**-20.
     down = ((words & np.uint64(0x7FFFFFFF)) % span).astype(np.intp)
     right = ((words >> np.uint64(31) & np.uint64(0x7FFFFFFF)) % span).astype(np.intp)
-    mirrored = (words >> np.uint64(63)).astype(bool) & flip
-    padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
-    columns = np.where(mirrored[:, None], np.arange(width)[::-1], np.arange(width))
-    return padded[
-        np.arange(count)[:, None, None],
-        (down[:, None] + np.arange(height))[:, :, None],
-        (right[:, None] + columns)[:, None, :],
-    ]
+    high, wide = height + 2 * shift, width + 2 * shift
+    padded = np.zeros((count, high, wide, channels), np.uint8)
+    inside = padded[:, shift : shift + height, shift : shift + width]
+    inside[...] = images
+    if flip:
+        mirrored = np.flatnonzero(words >> np.uint64(63))
+        # By torch, which moves whole pixels where NumPy moves bytes.
+        planes = torch.from_numpy(images[mirrored]).permute(0, 3, 1, 2)
+        inside[mirrored] = planes.flip(3).permute(0, 2, 3, 1).numpy()
+        right[mirrored] = 2 * shift - right[mirrored]
+    # A row of a shifted image is a stretch of memory in a padded one: each is copied at once.
+    rows = (np.arange(count) * high + down)[:, None] + np.arange(height)
+    starts = (rows * wide + right[:, None]) * channels
+    windows = np.lib.stride_tricks.sliding_window_view(padded.reshape(-1), width * channels)
+    return windows[starts].reshape(images.shape)
 
 
 def transform_of(run: Run, height: int, width: int) -> Transform | None:
@@ -51,7 +59,6 @@ def transform_of(run: Run, height: int, width: int) -> Transform | None:
     """
     if run.crop is None and run.augment == "none" and not run.jitter and not run.erase:
         return None
-    import torch
     from torchvision.transforms import v2  # here: it takes a second, and most runs need none of it
 
     steps: list[torch.nn.Module] = []

@@ -43,13 +43,25 @@ class Normalize(nn.Module):
         super().__init__()
         self.mean = torch.tensor(mean, device=device).mul_(scale)
         self.std = torch.tensor([s or 1.0 for s in std], device=device).mul_(scale)
+        self._spread: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def forward(self, arrays: np.ndarray) -> torch.Tensor:
         """Return `arrays` (uint8 or float32, b x ... x C) as float32, b x C x ..."""
         values = torch.from_numpy(arrays).to(self.mean.device, non_blocking=True)
         values = values.movedim(-1, 1).to(torch.float32, copy=True)
-        around = (1, -1, *[1] * (values.ndim - 2))
-        return values.sub_(self.mean.view(around)).div_(self.std.view(around))
+        if self._spread is None or self._spread[0].shape[1:] != values.shape[1:]:
+            self._spread = self._like(values[:1])
+        mean, std = self._spread
+        return values.sub_(mean).div_(std)
+
+    def _like(self, one: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and deviation of each element of a sample, as they lie in its memory.
+
+        Broadcast over channels last, they would be taken three at a time: six times as slow.
+        """
+        around = (1, -1, *[1] * (one.ndim - 2))
+        mean, std = (torch.empty_like(one).copy_(of.view(around)) for of in (self.mean, self.std))
+        return mean, std
 
 
 def autocast(run: Run, device: torch.device) -> contextlib.AbstractContextManager[object]:
