@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from lockstep import determinism
+from lockstep import determinism, memory
 from lockstep.checkpoint.agreement import check_same, gather
 from lockstep.distributed import devices, elastic, ending, rendezvous
 from lockstep.distributed.signals import Interrupt, name_of
@@ -77,6 +77,7 @@ class Session:
             if not oversubscribe:
                 devices.check_cores(self.world, threads)
             self._stack.callback(determinism.pin(threads, self.device, reproducible))
+            memory.keep_freed()
             self.backend = rendezvous.start(self.world, self.device, backend, init_method)
             # What is changed from here on is the user's affair.
             self._told, self._hooks = dict(os.environ), (hook_before, sys.excepthook)

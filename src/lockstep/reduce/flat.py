@@ -131,6 +131,8 @@ class Flat:
 
     def restore(self, before: Statistics) -> None:
         """Set the model's buffers to what `read` returned, in the tensors that they had first."""
+        if not self._shapes:
+            return
         pieces = [
             iter(some.split(lengths)) for some, lengths in zip(before, self._lengths, strict=True)
         ]
