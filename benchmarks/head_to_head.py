@@ -33,7 +33,7 @@ from lockstep.pipeline.stages.prepare import prepare
 from tests.conftest import REPOSITORY, environment
 
 RANKS, SHARDS = 2, 4
-BUSIEST = 2
+BUSIEST = 0.25
 """The share of the cores that others may use before times mean nothing."""
 
 TORCHRUN = ["torchrun", "--standalone", f"--nproc-per-node={RANKS}", "-m"]
@@ -44,6 +44,7 @@ PEERS = {
     "Accelerate": [*TORCHRUN, "benchmarks.peers.accelerated"],
     "by hand": [*TORCHRUN, "benchmarks.peers.by_hand"],
 }
+GPT = {"DDP": [*TORCHRUN, "benchmarks.peers.gpt", "ddp"]}
 PLAIN = {"plain torch": ["python", "-m", "benchmarks.peers.plain"]}
 
 
@@ -63,12 +64,15 @@ class Row:
     """Of made-up images; None: the first samples of the data that were given."""
 
 
+# The script says what it trains, and its peer with it.
+OWN_LOOP = ["lockstep", "launch", "-n", str(RANKS), "benchmarks/peers/gpt.py", "lockstep"]
 ROWS = {
     "cnn": Row("cnn", "float32", 128, 12_800, 2.5),
     "cnn-bfloat16": Row("cnn", "bfloat16", 128, 12_800, 3.2),
     "cnn-alone": Row("cnn", "float32", 128, 12_800, 0.97, 1, PLAIN),
-    "resnet18": Row("resnet18", "float32", 128, 1_280, 1.2, shape=(32, 32, 3)),
-    "resnet18-bfloat16": Row("resnet18", "bfloat16", 128, 1_280, 1.5, shape=(32, 32, 3)),
+    "gpt": Row("", "float32", 32, 640, 1.1, peers=GPT),
+    "resnet18": Row("resnet18", "float32", 128, 384, 1.2, shape=(32, 32, 3)),
+    "resnet18-bfloat16": Row("resnet18", "bfloat16", 128, 384, 1.5, shape=(32, 32, 3)),
 }
 EPOCHS, LR = 3, 0.05
 
@@ -106,15 +110,13 @@ def machine() -> dict[str, Any]:
 
 def compare(row: Row, source: Path, folder: Path, turns: int) -> dict[str, Any]:
     """Run all contenders in turns, and return the rates and the accuracies of each by turn."""
-    data = dataset(row, source, folder)
-    contenders = {"Lockstep": lockstep(row, data, folder)} | {
-        name: [
-            *words,
-            *(f"--data={data}", f"--model={row.model}", f"--batch={row.batch}", f"--lr={LR}"),
-            *(f"--epochs={EPOCHS}", f"--precision={row.precision}"),
-        ]
-        for name, words in row.peers.items()
-    }
+    contenders = {"Lockstep": OWN_LOOP} | row.peers
+    if row.model:
+        data = dataset(row, source, folder)
+        flags = [f"--data={data}", f"--model={row.model}", f"--batch={row.batch}", f"--lr={LR}"]
+        flags += [f"--epochs={EPOCHS}", f"--precision={row.precision}"]
+        contenders = {name: [*words, *flags] for name, words in row.peers.items()}
+        contenders["Lockstep"] = lockstep(row, data, folder)
     turned: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for turn in range(turns):
         names = list(contenders)
@@ -169,19 +171,21 @@ def once(name: str, words: Sequence[str], folder: Path) -> dict[str, Any]:
     done = subprocess.run(
         words,
         cwd=REPOSITORY,
-        env=environment() | {"OMP_NUM_THREADS": "1"},
+        env=environment()
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPOSITORY}/src:{REPOSITORY}"},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
         raise UserError(f"{name}: status {done.returncode}: {done.stderr[-2000:]}")
-    if name != "Lockstep":
+    history = folder / "run/history.csv"
+    if name != "Lockstep" or not history.exists():
         return json.loads(done.stdout.splitlines()[-1])
-    history = pd.read_csv(folder / "run/history.csv")
-    waited = history["communication_seconds"] / history["seconds"]
+    epochs = pd.read_csv(history)
+    waited = epochs["communication_seconds"] / epochs["seconds"]
     return {
-        "rates": history["images_per_second"].tolist(),
+        "rates": epochs["images_per_second"].tolist(),
         "communication": waited[1:].median(),
     }
 
@@ -198,16 +202,16 @@ def show(name: str, row: Row, found: dict[str, Any]) -> None:
     ratios = [ours / theirs for ours, theirs in zip(by["Lockstep"], by[best], strict=True)]
     ratio, target = statistics.median(ratios), row.target
     found |= {"best": best, "ratio": ratio, "lowest": min(ratios), "highest": max(ratios)}
-    waited = statistics.median(turn["communication"] for turn in found["turns"]["Lockstep"])
+    waits = [turn.get("communication") for turn in found["turns"]["Lockstep"]]
+    waited = f"; {statistics.median(waits):.1%} of the time for communication" if row.model else ""
     print(
         f"{name}: {ratio:.2f} times {best} ({min(ratios):.2f} to {max(ratios):.2f}), "
-        f"{'as' if ratio >= target else 'less than'} asked ({target}); "
-        f"{waited:.1%} of the time for communication"
+        f"{'as' if ratio >= target else 'less than'} asked ({target}){waited}"
     )
     for contender, speeds in by.items():
         last = found["turns"][contender][-1].get("accuracy")
         right = "" if last is None else f", accuracy {last:.4f}"
-        print(f"  {contender:16}{statistics.median(speeds):>10,.0f} samples/s{right}", flush=True)
+        print(f"  {contender:16}{statistics.median(speeds):>10,.0f} a second{right}", flush=True)
 
 
 if __name__ == "__main__":
