@@ -374,7 +374,7 @@ def test_of_single_runs_the_best_by_validation_is_named_with_its_interval(tmp_pa
     write_run(results / "same", data, Run(lr=0.3), 1, 6, True, 0.3)
     assert how_good(results)[0].startswith("Best by validation are good, same: accuracy 97.00%")
     assert write_page(results)
-    assert "lr 0.2. The next one has the same loss." in read(results)[0]
+    assert "runs good, same (lr 0.2/0.3)." in read(results)[0]
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_setting(tmp_path, data):

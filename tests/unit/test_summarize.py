@@ -7,7 +7,7 @@ from lockstep.pipeline.config import Run
 from lockstep.pipeline.groups import VALIDATION, choice, for_person, groups
 from lockstep.pipeline.kinds import CLASSIFICATION
 from lockstep.pipeline.report.runs import page_of_runs
-from lockstep.pipeline.stages.summarize import for_terminal, summarize
+from lockstep.pipeline.stages.summarize import WIDTH, for_terminal, summarize
 
 
 @pytest.fixture
@@ -70,22 +70,82 @@ def test_settings_have_the_mean_and_the_deviation_over_their_seeds():
     assert "model" not in found
     shown = for_person(found, CLASSIFICATION)
     assert shown["accuracy_last"].tolist() == ["92.00% ± 2.00%", "95.00% ± 0.00%", "99.00%"]
-    assert "no validation part" in choice(found)
+    assert "no validation part" in choice(of_seeds(), CLASSIFICATION)
     page = page_of_runs(of_seeds())
     assert "92.00% ± 2.00%" in page
     assert "no validation part" in page
 
 
 def test_the_best_setting_is_that_of_the_validation_part():
-    found = groups(of_seeds(**{VALIDATION: [3, 3, 3, 1, 1, 1, 2.0]}), CLASSIFICATION)
-    assert list(found["lr"]) == [0.2, 0.3, 0.1]
-    said = "Best by the loss on the validation part: lr 0.2."
-    assert choice(found) == f"{said} Of a single seed, nobody knows how far that can be trusted."
-    assert choice(found[found["runs"] > 1].reset_index(drop=True)) == said
-    close = groups(of_seeds(**{VALIDATION: [3, 1, 2, 3, 2, 1.1, 9]})[:6], CLASSIFICATION)
-    assert choice(close).endswith("closer than they spread over seeds: not known to be worse.")
-    assert "lr 0.2" in page_of_runs(of_seeds(**{VALIDATION: [3, 3, 3, 1, 1, 1, 2.0]}))
-    assert choice(found[:1]) == ""
+    table = of_seeds(**{VALIDATION: [3, 3, 3, 1, 1, 1, 2.0]})
+    assert list(groups(table, CLASSIFICATION)["lr"]) == [0.2, 0.3, 0.1]
+    said = "Best by the loss on the validation part: runs r3, r4, r5 (lr 0.2)."
+    doubt = "Of a single seed, nobody knows how far that can be trusted."
+    assert choice(table, CLASSIFICATION) == f"{said} {doubt}"
+    assert choice(table[:6], CLASSIFICATION) == said
+    close = of_seeds(**{VALIDATION: [3, 1, 2, 3, 2, 1.1, 9]})[:6]
+    said = choice(close, CLASSIFICATION)
+    assert said.endswith("closer than they spread over seeds: not known to be worse.")
+    assert "lr 0.2" in page_of_runs(table)
+    assert choice(table[:3], CLASSIFICATION) == ""
+    one = of_seeds(**{VALIDATION: [3, 3, 3, 2, 2, 2, 1.0]})
+    assert "part: run r6 (lr 0.3). " in choice(one, CLASSIFICATION)
+
+
+def test_the_best_run_has_what_it_was_given_and_nothing_that_follows_from_it():
+    some = {"strategy": ["local_sgd"] * 3 + ["sync_sgd"] * 4, "sync_every": ["8"] * 3 + [""] * 4}
+    some |= {"epochs": [2] * 3 + [5] * 4, "snapshots": [2] * 3 + [3] * 4, "lr": 0.1}
+    table = of_seeds(**some, **{VALIDATION: [1, 1, 1, 2, 2, 2, 2.0]})
+    assert "r2 (strategy local_sgd, epochs 2). " in choice(table, CLASSIFICATION) + " "
+    table["snapshots"] = [1] * 3 + [3] * 4
+    assert "epochs 2, snapshots 1)" in choice(table, CLASSIFICATION)
+
+
+def test_runs_with_the_same_bits_are_no_settings_to_choose_among():
+    alike = {"model_sha256": ["a" * 64] * 3 + [f"{i}" * 64 for i in range(4)], "seed": 0}
+    alike |= {"lr": 0.1, "ranks": range(1, 8)}
+    validated = of_seeds(**alike, **{VALIDATION: [1, 1, 1, 2, 3, 4, 5.0]})
+    said = choice(validated, CLASSIFICATION)
+    assert ": runs r0, r1, r2 (ranks 1/2/3). " in said
+    assert choice(validated[:3], CLASSIFICATION) == ""
+    assert choice(of_seeds(**alike)[:3], CLASSIFICATION) == ""
+
+
+def shown(tmp_path, table):
+    table.to_csv(tmp_path / "summary.csv", index=False)
+    return for_terminal(tmp_path / "summary.csv")
+
+
+def test_letters_are_of_runs_that_are_compared(tmp_path):
+    apart = of_seeds(lr=[i / 10 for i in range(7)])
+    assert "same bits" not in shown(tmp_path, apart)
+    assert "same bits" not in shown(tmp_path, apart[:1])
+    text = shown(tmp_path, apart.assign(lr=[0, 0, *range(5)], seed=0, ranks=range(7)))
+    assert "same bits" in text
+    rows = [line.split() for line in text.splitlines()[1:8]]
+    assert [row[1][-1] for row in rows] == ["A", "B", "C", *"%%%%"]
+    alike = apart.assign(model_sha256="a" * 64)
+    assert [line.split()[1] for line in shown(tmp_path, alike).splitlines()[1:8]] == ["A"] * 7
+
+
+def test_where_classes_are_uneven_balanced_accuracy_is_there_as_well(tmp_path):
+    table = of_seeds(balanced_accuracy_last=0.123)
+    for smallest, said in ((0.2, True), (0.3, False)):
+        text = shown(tmp_path, table.assign(smallest=smallest))
+        assert ("balanced" in text.splitlines()[0]) == said
+        assert ("12.30%" in text.splitlines()[1]) == said
+
+
+def test_a_long_name_takes_the_place_of_what_tells_least_and_breaks_at_its_hyphens(tmp_path):
+    names = [f"digits-augment_trivial-lr0.00{i}-seed{i}" for i in range(7)]
+    text = shown(tmp_path, of_seeds(run=names, lr=[i / 10 for i in range(7)]))
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert f"{names[0]}  " in text
+    assert " sent" not in text.splitlines()[0]
+    longer = [f"{name}-{'x' * 30}-{name}" for name in names]
+    text = shown(tmp_path, of_seeds(run=longer, lr=[i / 10 for i in range(7)]))
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert f"{names[0]}-" in [line.split(" ")[0] for line in text.splitlines()]
 
 
 def test_settings_that_some_runs_do_not_have_are_settings():
@@ -95,15 +155,17 @@ def test_settings_that_some_runs_do_not_have_are_settings():
     assert found["freeze"].tolist() == ["backbone", "", ""]
     assert found["weights"].tolist() == ["", "", "w.pth"]
     best = {VALIDATION: [1, 1, 1, 3, 3, 3, 2.0]}
-    found = groups(of_seeds(**some, **best), CLASSIFICATION)
-    assert ": lr 0.1, freeze backbone. " in choice(found)
-    assert choice(found.rename(columns={"freeze": "class_weights"})).endswith("as well.")
+    table = of_seeds(**some, **best)
+    assert ": runs r0, r1, r2 (lr 0.1, freeze backbone). " in choice(table, CLASSIFICATION)
+    weighted = table.rename(columns={"freeze": "class_weights"})
+    assert choice(weighted, CLASSIFICATION).endswith("as well.")
 
 
 def test_groups_are_written_and_told(table, tmp_path):
     table(**{f"a{seed}": {"seed": seed} for seed in range(2)}, b={"lr": 0.5})
     found = pd.read_csv(tmp_path / "groups.csv")
     assert list(found["runs"]) == [2, 1]
-    text = for_terminal(tmp_path / "summary.csv")
+    summary = pd.read_csv(tmp_path / "summary.csv", keep_default_na=False)
+    text = shown(tmp_path, summary.assign(model_sha256=[f"{i}" * 64 for i in range(3)]))
     assert " ± " in text
     assert text.endswith("Set dataset.validation_fraction.")

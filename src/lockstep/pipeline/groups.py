@@ -4,15 +4,22 @@ One run is one draw. What is better than something else by less than the spread 
 known to be better.
 """
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 
 import pandas as pd
 
+from lockstep.pipeline.config import Run
 from lockstep.pipeline.kinds import MODELS, Kind
+from lockstep.strategies import catalogue
 
+# What only some strategies read.
+_ASKED = {name for one in catalogue.ALL for name in one.settings}
+ASKED = [name for name in Run.model_fields if name in _ASKED]
 VALIDATION = "validation_loss"
+# The share that the smallest class has of the test set.
+SMALLEST = "smallest"
 # What comes out of a run, beside what its task measures.
-OUTCOMES = ("seconds", "peak_memory", "bytes_sent", "model_sha256", VALIDATION)
+OUTCOMES = (SMALLEST, "seconds", "peak_memory", "bytes_sent", "model_sha256", VALIDATION)
 
 
 def outcomes(kind: Kind) -> tuple[str, ...]:
@@ -45,9 +52,9 @@ def groups(table: pd.DataFrame, kind: Kind) -> pd.DataFrame:
         best first; else in that of the table.
     """
     inputs = [n for n in table if n not in ("run", "seed", *outcomes(kind))]
-    # What a run has not set is a value too, and pandas would leave out such runs.
+    # pandas would leave out runs that have not set something.
     settings = table[inputs].astype(object).where(table[inputs].notna(), "")
-    texts = settings.astype(str)
+    texts = _texts(table, inputs)
     differing = [name for name in inputs if texts[name].nunique() > 1]
     metrics = [f"{name}_{model}" for name in kind.compared for model in MODELS]
     metrics = [name for name in (*metrics, VALIDATION) if name in table]
@@ -84,19 +91,36 @@ def setting_of(found: pd.DataFrame, row: int) -> str:
     return ", ".join(f"{n} {found[n].iloc[row]}" for n in names if found[n].iloc[row] != "")
 
 
-def choice(found: pd.DataFrame) -> str:
-    """Return which setting is best by the validation part, or why none is named; or nothing."""
+def choice(table: pd.DataFrame, kind: Kind) -> str:
+    """Return which setting is best by the validation part, or why none is named; or nothing.
+
+    Runs with the same bits are one draw, whatever says where they were computed.
+
+    Args:
+        table: that of all runs.
+        kind: their task.
+    """
+    models = table.drop_duplicates("model_sha256", ignore_index=True)
+    found = groups(models, kind)
     if len(found) < 2:
         return ""
-    if f"{VALIDATION}_mean" not in found:
+    if VALIDATION not in table:
         return (
             "No setting is named best: there is no validation part, and a choice by the test set "
             "makes its numbers too good. Set dataset.validation_fraction."
         )
-    best = f"Best by the loss on the validation part: {setting_of(found, 0)}."
+    names = list(found.columns[: list(found.columns).index("runs")])
+    settings = _texts(models, names)
+    own = (settings == found[names].iloc[0].astype(str)).all(axis=1)
+    best = table[table["model_sha256"].isin(models["model_sha256"][own])]
+    values = {name: _texts(best, [name])[name].unique() for name in _chosen(settings)}
+    given = {name: _join(filter(None, some), "/") for name, some in values.items()}
+    setting = ", ".join(f"{name} {value}" for name, value in given.items() if value)
+    runs = f"{'run' if len(best) == 1 else 'runs'} {_join(best['run'])}"
+    said = f"Best by the loss on the validation part: {runs}{setting and f' ({setting})'}."
     mean = found[f"{VALIDATION}_mean"]
     same = ["The next one has the same loss."] if mean[0] == mean[1] else []
-    return " ".join([best, *same, *cautions(found)])
+    return " ".join([said, *same, *cautions(found)])
 
 
 def cautions(found: pd.DataFrame) -> list[str]:
@@ -110,3 +134,27 @@ def cautions(found: pd.DataFrame) -> list[str]:
     if "class_weights" in found.columns[: list(found.columns).index("runs")]:
         said.append("Where classes are of very different sizes, look at balanced accuracy as well.")
     return said
+
+
+def _texts(table: pd.DataFrame, names: Sequence[Hashable]) -> pd.DataFrame:
+    """Return settings as text; what a run has not set is a value too."""
+    settings = table[[*names]].astype(object)
+    return settings.where(settings.notna(), "").astype(str)
+
+
+def _chosen(settings: pd.DataFrame) -> list[Hashable]:
+    """Return those of the columns in which runs differ that do not follow from another of them:
+    what the strategies of some do not read, and how many snapshots there are by default."""
+    follow = {name for name in ASKED if name in settings and len({*settings[name]} - {""}) < 2}
+    if {"epochs", "snapshots"} <= {*settings}:
+        default = [str(Run(epochs=epochs).snapshots) for epochs in settings["epochs"]]
+        if default == [*settings["snapshots"]]:
+            follow.add("snapshots")
+    return [name for name in settings if name not in follow]
+
+
+def _join(values: Iterable[str], between: str = ", ", most: int = 6) -> str:
+    """Return values in a line: of many the first ones, and how many more there are."""
+    some = [*values]
+    more = f" and {len(some) - most} more" if len(some) > most else ""
+    return between.join(some[:most]) + more

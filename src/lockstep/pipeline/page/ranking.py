@@ -5,13 +5,11 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lockstep.pipeline.config import UPKEEP, Run
-from lockstep.pipeline.groups import VALIDATION, groups
+from lockstep.pipeline.groups import ASKED, VALIDATION, groups
 from lockstep.pipeline.kinds import MODELS
 from lockstep.pipeline.page.collect import Found
 from lockstep.strategies import catalogue
 
-# Settings that a run reads only with its strategy.
-ASKED = {name for one in catalogue.ALL for name in one.settings}
 # Of what a run is set to, that which may change its results.
 SETTINGS = [name for name in Run.model_fields if name not in {*UPKEEP, "oversubscribe"}]
 
@@ -38,18 +36,24 @@ def is_validated(found: Sequence[Found]) -> bool:
 
 def settings(done: Sequence[Found]) -> pd.DataFrame:
     """Return a row for each setting of runs that are done, as `groups` makes it: the best first."""
+    return groups(table_of(done), done[0].kind)
+
+
+def table_of(done: Sequence[Found]) -> pd.DataFrame:
+    """Return a row for each run that is done: its settings, and what is compared of its models."""
     kind, validated = done[0].kind, is_validated(done)
     rows = []
     for one in done:
-        assert one.metrics
+        assert one.metrics and one.training
         row: dict[str, object] = {"run": one.name, **settings_of(one)}
+        row["model_sha256"] = one.training.model_sha256
         for model in MODELS:
             measured = getattr(one.metrics, model)
             row |= {f"{name}_{model}": getattr(measured, name) for name in kind.compared}
         if validated and one.metrics.validation:
             row[VALIDATION] = one.metrics.validation.last.loss
         rows.append(row)
-    return groups(pd.DataFrame(rows), kind)
+    return pd.DataFrame(rows)
 
 
 def runs_of(table: pd.DataFrame, row: int, done: Sequence[Found]) -> list[Found]:

@@ -185,7 +185,7 @@ def seeds_of(found: Sequence[Found]) -> dict[str, Any]:
     return {
         "head": [name.replace("_", " ") for name in names],
         "rows": [[str(cell) for cell in row] for row in rows] if len(table) < len(done) else [],
-        "said": choice(table),
+        "said": choice(ranking.table_of(done), done[0].kind),
         "ranked": ranked,
     }
 

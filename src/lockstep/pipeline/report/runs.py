@@ -7,7 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-from lockstep.pipeline.groups import VALIDATION, choice, for_person, groups, letters, outcomes
+from lockstep.pipeline.groups import (
+    SMALLEST,
+    VALIDATION,
+    choice,
+    for_person,
+    groups,
+    letters,
+    outcomes,
+)
 from lockstep.pipeline.kinds import CLASSIFICATION, MODELS, Kind
 from lockstep.pipeline.report import style
 from lockstep.pipeline.report.page import make_list, make_page, make_table
@@ -51,7 +59,7 @@ def page_of_runs(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> str:
     chips = make_chips(table[HASH])
     # What comes out of a run; every other column but its name and its ranks went into it.
     results = outcomes(kind)
-    settings_found = groups(table, kind)
+    of_settings = _settings_page(table, kind)
     inputs = [name for name in table.columns if name not in ("run", "ranks", *results)]
     titles, formats = TITLES | {kind.rate: f"{kind.unit}/s"}, dict(FORMATS)
     formats[kind.rate] = "{:,.0f}".format
@@ -61,8 +69,8 @@ def page_of_runs(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> str:
             formats[f"{name}_{model}"] = partial(kind.text, name)
     sentences = [*read_baseline(table, kind), *read_bits(table, inputs, chips)]
     sentences += read_replicas(table, kind)
-    if kind.baseline in table:  # it is in a sentence where it matters
-        table = table.drop(columns=kind.baseline)
+    # The baseline is in a sentence where it matters.
+    table = table.drop(columns=[kind.baseline, SMALLEST], errors="ignore")
     if any(found := compare_with_single(table, inputs)):
         table = table.assign(**{SINGLE: found})
     # What is the same in every run would push what is not out of the window.
@@ -88,13 +96,13 @@ def page_of_runs(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> str:
         make_table((_title(name, titles) for name in columns), rows, numbers),
         f'<p class="note">{which}: {escape(settings)}.</p>' if same else "",
         NOTE,
-        *_settings_page(settings_found, kind),
+        *of_settings,
     )
 
 
-def _settings_page(found: pd.DataFrame, kind: Kind) -> list[str]:
+def _settings_page(table: pd.DataFrame, kind: Kind) -> list[str]:
     """Return the table of settings, where one has several seeds, and which is best."""
-    parts = []
+    parts, found = [], groups(table, kind)
     if (found["runs"] > 1).any():
         shown = for_person(found, kind)
         titles = {f"{n}_{m}": f"{kind.title(n)}, {m}" for n in kind.compared for m in MODELS}
@@ -107,7 +115,7 @@ def _settings_page(found: pd.DataFrame, kind: Kind) -> list[str]:
                 numbers,
             ),
         ]
-    said = choice(found)
+    said = choice(table, kind)
     return [*parts, *([f"<p>{escape(said)}</p>"] if said else [])]
 
 

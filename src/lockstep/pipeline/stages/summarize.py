@@ -1,6 +1,7 @@
 """summarize: one table of all runs."""
 
 import io
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -12,18 +13,28 @@ from rich.table import Table
 from rich.text import Text
 
 from lockstep.files import atomic, sweep
-from lockstep.pipeline.config import Run
-from lockstep.pipeline.groups import VALIDATION, choice, for_person, groups, letters
-from lockstep.pipeline.kinds import MODELS, TASKS, of_columns
+from lockstep.pipeline.config import PLACE, Run
+from lockstep.pipeline.groups import (
+    ASKED,
+    SMALLEST,
+    VALIDATION,
+    choice,
+    for_person,
+    groups,
+    letters,
+    outcomes,
+)
+from lockstep.pipeline.kinds import MODELS, TASKS, Kind, of_columns
 from lockstep.pipeline.record import read_metrics, read_training
 from lockstep.strategies import catalogue
 
 COLUMNS = ("model", "strategy", "shards", "ranks", "seed", "epochs")
 # Cells of the narrowest terminal, less what some prompts and logs put before a line.
 WIDTH = 78
-# These have a column where a run's strategy asks for them, with no value for the others.
-_ASKED = {name for one in catalogue.ALL for name in one.settings}
-ASKED = [name for name in Run.model_fields if name in _ASKED]
+# Columns that go, the first one first, where names of runs leave no room for all.
+SPARED = ("sent", "peak memory", "averaged")
+# How many times as large as the smallest class the largest one may be, for accuracy to tell all.
+UNEVEN = 2
 # These have a column where runs differ in them; oversubscribe changes no result.
 OTHERS = [name for name in Run.model_fields if name not in (*COLUMNS, *ASKED, "oversubscribe")]
 
@@ -55,6 +66,7 @@ def _row(folder: Path) -> dict[str, object]:
     metrics = read_metrics(folder, training)
     run, own = training.configuration.model_dump(), catalogue.of(training.configuration).settings
     kind = TASKS[training.task]
+    each = [one.samples for one in (metrics.last.per_class or {}).values()]
     return {
         "run": folder.name,
         "dataset": training.dataset,
@@ -67,6 +79,7 @@ def _row(folder: Path) -> dict[str, object]:
             for model in MODELS
         },
         **({kind.baseline: getattr(metrics.last, kind.baseline)} if kind.baseline else {}),
+        **({SMALLEST: min(each) / sum(each)} if each else {}),
         "loss": metrics.last.loss,
         **({VALIDATION: metrics.validation.last.loss} if metrics.validation else {}),
         kind.rate: round(training.images_per_second),
@@ -81,31 +94,68 @@ def for_terminal(table: Path) -> str:
     """Return a summary as text for a person, no line of it longer than WIDTH."""
     frame = pd.read_csv(table, dtype={"run": str}, keep_default_na=False)
     kind = of_columns(map(str, frame))
-    letter, metric = letters(frame["model_sha256"]), kind.main
+    metric, bits = kind.main, _bits(frame, kind)
+
+    def measured(name: str, model: str) -> list[str]:
+        return [kind.text(name, value) for value in frame[f"{name}_{model}"]]
+
     told = pd.DataFrame(
         {
             "run": frame["run"],
-            "same bits": [letter[digest] for digest in frame["model_sha256"]],
-            kind.title(metric): [kind.text(metric, value) for value in frame[f"{metric}_last"]],
-            "averaged": [kind.text(metric, value) for value in frame[f"{metric}_averaged"]],
+            **({"same bits": bits} if any(bits) else {}),
+            kind.title(metric): measured(metric, "last"),
+            **({"balanced": measured("balanced_accuracy", "last")} if _is_uneven(frame) else {}),
+            "averaged": measured(metric, "averaged"),
             f"{kind.unit}/s": [f"{rate:,.0f}" for rate in frame[kind.rate]],
             "peak memory": [_megabytes(most) for most in frame["peak_memory"]],
             "sent": [_megabytes(sent) for sent in frame["bytes_sent"]],
         }
     )
+    for name in SPARED:
+        if _width(told) > WIDTH:
+            told = told.drop(columns=name)
     settings = groups(frame, kind)
     parts = [as_text(told)]
     if (settings["runs"] > 1).any():
         kept = [n for n in settings if not str(n).endswith(("_mean", "_sd"))]
         kept += [n for n in settings if str(n).startswith((metric, VALIDATION))]
         parts.append(as_text(for_person(settings[kept], kind)))
-    if said := choice(settings):
+    if said := choice(frame, kind):
         parts.append(textwrap.fill(said, WIDTH))
     return "\n\n".join(parts)
 
 
+def _bits(frame: pd.DataFrame, kind: Kind) -> list[str]:
+    """Return a letter for the model of each run that is to be compared with another: one that has
+    the same, or that differs from it in where it was computed alone."""
+    letter = letters(frame["model_sha256"])
+    inputs = [name for name in frame if name not in ("run", *PLACE, *outcomes(kind))]
+    alike = frame.groupby([frame[name].astype(str) for name in inputs])["run"].transform("size")
+    same = frame.groupby("model_sha256")["run"].transform("size")
+    compared = (alike > 1) | (same > 1)
+    return [
+        letter[digest] if is_compared else ""
+        for digest, is_compared in zip(frame["model_sha256"], compared, strict=True)
+    ]
+
+
+def _is_uneven(frame: pd.DataFrame) -> bool:
+    """Return whether classes of the test set are of very different sizes."""
+    return SMALLEST in frame and bool((frame["majority"] > UNEVEN * frame[SMALLEST]).any())
+
+
+def _width(frame: pd.DataFrame) -> int:
+    """Return the cells of a table that has no line broken."""
+    return sum(max(map(len, map(str, [name, *frame[name]]))) + 2 for name in frame) - 2
+
+
 def as_text(frame: pd.DataFrame) -> str:
     """Return a table as text: numbers at the right, and what is too long in several lines."""
+    if (over := _width(frame) - WIDTH) > 0:  # the longest texts give way
+        widths = {name: frame[name].map(lambda value: len(str(value))).max() for name in frame}
+        longest = max(frame, key=lambda name: widths[name])
+        room = max(widths[longest] - over, 1)
+        frame = frame.assign(**{str(longest): [_broken(str(v), room) for v in frame[longest]]})
     shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for at, name in enumerate(frame):
         justify: Any = "right" if at and frame[name].map(_is_number).all() else "left"
@@ -115,6 +165,16 @@ def as_text(frame: pd.DataFrame) -> str:
     console = Console(width=WIDTH, file=io.StringIO(), color_system=None)
     console.print(shown)
     return "\n".join(map(str.rstrip, console.file.getvalue().splitlines()))  # type: ignore[attr-defined]
+
+
+def _broken(text: str, room: int) -> str:
+    """Return a text in lines of so many cells, each after a hyphen or the like if it can be."""
+    lines = [""]
+    for part in re.split(r"(?<=[-_ ,/])", text):
+        if lines[-1] and len(lines[-1] + part) > room:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _is_number(value: object) -> bool:
