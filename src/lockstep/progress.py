@@ -159,6 +159,8 @@ def number(value: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """Return seconds for a person: 0:07, 4:10, 2:03:00."""
+    if not math.isfinite(seconds):
+        return "?"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -11,13 +11,13 @@ from lockstep.pipeline.page.collect import Check, Found, check_of
 from lockstep.pipeline.page.facts import (
     core_seconds,
     counted,
-    duration,
     figure_of,
     listed,
     megabytes,
     same_models,
     value_of,
 )
+from lockstep.progress import duration
 
 FLAT = "A learning rate that falls to 0 flattens any loss: that says nothing of a longer training."
 # What is said of several runs, each of which has a reason with other numbers in it.

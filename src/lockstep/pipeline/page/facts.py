@@ -84,15 +84,6 @@ def counted(names: Sequence[str], total: int) -> str:
     return f"{len(names)} of {total}: {listed(names, most=3)}"
 
 
-def duration(seconds: float) -> str:
-    """Return a time for a person."""
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.3g} min"
-    return f"{seconds / 3600:,.3g} h"
-
-
 def megabytes(count: float) -> str:
     """Return a number of bytes in MB (10^6)."""
     return f"{count / 1e6:,.2f}" if count < 1e8 else f"{count / 1e6:,.0f}"

@@ -27,6 +27,7 @@ from lockstep.pipeline.page import (
     tables,
 )
 from lockstep.pipeline.page.collect import Found
+from lockstep.progress import duration
 
 
 def write_page(results: Path, names: Iterable[str] | None = None, live: bool = False) -> bool:
@@ -153,7 +154,7 @@ def _progress(found: Found) -> dict[str, Any]:
         "metric": kind.text(kind.main, metric) if isinstance(metric, int | float) else "",
         "validation": _text(newest.get("validation_loss"), "{:.4g}"),
         "rate": _text(newest.get("rate"), "{:,.0f}"),
-        "left": facts.duration(left)
+        "left": duration(left)
         if found.state == "training" and isinstance(left := newest.get("seconds_left"), int | float)
         else "",
     }
