@@ -4,9 +4,11 @@ The pipeline has libraries of its own, and `pip install lockstep` alone brings n
 """
 
 import importlib
+import os
+import signal
 import sys
 
-from lockstep.errors import UserError, in_one_line, say
+from lockstep.errors import UserError, in_one_line, nobody_reads, say
 
 OF_THE_LIBRARY = {
     "grow": "lockstep.checkpoint.ask",
@@ -18,11 +20,33 @@ OF_THE_LIBRARY = {
 
 
 def main() -> None:
-    """Run what the command line names: the command `lockstep`, and `python -m lockstep`."""
+    """Run what the command line names: the command `lockstep`, and `python -m lockstep`.
+
+    Where who reads what is printed has ended (`| head`), it ends quietly, as other tools do.
+    """
+    try:
+        try:
+            _run()
+        finally:
+            if sys.stdout:  # a shell may have closed it
+                sys.stdout.flush()
+    except OSError as error:
+        is_quiet = nobody_reads(error)
+        # Or Python would try again when it exits, and print what is wrong in its own way.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if is_quiet:
+            sys.exit(128 + signal.SIGPIPE)  # what a shell says of who has died of it
+        say(f"lockstep: standard output: {in_one_line(error)}")
+        sys.exit(2)
+
+
+def _run() -> None:
     if module := OF_THE_LIBRARY.get(word := " ".join(sys.argv[1:2])):
         try:
             importlib.import_module(module).main(word, sys.argv[2:])
         except (UserError, OSError) as error:
+            if nobody_reads(error):
+                raise
             say(f"lockstep {word}: {in_one_line(error)}")
             sys.exit(2)
         return

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import faulthandler
 import re
+import select
 import signal
 import sys
 import tempfile
@@ -48,6 +49,18 @@ def say(text: str) -> None:
     """Print a line for a person, at once; a log on a full disk is no reason to stop."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def nobody_reads(error: BaseException) -> bool:
+    """Return whether an error is that who reads what is printed, such as `head`, has ended."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    reader = select.poll()
+    try:
+        reader.register(sys.stdout.fileno(), 0)
+        return any(events & select.POLLERR for _, events in reader.poll(0))
+    except (OSError, ValueError):  # there is no file behind it
+        return False
 
 
 def print_stacks(title: str) -> None:

@@ -226,6 +226,12 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(photos, tmp_path):
         done = lockstep("predict", *words, status=2)
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("lockstep predict")]
         assert said in line
+    words = [files[0], bad, tmp_path / "none.jpg", files[1]]
+    done = lockstep("predict", kept, *words, "--csv", tmp_path / "p.csv", status=2)
+    said = [line for line in done.stderr.splitlines() if line.startswith("lockstep predict")]
+    assert ["bad.jpg" in said[0], "none.jpg" in said[1], len(said)] == [True, True, 2]
+    assert list(pd.read_csv(tmp_path / "p.csv")["file"]) == [str(files[0]), str(files[1])]
+    assert str(files[1]) in done.stdout
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "y").touch()
     done = lockstep("export", kept, "--to", "torch", "--output", tmp_path / "x", status=2)

@@ -2,12 +2,15 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from lockstep import __version__
+from lockstep.errors import UserError, nobody_reads
 from lockstep.pipeline.cli import main, make_parser
 from lockstep.pipeline.config import Dataset, Run
 
@@ -245,3 +248,30 @@ def test_a_folder_that_cannot_be_made_is_named(lockstep, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     status, _, errors = lockstep("download", "--output", "file/digits")
     assert (status, errors) == (2, "lockstep download: file/digits: Not a directory\n")
+
+
+@pytest.mark.parametrize("words", ["completion bash", "init x", "train --help", "stop --help"])
+def test_it_ends_quietly_where_nobody_reads_what_it_prints(words, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "lockstep", *words.split()]
+    done = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.stderr == ""
+    helps = "--help" in words  # argparse itself minds nothing
+    assert done.returncode in (128 + signal.SIGPIPE, 0 if helps else None)
+
+
+def test_a_broken_pipe_of_another_kind_is_an_error():
+    assert not nobody_reads(BrokenPipeError())
+    assert not nobody_reads(UserError())
+
+
+@pytest.mark.parametrize("words", ["completion bash", "init x"])
+def test_what_cannot_be_printed_is_a_line(words, tmp_path):
+    command = [sys.executable, "-m", "lockstep", *words.split()]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("No space left on device")
+    assert done.returncode == 2

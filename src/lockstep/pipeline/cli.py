@@ -17,7 +17,7 @@ from typing import Any
 
 from lockstep import __version__
 from lockstep.distributed import ending
-from lockstep.errors import Interrupted, Parser, UserError, first_line, say
+from lockstep.errors import Interrupted, Parser, UserError, first_line, nobody_reads, say
 from lockstep.pipeline.config import DAY, Config, Dataset, Defaults, Run, Strict, parse
 from lockstep.pipeline.kinds import MODELS
 
@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parse(Defaults, {name: args[name] for name in names}, "flags")
         run(args)
     except (UserError, OSError, Interrupted) as error:
+        if nobody_reads(error):
+            raise
         ending.end(error, who, rank)
     except ImportError as error:
         if "failed to map segment" not in str(error):
@@ -396,7 +398,11 @@ def _predict(args: dict[str, Any]) -> None:
     _limit_threads(read_training(args["results"]).configuration.threads)
     from lockstep.pipeline.stages.predict import for_terminal, predict
 
-    print(for_terminal(predict(**args)))
+    table, bad = predict(**args)
+    if len(table):
+        print(for_terminal(table))
+    if bad:  # of which it has been said already
+        sys.exit(2)
 
 
 def _summarize(args: dict[str, Any]) -> None:

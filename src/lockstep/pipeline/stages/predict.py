@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from lockstep.errors import UserError, say
+from lockstep.errors import UserError, in_one_line, say
 from lockstep.files import atomic, check_sha256
 from lockstep.pipeline.data.folder import SUFFIXES, files_below
 from lockstep.pipeline.data.npz import Npz
@@ -29,8 +29,10 @@ from lockstep.session import Session
 BEST = 3
 
 
-def predict(results: Path, files: Sequence[Path], model: str, csv: Path | None) -> pd.DataFrame:
-    """Return a row for each photo, or each sample of an .npz, with what the model makes of it.
+def predict(
+    results: Path, files: Sequence[Path], model: str, csv: Path | None
+) -> tuple[pd.DataFrame, list[Path]]:
+    """Say what the model makes of each photo, or of each sample of an .npz.
 
     A photo is treated as `prepare` has treated those that the model has learned from. What is
     computed is what `evaluate` computes: of the same samples in the same order, the same bits.
@@ -42,11 +44,13 @@ def predict(results: Path, files: Sequence[Path], model: str, csv: Path | None) 
         csv: a file to write the whole table to.
 
     Returns:
-        Of a classification `prediction` and the probability of each class, `p_<class>`; of a
-        regression `output_<k>`; of language the loss in nats per token, and the next token.
+        A table with a row for each: of a classification `prediction` and the probability of each
+        class, `p_<class>`; of a regression `output_<k>`; of language the loss in nats per token,
+        and the next token. And the photos that cannot be read, which have no row: of each it is
+        said why.
 
     Raises:
-        UserError: the run or a file is damaged, or is nothing that the model takes.
+        UserError: the run or an .npz is damaged, or is nothing that the model takes.
     """
     training = read_training(results)
     manifest, run = manifest_of(training), training.configuration
@@ -57,17 +61,17 @@ def predict(results: Path, files: Sequence[Path], model: str, csv: Path | None) 
         task = make(run, manifest, session.device)
         network = load(path)
         move(network, session.device)
-        parts = []
-        for names, arrays in _chunks(files, training, task.chunk):
+        parts, bad = [], list[Path]()
+        for names, arrays in _chunks(files, training, task.chunk, bad):
             outputs = _outputs(network, task, arrays)
             parts.append(_table(task, training.classes, names, arrays, outputs))
-    if not parts:
+    if not parts and not bad:
         raise UserError(f"predict: there is no image in {', '.join(map(str, files))}")
-    table = pd.concat(parts, ignore_index=True)
-    if csv is not None:
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    if csv is not None and parts:
         with atomic(csv) as draft:
             table.to_csv(draft, index=False)
-    return table
+    return table, bad
 
 
 def for_terminal(table: pd.DataFrame) -> str:
@@ -102,12 +106,12 @@ def model_file(results: Path, training: Training, model: str) -> Path:
 
 
 def _chunks(
-    files: Sequence[Path], training: Training, size: int
+    files: Sequence[Path], training: Training, size: int, bad: list[Path]
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     """Yield names and inputs, as they lie on disk in a prepared part, so many at a time."""
     names: list[str] = []
     arrays: list[np.ndarray] = []
-    for name, array in _samples(files, training):
+    for name, array in _samples(files, training, bad):
         names.append(name)
         arrays.append(array)
         if len(names) == size:
@@ -117,7 +121,9 @@ def _chunks(
         yield names, np.stack(arrays)
 
 
-def _samples(files: Sequence[Path], training: Training) -> Iterator[tuple[str, np.ndarray]]:
+def _samples(
+    files: Sequence[Path], training: Training, bad: list[Path]
+) -> Iterator[tuple[str, np.ndarray]]:
     for path in files:
         if path.suffix == ".npz":
             array = _array(path, training)
@@ -125,10 +131,10 @@ def _samples(files: Sequence[Path], training: Training) -> Iterator[tuple[str, n
         elif training.task != "classification":
             raise UserError(f"{path}: expected an .npz for {training.task}")
         else:
-            yield from _photos(path, training)
+            yield from _photos(path, training, bad)
 
 
-def _photos(path: Path, training: Training) -> Iterator[tuple[str, np.ndarray]]:
+def _photos(path: Path, training: Training, bad: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
     channels, *size = training.shape
     if channels not in (1, 3):
         raise UserError(
@@ -143,17 +149,22 @@ def _photos(path: Path, training: Training) -> Iterator[tuple[str, np.ndarray]]:
     )
     told = known.size is not None
     for photo in photos:
-        if not photo.is_file():
-            raise UserError(f"{photo}: there is no such file")
-        if not told:
-            own = decode(photo, Look(), photo).shape[:2]
-            if own != look.size:
-                say(
-                    f"{photo}: is {own[1]} x {own[0]} pixels; its middle is brought to {size[1]} x "
-                    f"{size[0]}, those that the model has learned from"
-                )
-                told = True
-        yield str(photo), decode(photo, look, photo)
+        try:
+            if not photo.is_file():
+                raise UserError(f"{photo}: there is no such file")
+            pixels = decode(photo, look, photo)
+            own = None if told else decode(photo, Look(), photo).shape[:2]
+        except (UserError, OSError) as error:
+            say(f"lockstep predict: {in_one_line(error)}")
+            bad.append(photo)
+            continue
+        if own and own != look.size:
+            say(
+                f"{photo}: is {own[1]} x {own[0]} pixels; its middle is brought to {size[1]} x "
+                f"{size[0]}, those that the model has learned from"
+            )
+            told = True
+        yield str(photo), pixels
 
 
 def _array(path: Path, training: Training) -> np.ndarray:
