@@ -25,12 +25,13 @@ def mirror():
 
 
 @pytest.mark.thorough
-def test_mnist_is_downloaded_and_learned_in_two_epochs(workspace, mirror):
-    text = (workspace.folder / "config/mnist.yaml").read_text()
+@pytest.mark.parametrize(("name", "accuracy"), [("mnist", 0.985), ("fast-mnist", 0.99)])
+def test_mnist_is_downloaded_and_learned_in_two_epochs(workspace, mirror, name, accuracy):
+    text = (workspace.folder / f"config/{name}.yaml").read_text()
     assert "name: mnist\n" in text
     text = text.replace("name: mnist\n", f"name: mnist\n  mirror: {mirror}\n")
     done = workspace.snakemake("--configfile", workspace.write("config/mirror.yaml", text))
     assert done.returncode == 0, done.stdout + done.stderr
     summary = pd.read_csv(workspace.folder / "results/mirror/summary.csv")
-    assert summary["accuracy_last"][0] >= 0.985
+    assert summary["accuracy_last"][0] >= accuracy
     assert summary["epochs"][0] == 2
