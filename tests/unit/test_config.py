@@ -120,7 +120,7 @@ def test_a_hash_within_a_cell_cuts_nothing_off(read):
         ({"color": "red"}, ["configuration: color: no such key", "dataset, defaults, runs"]),
         (
             {"dataset": {"nam": "mnist"}},
-            ["configuration: dataset.nam: no such key", "name, task, path"],
+            ["configuration: dataset.nam: no such key", "did you mean 'name'? config/README.md"],
         ),
         ({"defaults": {"epoch": 3}}, ["configuration: defaults.epoch: no such key", "epochs"]),
         ({"defaults": {"run": "x"}}, ["configuration: defaults.run: no such key"]),

@@ -65,7 +65,7 @@ def test_the_catalogue_is_told_how_it_is_run():
     environments = set()
     for rules in (REPOSITORY / "workflow/rules").glob("*.smk"):
         text = rules.read_text()
-        named = re.findall(r'^    conda:\n        "(.+)"$', text, re.MULTILINE)
+        named = re.findall(r'^ +conda:\n +"(.+)"$', text, re.MULTILINE)
         assert len(named) == text.count("    shell:\n")  # else it would run in no environment
         environments |= {(rules.parent / name).resolve() for name in named}
     assert environments == {REPOSITORY / "envs/environment.yaml"}

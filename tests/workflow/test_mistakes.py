@@ -12,6 +12,10 @@ MISTAKES = {
         ("config/config.yaml", "  lr: 0.01", "  learning_rate: 0.01"),
         "config/config.yaml: defaults.learning_rate: no such key",
     ),
+    "a key that is nearly one": (
+        ("config/config.yaml", "  epochs: 30", "  epoch: 30"),
+        "config/config.yaml: defaults.epoch: no such key; did you mean 'epochs'? config/README.md ",
+    ),
     "a wrong type": (
         ("config/config.yaml", "lr: 0.01", "lr: fast"),
         "config/config.yaml: defaults.lr: ",
@@ -40,6 +44,22 @@ MISTAKES = {
     "an unknown dataset": (
         ("config/config.yaml", "name: digits", "name: digit"),
         "config/config.yaml: dataset.name: ",
+    ),
+    "data that are not there": (
+        (
+            "config/config.yaml",
+            "  name: digits\n  task: classification\n  path: null",
+            "  name: npz\n  task: classification\n  path: gone.npz",
+        ),
+        "config/config.yaml: dataset.path: there is no gone.npz in ",
+    ),
+    "weights that are not there": (
+        ("config/config.yaml", "weights: null", "weights: gone.pth"),
+        "config/config.yaml: weights of the run digits: there is no gone.pth in ",
+    ),
+    "patience without a validation part": (
+        ("config/config.yaml", "patience: null", "patience: 3"),
+        "config/runs.tsv: digits: patience: 3 needs a validation part; set ",
     ),
     "a table that is not there": (
         ("config/config.yaml", "config/runs.tsv", "config/run.tsv"),

@@ -580,8 +580,9 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """Return what somebody may have meant by a key that there is not, and which there are."""
     names = list(known)
     near = difflib.get_close_matches(word, names, 1)
-    meant = f"did you mean {near[0]!r}? " if near else ""
-    return f"{meant}known keys: {', '.join(names)}"
+    if near:
+        return f"did you mean {near[0]!r}? config/README.md tells of all"
+    return f"known keys: {', '.join(names)}; config/README.md tells of them"
 
 
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +96,50 @@ def load(
         runs[parsed.run] = Run(**parsed.model_dump(exclude={"run"}))
         try:
             TASKS[config.dataset.task].check(parsed)
+            _check_validation(config, parsed)
         except UserError as error:
             raise UserError(f"{table}: {name}: {error}") from None
     if not runs:
         raise UserError(f"{table}: there is no run in it; write a row for each")
     return config, runs
+
+
+def _check_validation(config: Config, run: Run) -> None:
+    """Refuse a run that wants a validation part of a known dataset without one; whether a dataset
+    of the user's has one, `prepare` finds out."""
+    if config.dataset.path is not None or config.dataset.validation_fraction:
+        return
+    for key, value in (("patience", run.patience), ("keep", run.keep)):
+        if value not in (None, "last"):
+            raise UserError(
+                f"{key}: {value} needs a validation part; set dataset.validation_fraction, 0.1 say"
+            )
+
+
+def check_files(config: Config, runs: Mapping[str, Run], where: str = "configuration") -> None:
+    """Refuse data and weights that are not there, which only a user can bring.
+
+    Args:
+        config: the configuration.
+        runs: its runs.
+        where: the names of its files, for messages.
+
+    Raises:
+        UserError: one is missing.
+    """
+    # Torchvision's are fetched, and those of a run in this table are there when it is done.
+    given = {name: Path(run.weights) for name, run in runs.items() if run.weights}
+    wanted = {
+        f"weights of the run {name}": path
+        for name, path in given.items()
+        if path == runs[name].weights_file and path.parent.name not in runs
+    }
+    if config.dataset.path is not None and config.dataset.name != "function":
+        wanted["dataset.path"] = Path(config.dataset.path)
+    for key, path in wanted.items():
+        if not path.exists():
+            start = "" if path.is_absolute() else f" in {Path.cwd()}"
+            raise UserError(f"{where}: {key}: there is no {path}{start}; say where it is")
 
 
 def _points(

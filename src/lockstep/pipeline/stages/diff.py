@@ -26,6 +26,8 @@ def diff(one: Path, other: Path) -> bool:
     """
     first, second = read_training(one), read_training(other)
     causes, code = differences.causes(first, second), differences.code(first, second)
+    if causes:
+        print(f"{'':15}{one} | {other}")
     for title, name, a, b in causes:
         print(f"{title:15}{name}: {a} | {b}")
     if code:
