@@ -22,7 +22,7 @@ EVERY = 1.0
 # What a line says beside what was measured.
 ABOUT = (
     *("event", "time", "state", "epoch", "epochs", "step", "steps", "unit", "rate", "lr"),
-    *("seconds", "seconds_left", "ranks", "of_ranks"),
+    *("seconds", "seconds_left", "ranks", "of_ranks", "began", "after"),
 )
 
 
@@ -45,6 +45,7 @@ class Teller:
         self.path = folder / NAME
         self.epochs, self.steps, self.batch, self.unit = epochs, steps, batch, unit
         self._first, self._began, self._due = 0, 0.0, 0.0
+        self._launch: dict[str, Any] = {}
         self._last: dict[str, Any] = {}
         self._epochs = -1
 
@@ -80,11 +81,13 @@ class Teller:
         self._due = time.monotonic() + EVERY
         if not self._began:
             self._first, self._began = step, time.monotonic()
+            self._launch = {"began": round(time.time(), 3), "after": step}
         done, seconds = step - self._first, time.monotonic() - self._began
         total = self.epochs * self.steps
         line = {
             "event": "step",
             "time": round(time.time(), 3),
+            **self._launch,
             **now,
             "epoch": min(step // self.steps + 1, self.epochs),
             "epochs": self.epochs,

@@ -22,6 +22,8 @@ NOISE = (
     *("Group jobs", "Job ", "Processed ", "Removing", "SLURM run ID", "Select jobs", "Singularity"),
     *("Storing", "Touching", "Updating", "Using shell", "Waiting", "host:"),
 )
+# What it says when a person ends it.
+INTERRUPT = "Terminating processes on user request"
 # What it says of a job that failed beside telling so, and of a page that is written on the way.
 SAID = (
     *("CalledProcessError in file", "At least one job did not complete", "execution failed. Look"),
@@ -76,6 +78,8 @@ class LogHandler(LogHandlerBase):
         event, of = getattr(record, "event", None), record.__dict__
         if event in (None, LogEvent.ERROR, LogEvent.GROUP_ERROR):
             text = record.getMessage()
+            if self.overview and text.startswith(INTERRUPT):
+                self.overview.interrupt()
             is_noise = record.levelno < logging.WARNING and text.startswith(NOISE)
             if not is_noise and not any(words in text for words in SAID):
                 print(text, file=sys.stderr, flush=True)  # above the view, which redirects it
@@ -89,10 +93,8 @@ class LogHandler(LogHandlerBase):
         if self.overview is None:
             return
         if event == LogEvent.JOB_INFO and of["shellcmd"]:  # a target has none, and runs nothing
-            trains = of["rule_name"].endswith("train_run")
             name = ", ".join(map(str, of["wildcards"].values()))
-            folder = Path(of["output"][0]).parent if trains else None
-            self.overview.start(of["jobid"], of["rule_name"], name, folder)
+            self.overview.start(of["jobid"], of["rule_name"], name, map(Path, of["output"]))
         elif event == LogEvent.JOB_FINISHED:
             self.overview.finish(of["job_id"])
         elif event == LogEvent.JOB_ERROR:

@@ -3,7 +3,10 @@
 import fcntl
 import json
 import math
+import os
+import shutil
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -12,7 +15,7 @@ from rich.console import Console
 
 from lockstep import progress
 from lockstep.pipeline.live import rows
-from lockstep.pipeline.seen import Lines, look
+from lockstep.pipeline.seen import Lines, look, saved
 from lockstep.progress import NAME, Teller, duration, measured, read, words
 
 ROW = {"epoch": 1, "lr": 0.1, "loss": 0.5, "accuracy": 0.75, "validation_loss": 0.25}
@@ -95,6 +98,7 @@ def test_names_and_words():
         "1:00:00",
         "25:01:01",
     ]
+    assert duration(math.inf) == "?"
 
 
 def test_a_training_is_seen_as_what_it_is(teller, tmp_path, monkeypatch):
@@ -120,8 +124,10 @@ def test_a_row_is_one_line_and_says_what_matters(teller, tmp_path, width):
     teller.tell(13, [ROW], loss=0.4, accuracy=0.8, ranks=3, of_ranks=4, rate=4321.0)
     console = Console(width=width, record=True)
     with console.capture() as capture:
-        console.print(rows([look("r" * 200, tmp_path)], width))
+        console.print(rows([look(f"{'r' * 200}-lr0.1", tmp_path)], width))
     (line,) = capture.get().splitlines()
+    assert line.startswith("rr")
+    assert "lr0.1  " in line
     assert len(line) <= width
     for said in ("1/3", "loss 0.4000", "val. 0.2500", "0:00 left, 3 of 4 ranks"):
         assert said in line
@@ -130,6 +136,8 @@ def test_a_row_is_one_line_and_says_what_matters(teller, tmp_path, width):
 
 def test_without_a_terminal_each_epoch_is_a_line(teller, tmp_path):
     lines = Lines()
+    teller.tell(0, [])
+    assert lines.new(look("a", tmp_path)) == []
     teller.tell(10, [ROW])
     assert len(lines.new(look("a", tmp_path))) == 1
     assert lines.new(look("a", tmp_path)) == []
@@ -138,10 +146,48 @@ def test_without_a_terminal_each_epoch_is_a_line(teller, tmp_path):
         "a  epoch 2/3 ",
         "a  epoch 3/3 ",
     ]
+    time.sleep(0.002)  # no two launches begin in one millisecond
     Teller(tmp_path, 3, 10, 8).tell(10, [ROW])  # it goes on after an earlier epoch
-    assert lines.new(look("a", tmp_path)) == []
+    assert lines.new(look("a", tmp_path)) == ["a  goes on after step 10"]
+    time.sleep(0.002)
     Teller(tmp_path, 3, 10, 8).tell(20, [ROW, ROW | {"epoch": 2}])
-    assert len(lines.new(look("a", tmp_path))) == 1
+    assert [line[:12] for line in lines.new(look("a", tmp_path))] == [
+        "a  goes on a",
+        "a  epoch 2/3",
+    ]
+
+
+def test_that_a_training_goes_on_is_said_once_for_each_launch(teller, tmp_path):
+    lines = Lines()
+    teller.tell(0, [])
+    assert lines.resumed(look("a", tmp_path)) == []
+    teller.tell(7, [])
+    assert lines.resumed(look("a", tmp_path)) == []
+    for _ in range(2):  # the second time it is killed before anything more is saved
+        time.sleep(0.002)  # no two launches begin in one millisecond
+        lines.skip(look("a", tmp_path))
+        assert lines.resumed(look("a", tmp_path)) == []
+        again = Teller(tmp_path, 3, 10, 8)
+        again.tell(5, [])
+        again.tell(6, [])
+        assert lines.resumed(look("a", tmp_path)) == ["a  goes on after step 5"]
+        assert lines.resumed(look("a", tmp_path)) == []
+
+
+def test_what_is_saved_is_what_the_newest_configuration_has_whole(tmp_path):
+    assert saved(tmp_path) is None
+    for number, (name, steps) in enumerate({"old": [900], "new": [20, 100]}.items()):
+        for step in steps:
+            folder = tmp_path / "checkpoints" / name / f"step-{step:08}"
+            folder.mkdir(parents=True)
+            (folder / "manifest.json").write_text("{}")
+        about = folder.parent / "about.json"
+        about.write_text("{}")
+        os.utime(about, (number, number))
+    (tmp_path / "checkpoints/new/.step-00000200").mkdir()
+    assert saved(tmp_path) == 100
+    shutil.rmtree(tmp_path / "checkpoints/new")
+    assert saved(tmp_path) == 900
 
 
 def test_readers_see_whole_lines_while_one_writes(teller, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import struct
 import subprocess
@@ -14,6 +15,7 @@ import time
 
 import pytest
 
+from lockstep.pipeline.planned import announce
 from lockstep.progress import Teller
 from tests.conftest import REPOSITORY, environment, run
 
@@ -46,6 +48,13 @@ for step in range(30):
         row = {"epoch": len(history) + 1, "loss": 1 / (step + 1), "images_per_second": 80.0}
         history.append(row)
 teller.end("done", 30, history)
+"""
+# As the pipeline saves.
+SAVES = """
+folder = Path(sys.argv[1], "checkpoints/a/step-00000008")
+folder.mkdir(parents=True)
+(folder / "manifest.json").touch()
+(folder.parent / "about.json").touch()
 """
 FAILS = "echo noise >&2; echo 'lockstep summarize:' no table here >&2; exit 2"
 
@@ -84,7 +93,7 @@ def seen_on_a_terminal(command, folder, interrupt_after=None):
             except OSError:  # all who could write are gone
                 break
         if interrupt_after and interrupt_after in text:
-            running.send_signal(signal.SIGINT)
+            os.killpg(running.pid, signal.SIGINT)  # as a terminal does at Ctrl-C
             interrupt_after = None
     os.close(leader)
     return text.decode(), running.wait(timeout=30)
@@ -146,6 +155,21 @@ def test_where_a_log_does_not_say_what_went_wrong_its_end_is_shown(command, tmp_
     assert "  80\n" not in done.stderr
 
 
+@pytest.mark.parametrize("where", ["terminal", "pipe"])
+def test_after_an_interrupt_it_is_said_where_a_training_goes_on(command, tmp_path, where):
+    goes_on = TRAIN.replace("for step in range(30)", f"{SAVES}for step in range(5, 30)")
+    (tmp_path / "train.py").write_text(goes_on)
+    words = command()
+    if where == "pipe":
+        words = ["sh", "-c", f"{shlex.join(words)} 2>&1 | (trap '' INT; cat)"]
+    text, _ = seen_on_a_terminal(words, tmp_path, interrupt_after=b"goes on after step 5")
+    shown = plain(text)
+    assert shown.count("a  goes on after step 5\n") == 1
+    last = "Interrupted. The same command goes on:\n  a  after step 8 of 30, which is saved\n"
+    assert shown.endswith(last)
+    assert "failed" not in shown
+
+
 def test_an_interrupt_leaves_the_terminal_as_it_was(command, tmp_path):
     words = command(summarize="sleep 15")  # on a busy machine it would else be over before
     text, status = seen_on_a_terminal(words, tmp_path, interrupt_after=b"1/3")
@@ -159,31 +183,55 @@ def test_snakemakes_own_text_is_there_for_who_asks(command, tmp_path, flag):
     assert "rule train_run" in done.stdout + done.stderr
 
 
+WATCH = [sys.executable, "-m", "lockstep", "watch", "results"]
+
+
 def test_watch_shows_the_same_from_another_shell(tmp_path):
-    watch = [sys.executable, "-m", "lockstep", "watch", "results"]
-    done = run(watch, tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == (
-        "lockstep watch: results: No such folder; expected that of a run, or one with runs\n"
-    )
-    (tmp_path / "results/more/a").mkdir(parents=True)
-    assert run(watch, tmp_path).stderr == "lockstep watch: results: nothing has trained here yet\n"
     (tmp_path / "train.py").write_text(TRAIN)
-    with subprocess.Popen(
-        [sys.executable, "train.py", "results/more/a"],
-        cwd=tmp_path,
-        env=environment() | {"PYTHONPATH": str(REPOSITORY / "src")},
-    ):
-        while not (tmp_path / "results/more/a/progress.jsonl").exists():
-            time.sleep(0.05)
-        text, status = seen_on_a_terminal(watch, tmp_path)
+    later = f"sleep 2; {sys.executable} train.py results/more/a"
+    (tmp_path / "results/more").mkdir(parents=True)
+    source = {"PYTHONPATH": str(REPOSITORY / "src")}
+    with subprocess.Popen(["sh", "-c", later], cwd=tmp_path, env=environment() | source):
+        text, status = seen_on_a_terminal(WATCH, tmp_path)
     assert status == 0
+    waits = "results: nothing has trained yet; waiting for the first training (Ctrl-C ends this)"
+    assert plain(text).replace("\n", "").startswith(waits)
     assert re.search(r"a  ━.*[0-2]/3  loss 0\.\d{4} .*0:0\d left", plain(text))
     assert "3/3  loss 0.0333" in plain(text).splitlines()[-1]
-    Teller(tmp_path / "results/b", 1, 1, 1)
     (tmp_path / "results/b").mkdir()
     Teller(tmp_path / "results/b", 1, 1, 1).end("stopped", 0, [])
-    done = run(watch, tmp_path)
-    assert [line[:12] for line in done.stdout.splitlines()] == [
-        f"a  epoch {i}/3" for i in (1, 2, 3)
-    ]
+    done = run(WATCH, tmp_path)
+    *epochs, last = done.stdout.splitlines()
+    assert [line[:12] for line in epochs] == [f"a  epoch {i}/3" for i in (1, 2, 3)]
+    assert last == "1 of 2 done, 1 stopped"
+
+
+def test_watch_waits_for_the_runs_of_a_workflow_as_long_as_it_runs(tmp_path):
+    results = tmp_path / "results"
+    with subprocess.Popen(WATCH, cwd=tmp_path, env=environment(), stdout=-1, text=True) as watch:
+        lines = iter(watch.stdout.readline, "")
+        missing = "results: No such folder yet; waiting for the first training (Ctrl-C ends this)"
+        assert next(lines) == missing + "\n"
+        workflow = announce(results / "c", ["one", "two", "three"])
+        for name, said in (
+            ("one", "1 of 3 done, 2 not begun"),
+            ("two", "2 of 3 done, 1 not begun"),
+        ):
+            (results / "c" / name).mkdir()
+            Teller(results / "c" / name, 1, 1, 1).end("done", 1, [])
+            assert next(lines) == said + "\n"
+            assert watch.poll() is None
+        workflow.close()
+        assert watch.wait(20) == 0
+        assert next(lines, "") == ""
+    assert run(WATCH, tmp_path).stdout == "2 of 3 done, 1 not begun\n"
+
+
+def test_watch_says_that_a_workflow_has_ended_before_anything_was_trained(tmp_path):
+    workflow = announce(tmp_path / "results/c", ["one"])
+    with subprocess.Popen(WATCH, cwd=tmp_path, env=environment(), stdout=-1, stderr=-1) as watch:
+        watch.stdout.readline()
+        workflow.close()
+        said = "lockstep watch: results: the workflow has ended, and nothing was trained\n"
+        assert watch.communicate(timeout=20)[1].decode() == said
+        assert watch.returncode == 2

@@ -11,6 +11,7 @@ from lockstep.pipeline import launch
 from lockstep.pipeline.experiment import check_files, folders, load
 from lockstep.pipeline.kinds import TASKS
 from lockstep.pipeline.page import Live, look_digest
+from lockstep.pipeline.planned import announce
 from lockstep.pipeline.yaml_file import check_file
 from lockstep.provenance import code_digest, preparing_digest, training_digest
 
@@ -52,6 +53,7 @@ WORLDS = launch.worlds(RUNS.values())
 MEASURED = [name for name, (run, *_) in WORLDS.items() if run.ranks > 1]
 PREDICTED = launch.predicted(RUNS)
 PAGE = Live(Path(FOLDERS["results"]), RUNS)
+HELD = []  # files that are open as long as the workflow runs
 MPI = shlex.join(launch.OURS)  # a profile sets another
 
 

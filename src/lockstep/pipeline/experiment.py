@@ -15,7 +15,7 @@ from lockstep.pipeline.kinds import TASKS
 
 # Names of files and folders that lie beside the runs' folders in the results.
 RESERVED = {"check", "config.json", "figures", "groups.csv", "index.html", "report.html"}
-RESERVED |= {"summary.csv"}
+RESERVED |= {"runs.json", "summary.csv"}
 
 MOST_RUNS = 10_000  # of a grid
 

@@ -39,18 +39,25 @@ def rows(some: Iterable[Seen], width: int) -> Table:
     # The name gives way, as all the rest is short: a bar, then texts.
     rest = sum(max((len(row[at]) for row in cells), default=0) + 2 for at in range(2, 7))
     room = max(SHORTEST, width - rest - BAR - 2)
-    table.add_column(no_wrap=True, overflow="ellipsis", max_width=room)
+    table.add_column(no_wrap=True)
     for justify in ("left", "right", "left", "left", "right", "left"):
         table.add_column(no_wrap=True, justify=justify)
     for row in cells:
-        table.add_row(*row)
+        table.add_row(_within(row[0], room), *row[1:])
     return table
+
+
+def _within(name: str, room: int) -> Text:
+    """Return a name in so many cells: of a long one begin and end: those of a grid begin alike."""
+    if len(name) > room:
+        name = f"{name[: room // 3]}…{name[room // 3 - room + 1 :]}"
+    return Text(name)
 
 
 def _row(one: Seen, width: int) -> list[Any]:
     now, epochs = one.told.now, one.told.epochs
     if not now:
-        return [Text(one.name), "", "", "", "", "", Text("starting", "dim")]
+        return [one.name, "", "", "", "", "", Text("starting", "dim")]
     last = epochs[-1] if epochs else {}
     names = measured(last or now)
     own = [name for name in names if not name.startswith("validation_")]
@@ -60,7 +67,7 @@ def _row(one: Seen, width: int) -> list[Any]:
     # Where ranks are missing, that is told rather than the speed.
     fast = f"{_short(now['rate'])}/s" if now.get("rate") and (width >= WIDE or not note[1]) else ""
     return [
-        Text(one.name),
+        one.name,
         ProgressBar(total=total, completed=done, width=BAR),
         f"{len(epochs)}/{now.get('epochs', 0)}",
         f"loss {number(now.get('loss', last.get('loss')))}",

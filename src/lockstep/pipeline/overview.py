@@ -2,18 +2,20 @@
 terminal; elsewhere a line for each job and each epoch."""
 
 import contextlib
+import json
 import re
 import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lockstep.pipeline.seen import Lines, Seen, look
-from lockstep.progress import duration
+from lockstep.files import DAMAGE
+from lockstep.pipeline.seen import Lines, Seen, look, saved
+from lockstep.progress import Told, duration
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -40,6 +42,7 @@ class Job:
     stage: str
     name: str
     started: float
+    outputs: tuple[Path, ...] = ()
 
 
 class Overview:
@@ -52,6 +55,8 @@ class Overview:
         self._jobs: dict[int, Job] = {}
         self._runs: dict[str, Path] = {}
         self._failed: dict[int, Job] = {}
+        self._before: dict[str, float | None] = {}
+        self._interrupted: list[str] | None = None
         self._lines = Lines()
         self._lock = threading.RLock()
         self._over = threading.Event()
@@ -66,21 +71,24 @@ class Overview:
                 if rule not in TARGETS and not any(one.startswith(f"{rule}_") for one in jobs):
                     self._planned[_stage(rule)] += count
 
-    def start(self, number: int, rule: str, name: str, folder: Path | None) -> None:
+    def start(self, number: int, rule: str, name: str, outputs: Iterable[Path] = ()) -> None:
         """Take that a job was started.
 
         Args:
             number: the job's.
             rule: its rule.
             name: what it is of, where its rule has several.
-            folder: that of the run, where it trains.
+            outputs: the files that it is to make.
         """
         with self._lock:
             self._failed.pop(number, None)
-            self._jobs[number] = Job(_stage(rule), name, time.monotonic())
-            if folder:
-                self._runs[name] = folder
-                self._lines.skip(look(name, folder))  # what it did in an earlier launch
+            job = Job(_stage(rule), name, time.monotonic(), tuple(outputs))
+            self._jobs[number] = job
+            if rule.endswith("train_run"):
+                folder = self._runs[name] = job.outputs[0].parent
+                earlier = look(name, folder)  # what it did in an earlier launch
+                self._before[name] = earlier.told.now.get("began")
+                self._lines.skip(earlier)
             if self._thread is None and not self._over.is_set():
                 self._began = time.monotonic()
                 self._thread = threading.Thread(target=self._show, daemon=True)
@@ -92,6 +100,8 @@ class Overview:
             if job := self._jobs.pop(number, None):
                 self._done[job.stage] += 1
                 seconds = time.monotonic() - job.started
+                if job.stage == "prepare" and (skipped := _skipped(job.outputs)):
+                    self.print(skipped)
                 self._seconds[job.stage] = self._seconds.get(job.stage, 0.0) + seconds
                 done, planned = self._done.total(), self._planned.total()
                 if not _is_terminal():
@@ -106,12 +116,21 @@ class Overview:
                 return
             job = self._jobs.pop(number, None) or Job(_stage(rule), "", 0.0)
             self._failed[number] = job
+            if self._interrupted is not None:  # that is what went wrong
+                return
             what = " ".join(filter(None, (job.stage, job.name)))
             if not _is_terminal():
                 self._say_epochs()
             self.print(f"{what}: failed; {', '.join(map(str, logs))} has all of it")
             for line in _reason(logs):
                 self.print(line)
+
+    def interrupt(self) -> None:
+        """Take that a person ends the workflow, and the jobs with it."""
+        with self._lock:
+            if self._interrupted is None:
+                running = (job.name for job in self._jobs.values() if job.stage == "train")
+                self._interrupted = [*running]
 
     def print(self, text: str) -> None:
         """Print lines that stay."""
@@ -123,6 +142,27 @@ class Overview:
         if self._thread and self._thread is not threading.current_thread():
             self._thread.join()
             self._thread = None
+            self._say_what_is_saved()
+
+    def _say_what_is_saved(self) -> None:
+        """Print where trainings that were interrupted will go on: what their files say."""
+        seen = [look(name, self._runs[name]) for name in self._interrupted or []]
+        seen = [one for one in seen if self._has_begun(one) and one.state != "done"]
+        if not seen:
+            return
+        self.print("Interrupted. The same command goes on:")
+        for one in seen:
+            step, of = saved(one.folder), one.told.now.get("steps")
+            where = (
+                f"after step {step} of {of}, which is saved"
+                if step
+                else "from its beginning: nothing was saved yet"
+            )
+            self.print(f"  {one.name}  {where}")
+
+    def _has_begun(self, one: Seen) -> bool:
+        """Return whether a training has told anything since its job was started."""
+        return one.told.now.get("began") != self._before[one.name]
 
     def _show(self) -> None:
         if not _is_terminal():
@@ -136,6 +176,9 @@ class Overview:
         with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
             while True:
                 is_over = self._over.wait(EVERY)
+                for one in self._look():
+                    for line in self._lines.resumed(one):
+                        self.print(line)
                 live.update(self._view(console.width, console.height, is_over), refresh=True)
                 if is_over:
                     return
@@ -151,8 +194,15 @@ class Overview:
         with self._lock:
             runs = dict(self._runs)
             failed = {job.name for job in self._failed.values() if job.stage == "train"}
-        seen = [look(name, folder) for name, folder in runs.items()]
-        return [replace(one, state="ended") if one.name in failed else one for one in seen]
+            running = {job.name for job in self._jobs.values() if job.stage == "train"}
+        found = []
+        for one in (look(name, folder) for name, folder in runs.items()):
+            if one.name in failed:
+                one = replace(one, state="ended")
+            elif one.name in running and not self._has_begun(one):
+                one = replace(one, state="starting", told=Told())  # that was an earlier launch
+            found.append(one)
+        return found
 
     def _view(self, width: int, height: int, is_over: bool) -> "Group":
         """Return what a terminal shows: stages in a line, then a row for each training."""
@@ -196,6 +246,18 @@ def _stage(rule: str) -> str:
     one puts before it."""
     words = rule.removeprefix("lockstep_").split("_")
     return NAMES.get(words[0], words[0])
+
+
+def _skipped(outputs: Iterable[Path]) -> str:
+    """Return what is to be said of files that `prepare` has left out, if there are any."""
+    for path in outputs:
+        if path.name == "manifest.json":
+            with contextlib.suppress(*DAMAGE):
+                record = json.loads(path.read_text("utf-8"))
+                if count := len(record.get("skipped", {})):
+                    files = "1 bad file" if count == 1 else f"{count} bad files"
+                    return f'prepare: skipped {files}; {path} lists what, under "skipped"'
+    return ""
 
 
 def _reason(logs: list[Path]) -> list[str]:

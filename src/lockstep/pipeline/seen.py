@@ -39,17 +39,38 @@ def look(name: str, folder: Path) -> Seen:
     return Seen(name, folder, told, state)
 
 
+def saved(folder: Path) -> int | None:
+    """Return the step of the newest checkpoint of the training that wrote to a folder last, if it
+    has one."""
+    # A training writes about.json when it begins, and checkpoints whole or not at all.
+    begun = {file.stat().st_mtime: file.parent for file in folder.glob("checkpoints/*/about.json")}
+    if not begun:
+        return None
+    steps = [file.parent.name for file in begun[max(begun)].glob("step-*/manifest.json")]
+    return max((int(name.removeprefix("step-")) for name in steps), default=None)
+
+
 class Lines:
-    """A line for each epoch of each training, where there is no terminal."""
+    """What is said of trainings in lines: once that one goes on from a checkpoint, and of each
+    epoch where there is no terminal."""
 
     def __init__(self) -> None:
         self._said: dict[Path, int] = {}
+        self._began: dict[Path, float | None] = {}
+
+    def resumed(self, one: Seen) -> list[str]:
+        """Return a line if the training goes on from a checkpoint, once for each launch of it."""
+        began, after = one.told.now.get("began"), one.told.now.get("after")
+        if not after or one.is_over or began == self._began.get(one.folder):
+            return []
+        self._began[one.folder] = began
+        return [f"{one.name}  goes on after step {after}"]
 
     def new(self, one: Seen) -> list[str]:
         """Return the lines of the epochs that are over since one was asked last."""
         known = self._said.setdefault(one.folder, 0)
         self._said[one.folder] = len(one.told.epochs)
-        found = []
+        found = self.resumed(one)
         for row in one.told.epochs[known:]:
             is_last = row is one.told.epochs[-1]
             left = {"seconds_left": one.told.now.get("seconds_left")} if is_last else {}
@@ -58,5 +79,6 @@ class Lines:
         return found
 
     def skip(self, one: Seen) -> None:
-        """Say nothing of the epochs that are over already."""
+        """Say nothing of what is over already."""
         self._said[one.folder] = len(one.told.epochs)
+        self._began[one.folder] = one.told.now.get("began")
