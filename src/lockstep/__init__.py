@@ -1,6 +1,6 @@
 """Distributed training of PyTorch models whose bits do not depend on how it ran.
 
-The names below are the library's face; nothing else is public.
+What is in `__all__` is public, and nothing else.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lockstep import __version__
+from lockstep.__main__ import OF_THE_LIBRARY
 from lockstep.errors import UserError, nobody_reads
 from lockstep.pipeline.cli import main, make_parser
 from lockstep.pipeline.config import Dataset, Run
@@ -66,6 +67,8 @@ def test_help_lists_the_stages(lockstep):
     status, printed, _ = lockstep("--help")
     assert status == 0
     assert all(stage in printed for stage in STAGES)
+    listed = [line.split()[0] for line in printed.partition("of the library")[2].splitlines()[1:]]
+    assert sorted(listed) == sorted(OF_THE_LIBRARY)
 
 
 def test_the_version_is_the_packages(lockstep):

@@ -45,15 +45,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+# Each has a parser of its own, in the library, where `lockstep NAME` leads at once.
+OF_THE_LIBRARY = """of the library, for scripts of your own as well (lockstep NAME --help):
+    launch    Start a script, or a stage, on several ranks.
+    stop      Have a training save and stop.
+    grow      Give a training more ranks, while it runs.
+    shrink    Take ranks from a training, while it runs.
+    verify    Run a script on several numbers of ranks, and compare the bits."""
+
+
 def make_parser() -> Parser:
     """Return the parser of all stages."""
     parser = Parser(
         prog="lockstep",
-        description=sys.modules["lockstep"].__doc__,
-        epilog="Of the library are `lockstep launch`, which starts ranks by hand, `lockstep stop`, "
-        "which has a training save and stop, `lockstep grow` and `shrink`, which change the number "
-        "of its ranks, and `lockstep verify`, which runs a script on several "
-        "numbers of ranks and compares their bits.",
+        description=str(sys.modules["lockstep"].__doc__).splitlines()[0],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=OF_THE_LIBRARY,
     )
     parser.add_argument("--version", action="version", version=f"lockstep {__version__}")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
