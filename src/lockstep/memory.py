@@ -15,8 +15,8 @@ LARGEST_BLOCK, MOST_KEPT = 32 * 2**20, 2**30
 def keep_freed() -> None:
     """Have the process keep up to 1 GiB of memory that is freed, for the next to ask for it.
 
-    It stays so until the process ends: glibc does not tell what was set before. Where another
-    allocator is used, or the user has set glibc's own variables, nothing is lost.
+    It stays so until the process ends, whatever glibc's own variables say: it does not tell what
+    was set before. Where there is another C library, nothing happens.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:

@@ -3,7 +3,7 @@
 A session finds out which rank this is, compares what ranks are about to compute with, chooses a
 device, sets threads and arithmetic, and has the ranks meet. What it sets in the process, it sets
 back at its end: signal handlers, the number of threads, deterministic kernels, the process group,
-variables of the environment.
+variables of the environment. What glibc keeps of freed memory alone stays (`lockstep.memory`).
 """
 
 import atexit

@@ -4,10 +4,11 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from lockstep import tensors as state
-from lockstep.pipeline.models import build, rehearse
+from lockstep.pipeline.models import build, load, rehearse
 
 
 def count(model):
@@ -183,3 +184,10 @@ def test_a_rehearsal_finds_what_training_would(refused):
 def test_the_name_that_was_probably_meant_is_said(refused):
     with refused("model: no 'resnet8'; did you mean 'resnet18'? Or take cnn"):
         build("resnet8", (3, 32, 32), 10)
+
+
+def test_a_file_that_does_not_say_which_model_it_is_is_refused(tmp_path, refused):
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(2)}, path)
+    with refused(path, "does not say which model it is"):
+        load(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lockstep.errors import UserError
 from lockstep.pipeline import launch
-from lockstep.pipeline.experiment import check_files, folders, load
+from lockstep.pipeline.experiment import check_given, folders, load
 from lockstep.pipeline.kinds import TASKS
 from lockstep.pipeline.page import Live, look_digest
 from lockstep.pipeline.planned import announce
@@ -31,7 +31,7 @@ try:
         check_file(Path(file))
     EXPERIMENT, RUNS = load(config, where=", ".join(map(str, FILES)) or MODULE)
     if not MODULE:  # else a rule of the workflow around may make them
-        check_files(EXPERIMENT, RUNS, ", ".join(map(str, FILES)))
+        check_given(EXPERIMENT, RUNS, ", ".join(map(str, FILES)))
     # Snakemake lays the files that it was given over the standard one.
     named = [MODULE] if MODULE else workflow.overwrite_configfiles or FILES
     FOLDERS = folders(EXPERIMENT, map(Path, named))

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 # Each has a parser of its own, in the library, where `lockstep NAME` leads at once.
-OF_THE_LIBRARY = """of the library, for scripts of your own as well (lockstep NAME --help):
+LIBRARY = """of the library, for scripts of your own as well (lockstep NAME --help):
     launch    Start a script, or a stage, on several ranks.
     stop      Have a training save and stop.
     grow      Give a training more ranks, while it runs.
@@ -60,7 +60,7 @@ def make_parser() -> Parser:
         prog="lockstep",
         description=str(sys.modules["lockstep"].__doc__).splitlines()[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=OF_THE_LIBRARY,
+        epilog=LIBRARY,
     )
     parser.add_argument("--version", action="version", version=f"lockstep {__version__}")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")

@@ -440,8 +440,8 @@ class Run(Defaults):
                 f"ema: the strategy {self.strategy!r} has no whole model to average; take one of "
                 f"{ways}, or leave ema away"
             )
-        if self.one_shot and (self.patience is not None or self.keep == "best"):
-            key = "keep" if self.patience is None else "patience"
+        if self.one_shot and self.chooses:
+            key = self.chooses.partition(":")[0]
             raise ValueError(
                 f"{key}: with sync_every 0 the replicas meet after training alone: until then "
                 f"there is no model to validate; take sync_every 1 or more"
@@ -463,6 +463,13 @@ class Run(Defaults):
         if self.schedule != "onecycle" and self.warmup > self.epochs:
             raise ValueError(f"warmup: {self.warmup} is more than the {self.epochs} epochs")
         return self
+
+    @property
+    def chooses(self) -> str:
+        """What chooses by the validation part, as `key: value`, or nothing."""
+        if self.patience is not None:
+            return f"patience: {self.patience}"
+        return "" if self.keep == "last" else f"keep: {self.keep}"
 
     @property
     def weights_file(self) -> Path | None:

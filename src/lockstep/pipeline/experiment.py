@@ -107,16 +107,14 @@ def load(
 def _check_validation(config: Config, run: Run) -> None:
     """Refuse a run that wants a validation part of a known dataset without one; whether a dataset
     of the user's has one, `prepare` finds out."""
-    if config.dataset.path is not None or config.dataset.validation_fraction:
-        return
-    for key, value in (("patience", run.patience), ("keep", run.keep)):
-        if value not in (None, "last"):
-            raise UserError(
-                f"{key}: {value} needs a validation part; set dataset.validation_fraction, 0.1 say"
-            )
+    has_none = config.dataset.path is None and not config.dataset.validation_fraction
+    if has_none and run.chooses:
+        raise UserError(
+            f"{run.chooses} needs a validation part; set dataset.validation_fraction, 0.1 say"
+        )
 
 
-def check_files(config: Config, runs: Mapping[str, Run], where: str = "configuration") -> None:
+def check_given(config: Config, runs: Mapping[str, Run], where: str = "configuration") -> None:
     """Refuse data and weights that are not there, which only a user can bring.
 
     Args:

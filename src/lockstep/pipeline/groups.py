@@ -38,6 +38,12 @@ def letters(hashes: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def listed(names: Sequence[str], between: str = ", ", most: int = 12) -> str:
+    """Return names in a line, of many the first and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return between.join(names[:most]) + more
+
+
 def groups(table: pd.DataFrame, kind: Kind) -> pd.DataFrame:
     """Return a row for each setting: what differs, n, and the mean and deviation of its metrics.
 
@@ -52,9 +58,8 @@ def groups(table: pd.DataFrame, kind: Kind) -> pd.DataFrame:
         best first; else in that of the table.
     """
     inputs = [n for n in table if n not in ("run", "seed", *outcomes(kind))]
-    # pandas would leave out runs that have not set something.
-    settings = table[inputs].astype(object).where(table[inputs].notna(), "")
-    texts = _texts(table, inputs)
+    settings = _filled(table, inputs)
+    texts = settings.astype(str)
     differing = [name for name in inputs if texts[name].nunique() > 1]
     metrics = [f"{name}_{model}" for name in kind.compared for model in MODELS]
     metrics = [name for name in (*metrics, VALIDATION) if name in table]
@@ -110,13 +115,13 @@ def choice(table: pd.DataFrame, kind: Kind) -> str:
             "makes its numbers too good. Set dataset.validation_fraction."
         )
     names = list(found.columns[: list(found.columns).index("runs")])
-    settings = _texts(models, names)
+    settings = _filled(models, names).astype(str)
     own = (settings == found[names].iloc[0].astype(str)).all(axis=1)
     best = table[table["model_sha256"].isin(models["model_sha256"][own])]
-    values = {name: _texts(best, [name])[name].unique() for name in _chosen(settings)}
-    given = {name: _join(filter(None, some), "/") for name, some in values.items()}
+    values = {name: _filled(best, [name])[name].astype(str).unique() for name in _chosen(settings)}
+    given = {name: listed([*filter(None, some)], "/", most=6) for name, some in values.items()}
     setting = ", ".join(f"{name} {value}" for name, value in given.items() if value)
-    runs = f"{'run' if len(best) == 1 else 'runs'} {_join(best['run'])}"
+    runs = f"{'run' if len(best) == 1 else 'runs'} {listed([*best['run']], most=6)}"
     said = f"Best by the loss on the validation part: {runs}{setting and f' ({setting})'}."
     mean = found[f"{VALIDATION}_mean"]
     same = ["The next one has the same loss."] if mean[0] == mean[1] else []
@@ -136,10 +141,10 @@ def cautions(found: pd.DataFrame) -> list[str]:
     return said
 
 
-def _texts(table: pd.DataFrame, names: Sequence[Hashable]) -> pd.DataFrame:
-    """Return settings as text; what a run has not set is a value too."""
+def _filled(table: pd.DataFrame, names: Sequence[Hashable]) -> pd.DataFrame:
+    """Return settings, and "" where a run has not set one: pandas would leave out such runs."""
     settings = table[[*names]].astype(object)
-    return settings.where(settings.notna(), "").astype(str)
+    return settings.where(settings.notna(), "")
 
 
 def _chosen(settings: pd.DataFrame) -> list[Hashable]:
@@ -151,10 +156,3 @@ def _chosen(settings: pd.DataFrame) -> list[Hashable]:
         if default == [*settings["snapshots"]]:
             follow.add("snapshots")
     return [name for name in settings if name not in follow]
-
-
-def _join(values: Iterable[str], between: str = ", ", most: int = 6) -> str:
-    """Return values in a line: of many the first ones, and how many more there are."""
-    some = [*values]
-    more = f" and {len(some) - most} more" if len(some) > most else ""
-    return between.join(some[:most]) + more

@@ -51,10 +51,8 @@ def set_deterministic(strict: bool, warn_only: bool = False) -> None:
     if "torch._inductor.config" in sys.modules:
         torch.use_deterministic_algorithms(strict, warn_only=warn_only)
         return
-    if strict:
+    if strict:  # a session sets its environment back
         os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"
-    else:
-        os.environ.pop("TORCHINDUCTOR_DETERMINISTIC", None)
     torch._C._set_deterministic_algorithms(strict, warn_only=warn_only)
 
 

@@ -54,11 +54,16 @@ def load(path: Path | str) -> nn.Module:
     """Return the model of a run's model.safetensors, in evaluation mode: the file says which it is.
 
     Raises:
-        UserError: it cannot be built, or the weights are not its own.
+        UserError: the file does not say which, it cannot be built, or the weights are not its own.
     """
     path = Path(path)
     with safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()[KEY])
+        said = file.metadata() or {}
+    if KEY not in said:
+        raise UserError(
+            f"{path}: does not say which model it is; take one that Lockstep has trained"
+        )
+    about = json.loads(said[KEY])
     shape, kind = tuple(about["shape"]), TASKS[about["task"]]
     like = tensors.shapes(path)
     model = build(about["model"], shape, about["outputs"], kind=kind, like=like)

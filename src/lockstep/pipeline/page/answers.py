@@ -5,14 +5,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lockstep.pipeline.groups import VALIDATION, cautions, for_person, setting_of
+from lockstep.pipeline.groups import VALIDATION, cautions, for_person, listed, setting_of
 from lockstep.pipeline.page import judge, ranking
 from lockstep.pipeline.page.collect import Check, Found, check_of
 from lockstep.pipeline.page.facts import (
     core_seconds,
     counted,
     figure_of,
-    listed,
     megabytes,
     same_models,
     value_of,

@@ -71,17 +71,11 @@ def state_of(found: Found) -> str:
     return words.get(found.state, found.state) + (f": {found.said}" if found.said else "")
 
 
-def listed(names: Sequence[str], between: str = ", ", most: int = 12) -> str:
-    """Return names in a line, of many the first and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return between.join(names[:most]) + more
-
-
 def counted(names: Sequence[str], total: int) -> str:
     """Return which of so many runs these are: all of them, or how many, and their names."""
     if len(names) == total:
         return f"all {total} runs"
-    return f"{len(names)} of {total}: {listed(names, most=3)}"
+    return f"{len(names)} of {total}: {groups.listed(names, most=3)}"
 
 
 def megabytes(count: float) -> str:

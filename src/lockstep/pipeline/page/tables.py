@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lockstep.pipeline.groups import VALIDATION, choice, for_person
+from lockstep.pipeline.groups import VALIDATION, choice, for_person, groups
 from lockstep.pipeline.kinds import MODELS
 from lockstep.pipeline.page import charts, judge, ranking
 from lockstep.pipeline.page.collect import Check, Found, check_of
@@ -175,8 +175,9 @@ def seeds_of(found: Sequence[Found]) -> dict[str, Any]:
     done = [one for one in found if one.metrics]
     if not done:
         return {"head": [], "rows": [], "said": "", "ranked": False}
-    table = ranking.settings(done)
-    shown = for_person(table, done[0].kind)
+    runs, kind = ranking.table_of(done), done[0].kind
+    table = groups(runs, kind)
+    shown = for_person(table, kind)
     names = [*map(str, shown)]
     if ranked := VALIDATION in names:  # by what they are ranked comes before the test set's figures
         names.remove(VALIDATION)
@@ -185,7 +186,7 @@ def seeds_of(found: Sequence[Found]) -> dict[str, Any]:
     return {
         "head": [name.replace("_", " ") for name in names],
         "rows": [[str(cell) for cell in row] for row in rows] if len(table) < len(done) else [],
-        "said": choice(ranking.table_of(done), done[0].kind),
+        "said": choice(runs, kind),
         "ranked": ranked,
     }
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from lockstep import __version__
 from lockstep.errors import UserError
 from lockstep.files import write_text
+from lockstep.pipeline.groups import listed
 from lockstep.pipeline.page import (
     EVERY,
     NAME,
@@ -194,4 +195,4 @@ def _facts(trained: list[Found]) -> list[str]:
         facts.unique(trained, host),
         facts.unique(trained, commit),
     ]
-    return [facts.listed([name for name in names if name], most=2) for names in found if any(names)]
+    return [listed([name for name in names if name], most=2) for names in found if any(names)]

@@ -326,7 +326,7 @@ def _run_epochs(at: UnderWay) -> None:
             board.add(shown, progress)
         if first:
             say(words(row, run.epochs, kind.unit) + at.members.words())
-        if run.patience or run.keep == "best":
+        if run.chooses:
             kept = {snapshot_name(epoch + 1 - back) for back in range(run.snapshots)}
             checkpointer.keep_snapshots(kept | {best_name(history)})
         if epoch + 1 < run.epochs and not is_over(history, run.patience):

@@ -128,12 +128,11 @@ def validation_of(
     if manifest.samples.get("validation"):
         part = open_part(data / "validation", manifest.kind)
         return Validation(copy_of(model), part, task, world, manifest.kind.validated)
-    for key, value in (("patience", run.patience), ("keep", run.keep)):
-        if value not in (None, "last"):
-            raise UserError(
-                f"{key}: {value} needs a validation part, and {data} has none; let `prepare` keep "
-                f"one (dataset, in config/README.md), or leave {key} away"
-            )
+    if run.chooses:
+        raise UserError(
+            f"{run.chooses} needs a validation part, and {data} has none; let `prepare` keep one "
+            f"(dataset, in config/README.md), or leave {run.chooses.partition(':')[0]} away"
+        )
     return None
 
 
