@@ -33,6 +33,10 @@ from lockstep.pipeline.stages.prepare import prepare
 from tests.conftest import REPOSITORY, environment
 
 RANKS, SHARDS = 2, 4
+ENVIRONMENT = environment() | {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": f"{REPOSITORY}/src:{REPOSITORY}",
+}
 BUSIEST = 0.25
 """The share of the cores that others may use before times mean nothing."""
 
@@ -80,20 +84,24 @@ EPOCHS, LR = 3, 0.05
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], default=[*ROWS])
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all")
     parser.add_argument("--data", type=Path, default=Path("data/mnist"))
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if odd := [name for name in args.rows if name not in ROWS]:
+        parser.error(f"there is no row {odd[0]}; take some of {', '.join(ROWS)}")
     if (busy := psutil.cpu_percent(interval=3) / 100) > BUSIEST:
         sys.exit(f"{busy:.0%} of this machine is busy: times would mean nothing; wait, then again")
     record: dict[str, Any] = {"machine": machine(), "rows": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for name in args.rows:
-            found = compare(ROWS[name], args.data, Path(folder, name), args.turns)
-            record["rows"][name] = asdict(ROWS[name]) | found
+        for name in args.rows or ROWS:
+            turns = compare(ROWS[name], args.data, Path(folder, name), args.turns)
+            found = judge(ROWS[name], turns)
+            record["rows"][name] = asdict(ROWS[name]) | found | {"turns": turns}
             show(name, ROWS[name], found)
             if args.json:
+                args.json.parent.mkdir(parents=True, exist_ok=True)
                 args.json.write_text(json.dumps(record, indent=2))
 
 
@@ -108,7 +116,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def compare(row: Row, source: Path, folder: Path, turns: int) -> dict[str, Any]:
+Turns = dict[str, list[dict[str, Any]]]
+
+
+def compare(row: Row, source: Path, folder: Path, turns: int) -> Turns:
     """Run all contenders in turns, and return the rates and the accuracies of each by turn."""
     contenders = {"Lockstep": OWN_LOOP} | row.peers
     if row.model:
@@ -117,12 +128,12 @@ def compare(row: Row, source: Path, folder: Path, turns: int) -> dict[str, Any]:
         flags += [f"--epochs={EPOCHS}", f"--precision={row.precision}"]
         contenders = {name: [*words, *flags] for name, words in row.peers.items()}
         contenders["Lockstep"] = lockstep(row, data, folder)
-    turned: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    turned: Turns = {name: [] for name in contenders}
     for turn in range(turns):
         names = list(contenders)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             turned[name].append(once(name, contenders[name], folder))
-    return {"turns": turned}
+    return turned
 
 
 def dataset(row: Row, source: Path, folder: Path) -> Path:
@@ -169,13 +180,7 @@ def once(name: str, words: Sequence[str], folder: Path) -> dict[str, Any]:
     """Run a contender, and return its rates by epoch and what else it says."""
     shutil.rmtree(folder / "run", ignore_errors=True)
     done = subprocess.run(
-        words,
-        cwd=REPOSITORY,
-        env=environment()
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPOSITORY}/src:{REPOSITORY}"},
-        capture_output=True,
-        text=True,
-        check=False,
+        words, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise UserError(f"{name}: status {done.returncode}: {done.stderr[-2000:]}")
@@ -184,9 +189,13 @@ def once(name: str, words: Sequence[str], folder: Path) -> dict[str, Any]:
         return json.loads(done.stdout.splitlines()[-1])
     epochs = pd.read_csv(history)
     waited = epochs["communication_seconds"] / epochs["seconds"]
+    for stage in ("average", "evaluate"):
+        files = [f"--results={folder}/run", f"--data={folder}/data"]
+        subprocess.run(["lockstep", stage, *files], cwd=REPOSITORY, env=ENVIRONMENT, check=True)
     return {
         "rates": epochs["images_per_second"].tolist(),
         "communication": waited[1:].median(),
+        "accuracy": json.loads((folder / "run/metrics.json").read_text())["last"]["accuracy"],
     }
 
 
@@ -195,23 +204,32 @@ def rates(turns: Sequence[dict[str, Any]]) -> list[float]:
     return [statistics.median(turn["rates"][1:]) for turn in turns]
 
 
-def show(name: str, row: Row, found: dict[str, Any]) -> None:
-    """Print the medians of a row, and its ratio with the spread."""
-    by = {contender: rates(turns) for contender, turns in found["turns"].items()}
-    best = max(row.peers, key=lambda peer: statistics.median(by[peer]))
+def judge(row: Row, turns: Turns) -> dict[str, Any]:
+    """Return the median rate of each contender, and against the best of the peers the median of the
+    ratios, the lowest and the highest."""
+    by = {contender: rates(some) for contender, some in turns.items()}
+    speeds = {contender: statistics.median(some) for contender, some in by.items()}
+    best = max(row.peers, key=lambda peer: speeds[peer])
     ratios = [ours / theirs for ours, theirs in zip(by["Lockstep"], by[best], strict=True)]
-    ratio, target = statistics.median(ratios), row.target
-    found |= {"best": best, "ratio": ratio, "lowest": min(ratios), "highest": max(ratios)}
-    waits = [turn.get("communication") for turn in found["turns"]["Lockstep"]]
-    waited = f"; {statistics.median(waits):.1%} of the time for communication" if row.model else ""
+    found = {"speeds": speeds, "best": best, "ratio": statistics.median(ratios)}
+    found |= {"lowest": min(ratios), "highest": max(ratios)}
+    found["accuracies"] = {name: some[-1].get("accuracy") for name, some in turns.items()}
+    waits = [turn["communication"] for turn in turns["Lockstep"] if "communication" in turn]
+    return found | ({"communication": statistics.median(waits)} if waits else {})
+
+
+def show(name: str, row: Row, found: dict[str, Any]) -> None:
+    """Print what was found of a row."""
+    waited = f"; {found['communication']:.1%} of it waiting" if "communication" in found else ""
     print(
-        f"{name}: {ratio:.2f} times {best} ({min(ratios):.2f} to {max(ratios):.2f}), "
-        f"{'as' if ratio >= target else 'less than'} asked ({target}){waited}"
+        f"{name}: {found['ratio']:.2f} times {found['best']} ({found['lowest']:.2f} to "
+        f"{found['highest']:.2f}), {'as' if found['ratio'] >= row.target else 'less than'} asked "
+        f"({row.target}){waited}"
     )
-    for contender, speeds in by.items():
-        last = found["turns"][contender][-1].get("accuracy")
-        right = "" if last is None else f", accuracy {last:.4f}"
-        print(f"  {contender:16}{statistics.median(speeds):>10,.0f} a second{right}", flush=True)
+    for contender, speed in found["speeds"].items():
+        right = found["accuracies"][contender]
+        more = "" if right is None else f", accuracy {right:.4f}"
+        print(f"  {contender:16}{speed:>10,.0f} a second{more}", flush=True)
 
 
 if __name__ == "__main__":
