@@ -1,6 +1,7 @@
 """data.batches: images with their labels, and what augmentation makes of them."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep.pipeline.config import Run
-from lockstep.pipeline.data.arrays import Part
+from lockstep.pipeline.data.arrays import Part, open_part
 from lockstep.pipeline.data.augment import augment
 from lockstep.pipeline.data.batches import Batches
 from lockstep.pipeline.data.shards import assign
+from lockstep.pipeline.kinds import TASKS
 
 
 def make(samples, shards, batch, seed=0, shift=0, flip=False, size=(6, 5, 2), **more):
@@ -175,3 +177,35 @@ def test_images_are_mixed_with_others_of_their_micro_batch(how):
             pasted = 1 - share[0]
             assert (~same).mean() <= pasted + 1e-9
     assert len(set(shares)) > 6
+
+
+def test_with_a_window_images_are_those_of_their_ids_and_come_from_files_too(tmp_path):
+    in_memory = make(4000, 2, 8, size=(32, 32, 1), shuffle_window=64)
+    np.save(tmp_path / "images.npy", in_memory.part.inputs)
+    np.save(tmp_path / "labels.npy", in_memory.part.targets.astype(np.int64))
+    mapped = open_part(tmp_path)
+    windowed = Batches(mapped, in_memory.sampler.members, in_memory.run)
+    assert windowed.sampler.block == in_memory.sampler.block == 32
+    for epoch, index, shard in itertools.product(range(2), range(20), range(2)):
+        found = windowed.get(epoch, index, shard)
+        assert np.array_equal(found.inputs, in_memory.part.inputs[found.targets])
+        assert np.array_equal(found.targets, in_memory.get(epoch, index, shard).targets)
+
+
+def test_a_large_file_is_read_and_not_mapped_with_the_same_rows(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (5000, 32, 32, 1), np.uint8)
+    np.save(tmp_path / "images.npy", pixels)
+    np.save(tmp_path / "labels.npy", np.arange(5000))
+    np.save(tmp_path / "tokens.npy", np.arange(5000 * 9, dtype=np.int32).reshape(5000, 9))
+    monkeypatch.setattr("lockstep.pipeline.data.arrays.MOST_MAPPED", 2**14)
+    images, tokens = open_part(tmp_path), open_part(tmp_path, TASKS["language"])
+    for some in [slice(0, 250), np.array([4999, 3, 3]), np.arange(5000)[::7], slice(4900, 5100)]:
+        inputs, targets = images.read(some)
+        assert np.array_equal(inputs, pixels[some]) and np.array_equal(inputs, pixels[targets])
+        before, after = tokens.read(some)
+        assert np.array_equal(before, tokens.inputs[some]) and before.flags.c_contiguous
+        assert np.array_equal(after, before + 1)
+    assert images.read(slice(5000, 5001))[0].shape == (0, 32, 32, 1)
+    os.truncate(tmp_path / "images.npy", 4_000_000)
+    with pytest.raises(OSError, match=r"images.npy: was cut"):
+        images.read(np.array([4999]))

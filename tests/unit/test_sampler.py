@@ -79,3 +79,34 @@ def test_a_batch_larger_than_a_shard_is_refused(refused):
     assert Sampler(split(42, 4, 0), 40, 0).batches == 1
     with refused("batch: 44 samples over 4 shards take 11", "has 10", "at most 40"):
         Sampler(split(42, 4, 0), 44, 0)
+
+
+@given(cases(), st.integers(1, 120), st.integers(1, 40))
+@settings(max_examples=50)
+def test_with_a_window_an_epoch_sees_each_sample_once_too(case, window, block):
+    samples, shards, batch, seed = case
+    sampler = Sampler(split(samples, shards, seed), batch, seed, window, block)
+    again = Sampler(split(samples, shards, seed), batch, seed, window, block)
+    for epoch, shard in itertools.product(range(2), range(shards)):
+        members, size = sampler.members[shard], batch // shards
+        ids = np.concatenate([sampler.ids(epoch, i, shard) for i in range(sampler.batches)])
+        assert len(set(ids)) == len(ids) and set(ids) <= set(members)
+        each = max(window // shards, 1)
+        windows = [sampler.in_window(epoch, w, shard) for w in range(-(-len(members) // each))]
+        assert np.array_equal(np.sort(np.concatenate(windows)), np.sort(members))
+        assert np.array_equal(np.concatenate(windows)[: len(ids)], ids)
+        assert np.array_equal(again.ids(epoch, 0, shard), ids[:size])
+        assert sampler.in_window(epoch, len(windows), shard).size == 0
+
+
+def test_a_window_is_of_whole_blocks_that_come_at_random_and_alike_in_all_shards():
+    sampler = Sampler(split(8000, 2, 0), 20, 1, window=800, block=100)
+    assert sampler.window == 400
+    windows = [sampler.in_window(0, 0, shard) for shard in range(2)]
+    blocks = [list(dict.fromkeys(np.sort(ids) // 100)) for ids in windows]
+    # Eight blocks of about fifty samples of each shard: the last ones are not of both.
+    assert all(8 <= len(some) <= 10 for some in blocks)
+    assert len(set(blocks[0]) & set(blocks[1])) >= 7
+    assert max(np.diff(blocks[0])) > 1
+    assert not np.array_equal(windows[0], np.sort(windows[0]))
+    assert not np.array_equal(windows[0], sampler.in_window(1, 0, 0))

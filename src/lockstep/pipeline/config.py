@@ -284,6 +284,11 @@ class Defaults(Strict):
     batch: int = Field(default=128, ge=1, le=MOST_OF_ANYTHING)
     """B, the global batch in samples. `shards` divides it: each gives B/S samples to every step."""
 
+    shuffle_window: int | None = Field(default=None, ge=1, le=MOST_OF_ANYTHING)
+    """How many samples are shuffled among one another, for data that are larger than memory:
+    blocks of neighbours are read in a random order, and so many samples of them mixed. Without it,
+    all samples are."""
+
     shift: int = Field(default=0, ge=0, le=1024)
     """Augmentation: shift each image at random by up to so many pixels, both ways, over zeros (a
     random crop with padding)."""
@@ -433,6 +438,11 @@ class Run(Defaults):
             raise ValueError(
                 f"batch: {self.shards} shards cannot share a batch of {self.batch} evenly; "
                 f"take {self.batch // self.shards * self.shards or self.shards}"
+            )
+        if self.shuffle_window is not None and self.shuffle_window < self.batch:
+            raise ValueError(
+                f"shuffle_window: {self.shuffle_window} samples are fewer than a batch has; take "
+                f"{self.batch} or more"
             )
         if self.ema is not None and not catalogue.of(self).whole:
             ways = ", ".join(dict.fromkeys(one.name for one in catalogue.ALL if one.whole))

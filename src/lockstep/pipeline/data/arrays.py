@@ -6,7 +6,10 @@ convolutions are fastest with. All ranks of a host share one copy of them in the
 """
 
 import csv
+import functools
 import math
+import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -16,6 +19,52 @@ import numpy as np
 from lockstep.errors import UserError, first_line
 from lockstep.files import DAMAGE
 from lockstep.pipeline.kinds import CLASSIFICATION, Kind
+
+# A larger array is read and not mapped: a mapped page is the process's memory, and on some file
+# systems one that is touched brings 2 MiB with it. Reading takes 0.6 microseconds a sample more.
+MOST_MAPPED = 200 * 2**20
+# Neighbours in a file that are read at once where there is a window: so many bytes that a disk is
+# fast, and so few samples that a window has many blocks, for files are often sorted by class.
+BLOCK, MOST_IN_BLOCK = 2**20, 32
+
+
+class Rows:
+    """The rows of an array that is memory-mapped or in memory, to be copied."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.block = max(1, min(MOST_IN_BLOCK, BLOCK // max(array[:1].nbytes, 1)))
+        """How many neighbours are read at once."""
+        self._file: int | None = None
+        if isinstance(array, np.memmap) and array.nbytes > MOST_MAPPED:
+            self._path = str(array.filename)
+            mapping = np.frombuffer(array._mmap, np.uint8)  # type: ignore[attr-defined]
+            self._begin = array.ctypes.data - mapping.ctypes.data
+            self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._file)
+            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def read(self, some: np.ndarray | slice) -> np.ndarray:
+        """Return a copy of some rows, by their numbers or as a slice."""
+        if self._file is None:
+            rows = self.array[some]
+            return np.array(rows) if isinstance(some, slice) else rows
+        numbers = np.arange(len(self.array))[some] if isinstance(some, slice) else some
+        rows = np.empty((len(numbers), *self.array.shape[1:]), self.array.dtype)
+        bytes_, size = rows.reshape(-1).view(np.uint8).data, self.array[:1].nbytes
+        for place, begin in enumerate((self._begin + numbers * self.array.strides[0]).tolist()):
+            if os.preadv(self._file, [bytes_[place * size : (place + 1) * size]], begin) != size:
+                raise OSError(f"{self._path}: was cut while it was read")
+        return rows
+
+    def read_ahead(self, numbers: np.ndarray) -> None:
+        """Have the system read these rows, and what is between neighbours, into its page cache."""
+        if self._file is not None and len(numbers):
+            begins = self._begin + np.sort(numbers) * self.array.strides[0]
+            apart = np.diff(begins) > self.block * self.array.strides[0]
+            for run in np.split(begins, np.flatnonzero(apart) + 1):
+                length = int(run[-1] - run[0]) + self.array[:1].nbytes
+                os.posix_fadvise(self._file, int(run[0]), length, os.POSIX_FADV_WILLNEED)
 
 
 @dataclass(frozen=True)
@@ -27,6 +76,16 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @functools.cached_property
+    def rows(self) -> tuple[Rows, Rows]:
+        """The rows of inputs and targets."""
+        return Rows(self.inputs), Rows(self.targets)
+
+    def read(self, some: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+        """Return copies of the inputs and targets of some samples, by ids or as a slice."""
+        inputs, targets = self.rows
+        return inputs.read(some), targets.read(some)
 
     @property
     def nbytes(self) -> int:

@@ -31,7 +31,9 @@ class Batches:
         self.transform = None
         if part.inputs.ndim == 4:
             self.transform = transform_of(run, *part.inputs.shape[1:3])
-        self.sampler = Sampler(members, run.batch, run.seed)
+        block = part.rows[0].block
+        self.sampler = Sampler(members, run.batch, run.seed, run.shuffle_window, block)
+        self._ahead: dict[int, tuple[int, int]] = {}  # of each shard: (epoch, window) that is read
         self.steps_per_epoch = self.sampler.batches
         # One epoch's random words at a time, for each purpose.
         self._words = functools.lru_cache(maxsize=2)(self._words_of)
@@ -40,7 +42,9 @@ class Batches:
         """Return the micro-batch of `shard` at step `index` of `epoch` (all counted from 0)."""
         ids = self.sampler.ids(epoch, index, shard)
         run, step = self.run, epoch * self.steps_per_epoch + index
-        inputs, targets = self.part.inputs[ids], self.part.targets[ids]
+        if self.sampler.window:
+            self._read_ahead(epoch, index * self.sampler.size // self.sampler.window, shard)
+        inputs, targets = self.part.read(ids)
         if run.shift or run.flip:
             inputs = augment(inputs, self._words("augmentation", epoch)[ids], run.shift, run.flip)
         if self.transform is not None:
@@ -48,6 +52,13 @@ class Batches:
         if run.mixup or run.cutmix:
             inputs, targets = mix(inputs, targets, run, (epoch, index, shard))
         return MicroBatch(ids, inputs, targets, step, shard)
+
+    def _read_ahead(self, epoch: int, window: int, shard: int) -> None:
+        """Have the window after this one read while this one is trained on."""
+        if self._ahead.get(shard) != (epoch, window):
+            self._ahead[shard] = epoch, window
+            for near in (window, window + 1):
+                self.part.rows[0].read_ahead(self.sampler.in_window(epoch, near, shard))
 
     def _words_of(self, purpose: str, epoch: int) -> np.ndarray:
         return streams.words(len(self.part), purpose, self.run.seed, epoch)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
@@ -66,11 +65,12 @@ def _average_in(
         from lockstep.pipeline.tasks.make import make  # loads pandas, for nothing else here
 
         check_files(data, manifest, "train")
-        inputs = open_part(data / "train", manifest.kind).inputs
+        inputs = open_part(data / "train", manifest.kind).rows[0]
         task = make(run, manifest, device)
         # Whole batches, as in training: each counts alike, and one sample may have no variance.
-        starts = range(0, len(inputs) - run.batch + 1, run.batch)
-        update_bn((task.normalize(np.array(inputs[s : s + run.batch])) for s in starts), model)
+        starts = range(0, manifest.samples["train"] - run.batch + 1, run.batch)
+        batches = (inputs.read(slice(start, start + run.batch)) for start in starts)
+        update_bn(map(task.normalize, batches), model)
     state.save(model.state_dict(), results / "averaged.safetensors", metadata(training))
     record = {
         "snapshots": [path.name for path in paths],

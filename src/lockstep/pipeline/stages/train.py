@@ -5,6 +5,7 @@ the order of the batches, the learning rate, and what is kept.
 """
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -122,6 +123,12 @@ def train_in(
     kind = manifest.kind
     kind.check(run)
     part = open_part(data / "train", kind)
+    if world.is_first and not run.shuffle_window and part.nbytes > _memory():
+        say(
+            f"{data}: the training set's {part.nbytes / 1e9:,.0f} GB are more than this host's "
+            f"memory, and are read in any order, sample by sample; shuffle_window: "
+            f"{200 * run.batch}, say, would read them in larger blocks"
+        )
     problem = _problem_of_files(data, manifest, part, session)
     labels = part.targets if kind.classes else len(part)
     shards = read_members(partition, labels, run.shards, repeats=run.scheme == "balanced")
@@ -394,6 +401,11 @@ def _problem_of_files(data: Path, manifest: Manifest, part: Part, session: Sessi
     if world.comm is not None:
         world.comm.longer(size // SLOWEST_DISK).Barrier()
     return problem
+
+
+def _memory() -> int:
+    """Return how much memory this host has, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _so_far(at: UnderWay) -> dict[str, float]:

@@ -57,8 +57,9 @@ def score(
     with torch.inference_mode():
         for chunk in mine:
             some = slice(chunk * task.chunk, (chunk + 1) * task.chunk)
-            targets = task.to_targets(np.array(part.targets[some]))
-            outputs = task.forward(model, task.normalize(np.array(part.inputs[some]))).float()
+            inputs, expected = part.read(some)
+            targets = task.to_targets(expected)
+            outputs = task.forward(model, task.normalize(inputs)).float()
             more = task.detail(outputs) if detail else {}
             found.append({**task.predict(outputs, targets), **more})
     everyone: list[Any] | None = [None] * world.size if world.rank == 0 else None

@@ -1,0 +1,92 @@
+"""Data that memory cannot hold: ranks with less of it train to the bits of those with plenty."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import REPOSITORY, environment, mpirun
+
+SAMPLES = 400_000  # of 3 KiB: 1.2 GB
+LIMIT = 900 * 2**20  # bytes, of which two ranks without any data take 500 to 600 million
+GROUPS = {  # where Linux has memory's control groups, and the file that holds a limit
+    Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes",
+    Path("/sys/fs/cgroup"): "memory.max",
+}
+
+
+@contextlib.contextmanager
+def memory_limit(limit: int) -> Iterator[Path]:
+    """Make a control group with so many bytes of memory, page cache and all; return its folder."""
+    for root, file in GROUPS.items():
+        folder = root / f"lockstep-{os.getpid()}"
+        if os.access(root, os.W_OK):
+            with contextlib.suppress(OSError):
+                folder.mkdir()
+            if (folder / file).exists():
+                (folder / file).write_text(str(limit))
+                try:
+                    yield folder
+                finally:
+                    folder.rmdir()
+                return
+    pytest.skip("no control group of memory may be made here")
+
+
+def lockstep(*words: object, launcher: tuple[str, ...] = (sys.executable,), group: Path | None):
+    def enter() -> None:
+        if group:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    done = subprocess.run(
+        [*launcher, "-m", "lockstep", *map(str, words)],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        preexec_fn=enter,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A prepared dataset, sorted by class."""
+    folder = tmp_path_factory.mktemp("large")
+    labels = np.arange(SAMPLES) * 10 // SAMPLES
+    images = np.random.default_rng(0).integers(0, 256, (4000, 32, 32, 3), np.uint8)
+    images = np.tile(images, (SAMPLES // len(images), 1, 1, 1))
+    images[np.arange(SAMPLES), labels] = 255
+    parts = {"images": images, "labels": labels}
+    np.savez(folder / "all.npz", **parts, **{f"test_{n}": a[::4000] for n, a in parts.items()})
+    named = ("--name", "npz", "--path", folder / "all.npz", "--output", folder / "data")
+    lockstep("download", *named, group=None)
+    lockstep("prepare", *named, group=None)
+    lockstep("partition", "--data", folder / "data", "--output", folder / "data", group=None)
+    (folder / "all.npz").unlink()
+    return folder / "data"
+
+
+def train(data: Path, output: Path, ranks: int, group: Path | None) -> dict:
+    launcher = tuple(mpirun(ranks)) if ranks > 1 else (sys.executable,)
+    folders = ("--data", data, "--partition", data / "shards.csv", "--output", output)
+    flags = ("--ranks", ranks, "--model", "linear", "--epochs", 1, "--shuffle-window", 8192)
+    lockstep("train", *folders, *flags, launcher=launcher, group=group)
+    return json.loads((output / "train.json").read_text())
+
+
+def test_ranks_with_less_memory_than_the_data_train_to_the_same_bits(data, tmp_path):
+    plenty = train(data, tmp_path / "plenty", 1, None)
+    with memory_limit(LIMIT) as group:
+        little = train(data, tmp_path / "little", 2, group)
+    assert little["model_sha256"] == plenty["model_sha256"]
+    # What is read of the data is no memory of a rank's, however much there is.
+    assert plenty["peak_memory"] < SAMPLES * 3072
