@@ -61,7 +61,7 @@ def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
     ]
     needed = [f"{a.option_strings[0]} …" for a in actions if a.option_strings and a.required]
     rest = " […]" if any(a.option_strings and not a.required for a in actions) else ""
-    words = " ".join([parser.prog.replace(" STAGE", ""), *needed, *given]) + rest
+    words = " ".join([parser.prog.replace(" COMMAND", ""), *needed, *given]) + rest
     yield f"```text\n{parser.usage or words}\n```"
     rows = [f"| {_name(action)} | {_cell(_meaning(action))} |" for action in actions]
     yield "\n".join(["| flag | meaning |", "|---|---|", *rows])

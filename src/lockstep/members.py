@@ -82,6 +82,7 @@ class Members:
         self.session, self.world, self.progress = session, session.world, progress
         self.checkpointer, self.deal, self.open_store = checkpointer, deal, open_store
         self.most, self.replace = most, replace
+        self._first = len(progress.segments[-1]["hosts"])
         self.wanted = self.world.size
         self.coming: Any = None
         self.failed, self._lost_at = 0, -CALM
@@ -94,12 +95,13 @@ class Members:
             )
 
     def counts(self) -> dict[str, int]:
-        """Return how many ranks there are, of how many in the beginning, as a training tells it."""
-        return {"ranks": self.world.size, "of_ranks": len(self.progress.segments[0]["hosts"])}
+        """Return how many ranks there are, of how many this launch began with, as a training tells
+        it."""
+        return {"ranks": self.world.size, "of_ranks": self._first}
 
     def words(self) -> str:
-        """Return how many ranks there are, for the end of a line, where they are not as many as
-        there were in the beginning."""
+        """Return how many ranks there are, for the end of a line, where they are fewer than it
+        began with."""
         size, first = self.counts().values()
         since = self.progress.segments[-1]["first_step"]
         return f"  {size} of {first} ranks, since step {since}" if size < first else ""

@@ -45,6 +45,15 @@ def test_a_run_gives_its_bits_on_other_ranks(launcher, trained, monkeypatch):
     assert "note:" not in done.stderr
 
 
+def test_a_launch_that_finds_all_done_is_not_recorded_as_who_has_done_it(digits, tmp_path):
+    before = json.loads((train(digits, tmp_path, mpirun(2), 2) / "train.json").read_text())
+    (tmp_path / "train.json").unlink()
+    after = json.loads((train(digits, tmp_path, [sys.executable], 1) / "train.json").read_text())
+    assert after["configuration"]["ranks"] == 2
+    for key in ("launcher", "backend", "ranks", "segments", "bytes_sent", "model_sha256"):
+        assert after[key] == before[key]
+
+
 @pytest.mark.thorough
 @pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="there is nothing to cap"

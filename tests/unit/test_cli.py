@@ -106,9 +106,11 @@ def test_a_run_survives_its_flags(run):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "STAGE"),
-        (["trian"], "'trian'"),
-        (["--verbose"], "STAGE"),
+        ([], "COMMAND"),
+        (["trian"], "trian: no such command; did you mean train?"),
+        (["lunch"], "did you mean launch?"),
+        (["frobnicate"], "no such command; lockstep --help lists all"),
+        (["--verbose"], "COMMAND"),
         (["download", "--output", "o", "--verbose"], "--verbose"),
         (["download"], "--output"),
         (["download", "--output", "o", "--name", "imagenet"], "'imagenet'"),

@@ -122,6 +122,10 @@ def test_a_hash_within_a_cell_cuts_nothing_off(read):
             {"dataset": {"nam": "mnist"}},
             ["configuration: dataset.nam: no such key", "did you mean 'name'? config/README.md"],
         ),
+        ({"epochs": 3}, ["configuration: epochs: no such key; it belongs under defaults"]),
+        ({"defaults": {"path": "x"}}, ["defaults.path: no such key; it belongs under dataset"]),
+        ({"defaults": {"learning_rate": 1}}, ["no such key; did you mean 'lr'?"]),
+        ({"grid": {"lr": 0.1}}, ["grid.lr: expected a list, as in [0.1]"]),
         ({"defaults": {"epoch": 3}}, ["configuration: defaults.epoch: no such key", "epochs"]),
         ({"defaults": {"run": "x"}}, ["configuration: defaults.run: no such key"]),
         ({"defaults": {"epochs": "many"}}, ["configuration: defaults.epochs", "'many'"]),
@@ -421,7 +425,7 @@ def test_files_that_say_little_are_files(tmp_path, text):
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path, refused):
-    with refused(tmp_path / "gone.tsv", "cannot be read"):
+    with refused(f"configuration: runs: there is no {tmp_path / 'gone.tsv'}"):
         load({"runs": "gone.tsv"}, tmp_path)
     with refused(tmp_path, "cannot be read"):
         load({"runs": "."}, tmp_path)

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lockstep import tensors as state
+from lockstep.pipeline.kinds import TASKS
 from lockstep.pipeline.models import build, load, rehearse
 
 
@@ -191,3 +192,13 @@ def test_a_file_that_does_not_say_which_model_it_is_is_refused(tmp_path, refused
     save_file({"weight": torch.zeros(2)}, path)
     with refused(path, "does not say which model it is"):
         load(path)
+
+
+def test_a_model_that_ends_with_a_softmax_is_refused_where_it_is_to_give_logits(refused):
+    shape = (1, 8, 8)
+    twice = nn.Sequential(build("linear", shape, 3), nn.Softmax(1))
+    with refused("mine", "probabilities", "expected logits"):
+        rehearse("mine", twice, shape, 4)
+    rehearse("mine", twice, shape, 4, TASKS["regression"])
+    rehearse("mine", nn.Sequential(build("linear", shape, 3), nn.LogSoftmax(1)), shape, 4)
+    rehearse("mine", nn.Sequential(build("linear", shape, 3), nn.ReLU()), shape, 4)

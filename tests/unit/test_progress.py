@@ -15,8 +15,8 @@ from rich.console import Console
 
 from lockstep import progress
 from lockstep.pipeline.live import rows
-from lockstep.pipeline.seen import Lines, look, saved
-from lockstep.progress import NAME, Teller, duration, measured, read, words
+from lockstep.pipeline.seen import Lines, Seen, look, saved
+from lockstep.progress import NAME, Teller, Told, duration, measured, read, words
 
 ROW = {"epoch": 1, "lr": 0.1, "loss": 0.5, "accuracy": 0.75, "validation_loss": 0.25}
 ROW |= {"validation_balanced_accuracy": 0.5, "images_per_second": 1234.5, "input_seconds": 0.1}
@@ -155,6 +155,20 @@ def test_without_a_terminal_each_epoch_is_a_line(teller, tmp_path):
         "a  goes on a",
         "a  epoch 2/3",
     ]
+
+
+def test_a_training_that_was_at_its_end_says_so_and_none_of_its_epochs_again(teller, tmp_path):
+    lines, history = Lines(), [ROW, ROW | {"epoch": 2}, ROW | {"epoch": 3}]
+    teller.end("done", 30, history)
+    lines.skip(look("a", tmp_path))
+    assert lines.new(Seen("a", tmp_path, Told(), "starting")) == []
+    time.sleep(0.002)  # no two launches begin in one millisecond
+    again = Teller(tmp_path, 3, 10, 8)
+    again.tell(30, history)
+    again.end("done", 30, history)
+    said = ["a  was trained already; its results are written again"]
+    assert lines.new(look("a", tmp_path)) == said
+    assert lines.new(look("a", tmp_path)) == []
 
 
 def test_that_a_training_goes_on_is_said_once_for_each_launch(teller, tmp_path):

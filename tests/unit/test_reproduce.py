@@ -53,7 +53,11 @@ def write(folder, record):
 def test_a_run_gives_its_bits_again(trained, tmp_path, capsys):
     assert again(trained / "run", output=tmp_path / "again")
     said = capsys.readouterr().out.splitlines()
-    assert [line.split("equal")[0].strip() for line in said[:-1]] == list(reproduce.RESULTS)
+    assert [line.split("equal")[0].strip() for line in said[:-1]] == [
+        name
+        for name in reproduce.RESULTS
+        if name != "BatchNorm statistics"  # it has none
+    ]
     assert said[-1] == "the same bits with P = 1 as with P = 1"
     old, new = (folder / "model.safetensors" for folder in (trained / "run", tmp_path / "again"))
     assert old.read_bytes() == new.read_bytes()

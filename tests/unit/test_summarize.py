@@ -92,6 +92,11 @@ def test_the_best_setting_is_that_of_the_validation_part():
     assert "part: run r6 (lr 0.3). " in choice(one, CLASSIFICATION)
 
 
+def test_the_best_setting_is_found_where_all_that_differs_are_numbers():
+    table = of_seeds(ranks=[1, 1, 1, 2, 2, 2, 2], **{VALIDATION: [3, 3, 3, 1, 1, 1, 2.0]})
+    assert "runs r3, r4, r5 (ranks 2, lr 0.2)." in choice(table, CLASSIFICATION)
+
+
 def test_the_best_run_has_what_it_was_given_and_nothing_that_follows_from_it():
     some = {"strategy": ["local_sgd"] * 3 + ["sync_sgd"] * 4, "sync_every": ["8"] * 3 + [""] * 4}
     some |= {"epochs": [2] * 3 + [5] * 4, "snapshots": [2] * 3 + [3] * 4, "lr": 0.1}

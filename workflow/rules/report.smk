@@ -30,6 +30,7 @@ for first in range(0, len(RUNS), DRAWN_AT_ONCE):
             "../../envs/environment.yaml"
         params:
             code=DRAWING,
+            metric=TASK.title(TASK.main),
             runs=some,
             folder=subpath(output[0], ancestor=3),
         shell:

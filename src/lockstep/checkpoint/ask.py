@@ -87,7 +87,7 @@ def resize(results: Path, ranks: int, patience: float = PATIENCE) -> None:
 def _ask(results: Path, name: str, text: str, patience: float) -> None:
     checkpoints = results / "checkpoints"
     if not checkpoints.is_dir():
-        raise UserError(f"{results}: nothing has trained here; expected the folder of a run")
+        raise UserError(f"{results}: nothing trains here, or not yet; expected the folder of a run")
     if any((results / record).exists() for record in RECORDS):
         raise UserError(f"{results}: this run has been trained to its end")
     if not is_held(checkpoints / "lock"):

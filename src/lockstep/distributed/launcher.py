@@ -42,12 +42,11 @@ SURVIVING = [
 # A host that does not answer within these seconds is lost.
 PATIENCE = 5
 
-# Ranks on other hosts get the environment of this one. A host that answers no more is given up by
+# A host that answers no more is given up by
 # ssh after 9 s, which ends mpirun with an error, and by mpirun itself and on the host that is cut
 # off after 15 s, and not after eight minutes.
 SSH = f"-x -o ConnectTimeout={PATIENCE} -o ServerAliveInterval=3 -o ServerAliveCountMax=2"
 BETWEEN_HOSTS = [
-    *("-x", "PATH", "-x", "PYTHONPATH"),
     *("--prtemca", "plm_ssh_args", SSH),
     *("--prtemca", "oob_tcp_keepalive_time", "5", "--prtemca", "oob_tcp_keepalive_intvl", "2"),
     *("--prtemca", "oob_tcp_keepalive_probes", "5"),
@@ -102,7 +101,8 @@ def mpirun(where: Sequence[Host]) -> list[str]:
     Ranks on other hosts get what decides their bits, and what a user says about the network.
     """
     network = (name for name in os.environ if name.startswith(("GLOO_", "NCCL_")))
-    names = [word for name in (*caps(), *network) for word in ("-x", name)]
+    python = (name for name in ("PATH", "PYTHONPATH") if name in os.environ)
+    names = [word for name in (*python, *caps(), *network) for word in ("-x", name)]
     slots = ["*" if host.slots is None else host.slots for host in where]
     places = ",".join(f"{host.name}:{some}" for host, some in zip(where, slots, strict=True))
     survive = SURVIVING if _may_survive() else []
@@ -193,9 +193,11 @@ def launch(ranks: int, words: Sequence[str]) -> NoReturn:
         words: a script that ends in .py and its arguments, or a stage and its.
 
     Raises:
-        UserError: there is no mpirun.
+        UserError: there is no mpirun, no such script, or no such stage.
     """
     stage = not words[0].endswith(".py")
+    if not stage and not Path(words[0]).is_file():
+        raise UserError(f"{words[0]}: no such file; expected a script, or a stage such as train")
     what = ["-m", "lockstep", *words] if stage else [*words]
     where = hosts()
     # To SLURM, the step that has lost a node goes on for a while, and holds the cores of all.

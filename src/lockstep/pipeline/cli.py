@@ -5,8 +5,10 @@ torch, and no process touches MPI that need not.
 """
 
 import argparse
+import difflib
 import faulthandler
 import os
+import re
 import signal
 import sys
 import types
@@ -24,7 +26,9 @@ from lockstep.pipeline.kinds import MODELS
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a stage. Exit status 2 and one line mean that the user can mend what is wrong."""
-    args = vars(make_parser().parse_args(argv))
+    parser, argv = make_parser(), [*(sys.argv[1:] if argv is None else argv)]
+    _refuse_unknown(parser, argv)
+    args = vars(parser.parse_args(argv))
     stage, run, names = args.pop("stage"), args.pop("go"), args.pop("fields", ())
     signs = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "RANK", "SLURM_PROCID")
     rank = next((os.environ[sign] for sign in signs if sign in os.environ), None)
@@ -45,6 +49,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+def _refuse_unknown(parser: Parser, argv: Sequence[str]) -> None:
+    """Refuse a command that there is not, and say which may be meant: of the library's too."""
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    known = [*commands.choices, *re.findall(r"^    (\w+)  ", LIBRARY, re.MULTILINE)]
+    if argv and argv[0] not in known and not argv[0].startswith("-"):
+        near = difflib.get_close_matches(argv[0], known, 1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        parser.exit(2, f"lockstep: {argv[0]}: no such command; {meant}lockstep --help lists all\n")
+
+
+# Cells of a flag's choices from which on they stand in its description.
+WIDEST = 30
+
 # Each has a parser of its own, in the library, where `lockstep NAME` leads at once.
 LIBRARY = """of the library, for scripts of your own as well (lockstep NAME --help):
     launch    Start a script, or a stage, on several ranks.
@@ -63,7 +80,7 @@ def make_parser() -> Parser:
         epilog=LIBRARY,
     )
     parser.add_argument("--version", action="version", version=f"lockstep {__version__}")
-    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="COMMAND")
 
     def stage(name: str, help: str, go: Any) -> Parser:
         sub = stages.add_parser(name, help=help, description=help)
@@ -248,12 +265,16 @@ def _add_fields(parser: Parser, model: type[Strict], names: Sequence[str] = ()) 
             options["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(kind) is typing.Literal:
             options["choices"] = typing.get_args(kind)
+            if len(" ".join(options["choices"])) > WIDEST:
+                options["metavar"] = "NAME"
         else:
             if isinstance(kind, types.UnionType):
                 kind = typing.get_args(kind)[0]
             options["type"], options["metavar"] = kind, getattr(kind, "__name__", "value").upper()
         text = " ".join((field.description or "").split()).replace("%", "%%")
         text = text.removesuffix(".")
+        if "metavar" in options and "choices" in options:
+            text += f"; one of {', '.join(options['choices'])}"
         if field.default is not None:
             text += f" (default: {field.default})"
         parser.add_argument(f"--{name.replace('_', '-')}", help=text, **options)

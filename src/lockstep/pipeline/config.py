@@ -568,6 +568,15 @@ QUOTE = reprlib.Repr()
 QUOTE.maxlevel, QUOTE.maxstring, QUOTE.maxother, QUOTE.maxlong = 2, 80, 80, 40
 
 
+# What other tools call a key of ours.
+OTHERS = {
+    **{"learning_rate": "lr", "batch_size": "batch", "num_epochs": "epochs", "n_epochs": "epochs"},
+    **{"num_shards": "shards", "wd": "weight_decay", "scheduler": "schedule", "arch": "model"},
+    **{"world_size": "ranks", "nproc": "ranks", "num_ranks": "ranks", "num_threads": "threads"},
+    **{"grad_clip": "clip", "early_stopping": "patience", "dtype": "precision"},
+}
+
+
 def parse(model: type[BaseModel], values: Any, where: str) -> Any:
     """Build `model` from `values`; what is wrong becomes one line that begins with `where`."""
     try:
@@ -584,9 +593,9 @@ def parse(model: type[BaseModel], values: Any, where: str) -> Any:
             first["type"], first["msg"].removeprefix("Value error, ")
         )
         if first["type"] == "extra_forbidden":
-            message = (
-                f"no such key; {suggestion(str(first['loc'][-1]), _fields_at(model, first['loc']))}"
-            )
+            message = f"no such key; {_meant(model, first['loc'])}"
+        if first["type"] == "list_type":
+            message, found = f"expected a list, as in [{QUOTE.repr(first['input'])}]", ""
         if first["type"] == "literal_error" and isinstance(first["input"], str):
             near = difflib.get_close_matches(first["input"], first["ctx"]["expected"].split("'"), 1)
             found += f"; did you mean {near[0]!r}?" if near else ""
@@ -596,10 +605,23 @@ def parse(model: type[BaseModel], values: Any, where: str) -> Any:
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return what somebody may have meant by a key that there is not, and which there are."""
     names = list(known)
-    near = difflib.get_close_matches(word, names, 1)
+    near = [OTHERS[word]] if OTHERS.get(word) in names else []
+    near += difflib.get_close_matches(word, names, 1)
     if near:
         return f"did you mean {near[0]!r}? config/README.md tells of all"
-    return f"known keys: {', '.join(names)}; config/README.md tells of them"
+    listed = f"known keys: {', '.join(names)}; " if len(names) < 20 else ""
+    return f"{listed}config/README.md tells of all that there are"
+
+
+def _meant(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """Return what may have been meant by a key that there is not at this place."""
+    word = str(location[-1])
+    if model is Config:
+        sections: dict[str, type[Strict]] = {"defaults": Defaults, "dataset": Dataset}
+        for name, section in sections.items():
+            if word in section.model_fields and [*location[:-1]] != [name]:
+                return f"it belongs under {name}"
+    return suggestion(word, _fields_at(model, location))
 
 
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -55,7 +55,8 @@ def code(first: Training, second: Training) -> str:
 
 def results(first: Training, second: Training) -> dict[str, bool]:
     """Return of each thing that a training gives whether two runs have the same bits."""
-    return {name: getattr(first, key) == getattr(second, key) for name, key in RESULTS.items()}
+    found = {name: (getattr(first, key), getattr(second, key)) for name, key in RESULTS.items()}
+    return {name: a == b for name, (a, b) in found.items() if (a, b) != (None, None)}
 
 
 def begins(first: "pd.DataFrame", second: "pd.DataFrame") -> str:

@@ -67,6 +67,10 @@ def load(
         rows = pd.read_csv(io.StringIO(text), sep="\t", dtype=str, keep_default_na=False)
         if not isinstance(rows.index, pd.RangeIndex):  # pandas takes surplus cells for names
             raise ValueError("rows have more cells than the first line")
+    except FileNotFoundError:
+        raise UserError(
+            f"{where}: runs: there is no {table}; write it, a row for each run"
+        ) from None
     except (OSError, ValueError) as error:
         why = str(error).strip()
         raise UserError(f"{table}: cannot be read as a tab-separated table: {why}") from None
@@ -98,7 +102,9 @@ def load(
             TASKS[config.dataset.task].check(parsed)
             _check_validation(config, parsed)
         except UserError as error:
-            raise UserError(f"{table}: {name}: {error}") from None
+            is_standard = config.runs == Config.model_fields["runs"].default
+            own = "; or name a table of your own: runs: …" if is_standard else ""
+            raise UserError(f"{table}: {name}: {error}{own}") from None
     if not runs:
         raise UserError(f"{table}: there is no run in it; write a row for each")
     return config, runs

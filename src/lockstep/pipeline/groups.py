@@ -116,7 +116,7 @@ def choice(table: pd.DataFrame, kind: Kind) -> str:
         )
     names = list(found.columns[: list(found.columns).index("runs")])
     settings = _filled(models, names).astype(str)
-    own = (settings == found[names].iloc[0].astype(str)).all(axis=1)
+    own = (settings == found[names].astype(str).iloc[0]).all(axis=1)
     best = table[table["model_sha256"].isin(models["model_sha256"][own])]
     values = {name: _filled(best, [name])[name].astype(str).unique() for name in _chosen(settings)}
     given = {name: listed([*filter(None, some)], "/", most=6) for name, some in values.items()}

@@ -10,10 +10,11 @@ from rich.text import Text
 from lockstep.pipeline.seen import Seen
 from lockstep.progress import duration, measured, number
 
-# Cells of a bar: with a name and five numbers it fits a terminal of 80.
-BAR = 12
-# Cells that a name gets at least.
-SHORTEST = 8
+# Cells of a bar: with a name and five numbers it fits a terminal of 80. Where names get fewer cells
+# than tell them apart, it is the shorter one.
+BAR, SHORT_BAR = 12, 4
+# Cells that a name gets at least, and those that tell it from others.
+SHORTEST, TELLING = 8, 18
 # Cells from which on there is room for how fast it goes beside what is to be said.
 WIDE = 100
 
@@ -35,10 +36,19 @@ def rows(some: Iterable[Seen], width: int) -> Table:
         width: cells that there are.
     """
     cells = [_row(one, width) for one in some]
+
+    def taken() -> int:
+        return sum(max((len(row[at]) for row in cells), default=0) + 2 for at in range(2, 7))
+
+    bar = BAR if width - taken() - BAR - 2 >= TELLING else SHORT_BAR
+    if width - taken() - bar - 2 < TELLING:  # then how fast it goes goes too
+        cells = [[*row[:5], "", row[6]] for row in cells]
+    for row in cells:
+        if isinstance(row[1], ProgressBar):
+            row[1].width = bar
     table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
     # The name gives way, as all the rest is short: a bar, then texts.
-    rest = sum(max((len(row[at]) for row in cells), default=0) + 2 for at in range(2, 7))
-    room = max(SHORTEST, width - rest - BAR - 2)
+    room = max(SHORTEST, width - taken() - bar - 2)
     table.add_column(no_wrap=True)
     for justify in ("left", "right", "left", "left", "right", "left"):
         table.add_column(no_wrap=True, justify=justify)
@@ -92,7 +102,7 @@ def _note(one: Seen) -> tuple[str, str]:
         seconds = sum(row.get("seconds", 0.0) for row in one.told.epochs)
         return f"done in {duration(seconds)}" if seconds else "done", ""
     if one.state == "stopped":
-        return f"stopped after step {now.get('step')}", "yellow"
+        return f"stopped: step {now.get('step')}", "yellow"
     if one.state == "ended":
         return f"ended in step {now.get('step', 0) + 1}", "red"
     left = "" if now.get("seconds_left") is None else f"{duration(now['seconds_left'])} left"

@@ -61,6 +61,8 @@ def write_results(
     buffers = {name: value for name, value in weights.items() if name not in trained}
     snapshots = {path.name: sha256(path) for path in sorted((output / "snapshots").iterdir())}
     seconds = sum(row["seconds"] for row in progress.history)
+    # A launch that found all done is no part of the run.
+    segments = [s for s in progress.segments if s["last_step"] > s["first_step"]]
     best = best_of(progress.history)
     training = Training(
         **dict(origin),
@@ -77,11 +79,11 @@ def write_results(
         steps=progress.step,
         images_per_second=median(row[TASKS[origin.task].rate] for row in progress.history),
         seconds=seconds,
-        bytes_sent=_by_rank([part["bytes_sent"] for part in progress.segments]),
-        peak_memory=max(most for part in progress.segments for most in part["peak_memory"]),
+        bytes_sent=_by_rank([part["bytes_sent"] for part in segments]),
+        peak_memory=max(most for part in segments for most in part["peak_memory"]),
         checkpoint_pauses=pauses,
-        started=progress.segments[0]["started"],
-        segments=[Segment(**part) for part in progress.segments],
+        started=segments[0]["started"],
+        segments=[Segment(**part) for part in segments],
     )
     write_training(output, training)
     return training

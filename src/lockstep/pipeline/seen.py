@@ -61,14 +61,19 @@ class Lines:
     def resumed(self, one: Seen) -> list[str]:
         """Return a line if the training goes on from a checkpoint, once for each launch of it."""
         began, after = one.told.now.get("began"), one.told.now.get("after")
-        if not after or one.is_over or began == self._began.get(one.folder):
+        is_whole = bool(after) and after == one.told.now.get("steps")
+        if not after or began == self._began.get(one.folder) or (one.is_over and not is_whole):
             return []
         self._began[one.folder] = began
+        if is_whole:
+            return [f"{one.name}  was trained already; its results are written again"]
         return [f"{one.name}  goes on after step {after}"]
 
     def new(self, one: Seen) -> list[str]:
         """Return the lines of the epochs that are over since one was asked last."""
-        known = self._said.setdefault(one.folder, 0)
+        if not one.told.now:  # it has not begun, and may go on after epochs that were said
+            return []
+        known = self._said.get(one.folder, 0)
         self._said[one.folder] = len(one.told.epochs)
         found = self.resumed(one)
         for row in one.told.epochs[known:]:

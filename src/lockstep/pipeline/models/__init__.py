@@ -120,15 +120,21 @@ def rehearse(
         kind: the task that it is to learn.
 
     Raises:
-        UserError: it cannot, with so many inputs at once.
+        UserError: it cannot, with so many inputs at once; or it ends with a softmax.
     """
     try:
-        model.train()(zeros(count, shape, kind)).square().mean().backward()
+        outputs = model.train()(zeros(count, shape, kind))
+        outputs.square().mean().backward()
     except Exception as error:
         why = first_line(error)
         raise UserError(
             f"model: {name} cannot be trained on {count} {kind.unit} of {shape} at once: {why}"
         ) from error
+    if kind.classes and (outputs >= 0).all() and ((outputs.sum(-1) - 1).abs() < 1e-4).all():
+        raise UserError(
+            f"model: {name} returns probabilities, which add up to 1; expected logits: leave the "
+            f"softmax away, for the loss has it"
+        )
 
 
 def _find(name: str, kind: Kind, like: Mapping[str, Shape]) -> Callable[[Shape, int], nn.Module]:

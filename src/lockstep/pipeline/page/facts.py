@@ -58,7 +58,10 @@ def beside_of(found: Found, model: str) -> str:
 def core_seconds(found: Found) -> float:
     """Return for how long a training held cores, were all of them busy."""
     assert found.training
-    return found.training.seconds * len(found.training.ranks) * found.training.configuration.threads
+    training = found.training
+    # Nobody knows the seconds of each part of a run; its steps, and how many ranks did them.
+    ranks = sum((s.last_step - s.first_step) * len(s.bytes_sent) for s in training.segments)
+    return training.seconds * ranks / training.steps * training.configuration.threads
 
 
 def state_of(found: Found) -> str:

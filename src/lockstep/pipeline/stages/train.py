@@ -53,6 +53,9 @@ from lockstep.strategies.local_sgd import LocalSGD
 from lockstep.strategies.replicated import Replicated
 from lockstep.testing import faults
 
+# Under this name a run that is at its end keeps who took it there: a launch that only writes the
+# results again, on other ranks maybe, is not what they came from.
+_BY = "trained by"
 # Seconds between two lines of the log about an epoch that goes on.
 LINE_EVERY = 30.0
 # Bytes a second that a slow disk gives, or one over a network.
@@ -185,6 +188,7 @@ def train_in(
             period(run.checkpoint_every),
             batches.steps_per_epoch,
             saved=progress.step,
+            kept=lambda: progress.kept,
         )
         if deal := getattr(strategy, "deal_again", None):
             elastic.survive(world, session.backend)
@@ -226,9 +230,10 @@ def train_in(
         session.close()  # every rank got here: only now does the result count
         if world.rank:
             return None
+        by = progress.kept[_BY]
         origin = Origin(
             version=VERSION,
-            configuration=run,
+            configuration=run.model_copy(update={"ranks": by["ranks"]}),
             dataset=manifest.name,
             task=manifest.task,
             data_sha256=manifest.sha256,
@@ -245,9 +250,9 @@ def train_in(
             initial_sha256=initial,
             parameters=parameters,
             bfloat16_distance=bfloat16_distance,
-            launcher=world.launcher,
-            backend=session.backend,
-            ranks=[Place(**place) for place in session.places],
+            launcher=by["launcher"],
+            backend=by["backend"],
+            ranks=[Place(**place) for place in by["places"]],
             arithmetic=Arithmetic(**determinism.arithmetic()),
             versions=provenance.versions(),
             code=about["code"],
@@ -338,6 +343,15 @@ def _run_epochs(at: UnderWay) -> None:
             checkpointer.keep_snapshots(kept | {best_name(history)})
         if epoch + 1 < run.epochs and not is_over(history, run.patience):
             _keep(at)
+    if _BY not in progress.kept:  # else an earlier launch has trained it to its end
+        progress.kept[_BY] = {
+            "ranks": run.ranks,
+            "launcher": world.launcher,
+            "backend": at.session.backend,
+            "places": at.session.places,
+        }
+    elif first:
+        say("all steps are done already: the results are written again, and those who did them")
     if first and is_over(history, run.patience) and (best := best_of(history)):
         say(
             f"over after epoch {len(history)}: in {run.patience} epochs {LOSS} was not below that "
