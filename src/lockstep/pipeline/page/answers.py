@@ -5,7 +5,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lockstep.pipeline.groups import VALIDATION, cautions, for_person, listed, setting_of
+from lockstep.pipeline.groups import (
+    VALIDATION,
+    cautions,
+    for_person,
+    groups,
+    listed,
+    names_of,
+    warnings,
+)
 from lockstep.pipeline.page import judge, ranking
 from lockstep.pipeline.page.collect import Check, Found, check_of
 from lockstep.pipeline.page.facts import (
@@ -95,7 +103,8 @@ def _how_good(done: Sequence[Found]) -> dict[str, Any]:
 def _best_by_validation(done: Sequence[Found]) -> dict[str, Any]:
     """Return which setting the validation part says is best, and what that one does with the test
     set: of the others that is not compared, for a figure that was chosen by is too good."""
-    kind, table = done[0].kind, ranking.settings(done)
+    kind, runs = done[0].kind, ranking.table_of(done)
+    table = groups(runs, kind)
     best = ranking.runs_of(table, 0, done)
     values = [value_of(one, judge.headline(one)) for one in best]
     if len(best) == 1:
@@ -110,14 +119,9 @@ def _best_by_validation(done: Sequence[Found]) -> dict[str, Any]:
         spread = [f"Mean ± standard deviation over {len(best)} seeds."]
     said = f"{kind.title(kind.main)} {figure}{_on(best[0])}"
     if len(table) == 1:
-        return _answer("runs", "How good?", "plain", said, [*spread, *_baseline(done)])
+        return _answer("runs", "How good?", "plain", said, [*spread, *warnings(runs, kind)])
     losses = [str(loss) for loss in for_person(table, kind)[VALIDATION]]
-    # Where each setting has one run, that has a name.
-    single = len(table) == len(done)
-    names = [
-        ranking.runs_of(table, row, done)[0].name if single else setting_of(table, row)
-        for row in range(len(table))
-    ]
+    names = names_of(runs, table)
     means = [*table[f"{VALIDATION}_mean"]]
     equal = [name for name, mean in zip(names, means, strict=True) if mean == means[0]][1:]
     first = listed([names[0], *equal], most=3)
@@ -127,9 +131,9 @@ def _best_by_validation(done: Sequence[Found]) -> dict[str, Any]:
     more = [
         *spread,
         f"{order}.",
-        *cautions(table),
+        *cautions(table, names, kind),
         "The test set chose nothing, so this figure of it is not flattered by a choice.",
-        *_baseline(done),
+        *warnings(runs, kind),
     ]
     verdict = f"best by validation {'are' if equal else 'is'} {first}"
     return _answer("runs", "How good?", "plain", f"{verdict}: {said}", more)
@@ -148,14 +152,7 @@ def _interval(found: Found) -> list[str]:
 
 
 def _baseline(done: Sequence[Found]) -> list[str]:
-    kind = done[0].kind
-    poor = []
-    for one in done:
-        assert one.metrics
-        least = getattr(one.metrics.last, kind.baseline, None) if kind.baseline else None
-        if least is not None and value_of(one, "last") <= least:
-            poor.append(one.name)
-    return [f"No better than always the largest class: {listed(poor)}."] if poor else []
+    return warnings(ranking.table_of(done), done[0].kind)
 
 
 def _which_bits(trained: Sequence[Found]) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lockstep.pipeline.config import UPKEEP, Run
-from lockstep.pipeline.groups import ASKED, VALIDATION, groups
-from lockstep.pipeline.kinds import MODELS
+from lockstep.pipeline.groups import ASKED, NONE, VALIDATION, quality, validated
 from lockstep.pipeline.page.collect import Found
 from lockstep.strategies import catalogue
 
@@ -15,7 +14,7 @@ SETTINGS = [name for name in Run.model_fields if name not in {*UPKEEP, "oversubs
 
 
 def settings_of(found: Found) -> dict[str, str]:
-    """Return a run's settings as text; nothing is what its strategy does not read."""
+    """Return a run's settings as text; "" is what its strategy does not read."""
     if not found.training:
         return {}
     run = found.training.configuration
@@ -23,7 +22,9 @@ def settings_of(found: Found) -> dict[str, str]:
     values = run.model_dump()
     return {
         name: ""
-        if values[name] is None or (name in ASKED and name not in own)
+        if name in ASKED and name not in own
+        else NONE
+        if values[name] is None
         else f"{values[name]}"
         for name in SETTINGS
     }
@@ -34,26 +35,19 @@ def is_validated(found: Sequence[Found]) -> bool:
     return bool(found) and all(one.metrics and one.metrics.validation for one in found)
 
 
-def settings(done: Sequence[Found]) -> pd.DataFrame:
-    """Return a row for each setting of runs that are done, as `groups` makes it: the best first."""
-    return groups(table_of(done), done[0].kind)
-
-
 def table_of(done: Sequence[Found]) -> pd.DataFrame:
     """Return a row for each run that is done: its settings, and what is compared of its models."""
-    kind, validated = done[0].kind, is_validated(done)
+    kind = done[0].kind
     rows = []
     for one in done:
         assert one.metrics and one.training
         row: dict[str, object] = {"run": one.name, **settings_of(one)}
         row["model_sha256"] = one.training.model_sha256
-        for model in MODELS:
-            measured = getattr(one.metrics, model)
-            row |= {f"{name}_{model}": getattr(measured, name) for name in kind.compared}
-        if validated and one.metrics.validation:
-            row[VALIDATION] = one.metrics.validation.last.loss
-        rows.append(row)
-    return pd.DataFrame(rows)
+        rows.append(row | quality(one.metrics, kind))
+    table = pd.DataFrame(rows)
+    if is_validated(done):
+        return table
+    return table.drop(columns=[VALIDATION, validated(kind)], errors="ignore")
 
 
 def runs_of(table: pd.DataFrame, row: int, done: Sequence[Found]) -> list[Found]:

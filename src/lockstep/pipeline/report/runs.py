@@ -8,13 +8,16 @@ from typing import Any
 import pandas as pd
 
 from lockstep.pipeline.groups import (
+    CHANCE,
     SMALLEST,
     VALIDATION,
+    at_chance,
     choice,
     for_person,
     groups,
     letters,
     outcomes,
+    validated,
 )
 from lockstep.pipeline.kinds import CLASSIFICATION, MODELS, Kind
 from lockstep.pipeline.report import style
@@ -63,6 +66,7 @@ def page_of_runs(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> str:
     inputs = [name for name in table.columns if name not in ("run", "ranks", *results)]
     titles, formats = TITLES | {kind.rate: f"{kind.unit}/s"}, dict(FORMATS)
     formats[kind.rate] = "{:,.0f}".format
+    formats[validated(kind)] = partial(kind.text, kind.main)
     for name in kind.compared:
         for model in MODELS:
             titles[f"{name}_{model}"] = f"{kind.title(name)}, {model}"
@@ -70,7 +74,7 @@ def page_of_runs(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> str:
     sentences = [*read_baseline(table, kind), *read_bits(table, inputs, chips)]
     sentences += read_replicas(table, kind)
     # The baseline is in a sentence where it matters.
-    table = table.drop(columns=[kind.baseline, SMALLEST], errors="ignore")
+    table = table.drop(columns=[kind.baseline, SMALLEST, CHANCE], errors="ignore")
     if any(found := compare_with_single(table, inputs)):
         table = table.assign(**{SINGLE: found})
     # What is the same in every run would push what is not out of the window.
@@ -106,7 +110,8 @@ def _settings_page(table: pd.DataFrame, kind: Kind) -> list[str]:
     if (found["runs"] > 1).any():
         shown = for_person(found, kind)
         titles = {f"{n}_{m}": f"{kind.title(n)}, {m}" for n in kind.compared for m in MODELS}
-        numbers = {at: "number" for at, name in enumerate(shown) if name in (*titles, VALIDATION)}
+        measured = (*titles, VALIDATION, validated(kind))
+        numbers = {at: "number" for at, name in enumerate(shown) if name in measured}
         parts = [
             "<h2>Settings, over seeds</h2><p>Mean ± standard deviation.</p>",
             make_table(
@@ -199,10 +204,10 @@ def read_replicas(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> list[str]
 
 def read_baseline(table: pd.DataFrame, kind: Kind = CLASSIFICATION) -> list[str]:
     """Return a sentence (HTML) for each run whose last model is no better than one that always
-    says the largest class."""
+    says the largest class: by balanced accuracy where classes are of very different sizes."""
     if kind.baseline not in table:
         return []
-    poor = table[table[f"{kind.main}_last"] <= table[kind.baseline]]
+    poor = table[at_chance(table, kind)]
     return [
         f"<b>{escape(row['run'])} is no better than the largest class:</b> its last model's "
         f"{escape(kind.title(kind.main))} is {kind.text(kind.main, row[f'{kind.main}_last'])}, and "

@@ -16,15 +16,18 @@ from lockstep.files import atomic, sweep
 from lockstep.pipeline.config import PLACE, Run
 from lockstep.pipeline.groups import (
     ASKED,
-    SMALLEST,
+    BALANCED,
     VALIDATION,
+    are_uneven,
     choice,
     for_person,
     groups,
     letters,
     outcomes,
+    quality,
+    warnings,
 )
-from lockstep.pipeline.kinds import MODELS, TASKS, Kind, of_columns
+from lockstep.pipeline.kinds import TASKS, Kind, of_columns
 from lockstep.pipeline.record import read_metrics, read_training
 from lockstep.strategies import catalogue
 
@@ -33,8 +36,6 @@ COLUMNS = ("model", "strategy", "shards", "ranks", "seed", "epochs")
 WIDTH = 78
 # Columns that go, the first one first, where names of runs leave no room for all.
 SPARED = ("sent", "peak memory", "averaged")
-# How many times as large as the smallest class the largest one may be, for accuracy to tell all.
-UNEVEN = 2
 # These have a column where runs differ in them; oversubscribe changes no result.
 OTHERS = [name for name in Run.model_fields if name not in (*COLUMNS, *ASKED, "oversubscribe")]
 
@@ -66,22 +67,13 @@ def _row(folder: Path) -> dict[str, object]:
     metrics = read_metrics(folder, training)
     run, own = training.configuration.model_dump(), catalogue.of(training.configuration).settings
     kind = TASKS[training.task]
-    each = [one.samples for one in (metrics.last.per_class or {}).values()]
     return {
         "run": folder.name,
         "dataset": training.dataset,
         **{name: run[name] for name in COLUMNS[:2]},
         **{name: run[name] if name in own else "" for name in ASKED},
         **{name: run[name] for name in (*COLUMNS[2:], *OTHERS)},
-        **{
-            f"{name}_{model}": getattr(getattr(metrics, model), name)
-            for name in kind.compared
-            for model in MODELS
-        },
-        **({kind.baseline: getattr(metrics.last, kind.baseline)} if kind.baseline else {}),
-        **({SMALLEST: min(each) / sum(each)} if each else {}),
-        "loss": metrics.last.loss,
-        **({VALIDATION: metrics.validation.last.loss} if metrics.validation else {}),
+        **quality(metrics, kind),
         kind.rate: round(training.images_per_second),
         "seconds": round(training.seconds, 2),
         "peak_memory": training.peak_memory,
@@ -104,7 +96,7 @@ def for_terminal(table: Path) -> str:
             "run": frame["run"],
             **({"same bits": bits} if any(bits) else {}),
             kind.title(metric): measured(metric, "last"),
-            **({"balanced": measured("balanced_accuracy", "last")} if _is_uneven(frame) else {}),
+            **({"balanced": measured(BALANCED, "last")} if are_uneven(frame).any() else {}),
             "averaged": measured(metric, "averaged"),
             f"{kind.unit}/s": [f"{rate:,.0f}" for rate in frame[kind.rate]],
             "peak memory": [_megabytes(most) for most in frame["peak_memory"]],
@@ -120,8 +112,7 @@ def for_terminal(table: Path) -> str:
         kept = [n for n in settings if not str(n).endswith(("_mean", "_sd"))]
         kept += [n for n in settings if str(n).startswith((metric, VALIDATION))]
         parts.append(as_text(for_person(settings[kept], kind)))
-    if said := choice(frame, kind):
-        parts.append(textwrap.fill(said, WIDTH))
+    parts += [_wrapped(said) for said in (*warnings(frame, kind), choice(frame, kind)) if said]
     return "\n\n".join(parts)
 
 
@@ -139,9 +130,9 @@ def _bits(frame: pd.DataFrame, kind: Kind) -> list[str]:
     ]
 
 
-def _is_uneven(frame: pd.DataFrame) -> bool:
-    """Return whether classes of the test set are of very different sizes."""
-    return SMALLEST in frame and bool((frame["majority"] > UNEVEN * frame[SMALLEST]).any())
+def _wrapped(text: str) -> str:
+    """Return sentences in lines that break between words alone: names have hyphens in them."""
+    return textwrap.fill(text, WIDTH, break_on_hyphens=False)
 
 
 def _width(frame: pd.DataFrame) -> int:
