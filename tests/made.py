@@ -11,7 +11,15 @@ from lockstep.pipeline import launch
 from lockstep.pipeline.config import Run
 from lockstep.pipeline.data.manifest import write_manifest
 from lockstep.pipeline.kinds import CLASSIFICATION, REGRESSION
-from lockstep.pipeline.record import VERSION, Arithmetic, Place, Segment, Training, write_training
+from lockstep.pipeline.record import (
+    VERSION,
+    Arithmetic,
+    Best,
+    Place,
+    Segment,
+    Training,
+    write_training,
+)
 from lockstep.pipeline.tasks.classification import confusion, measure
 from lockstep.pipeline.tasks.language import measure as measure_words
 from lockstep.pipeline.tasks.regression import measure as measure_numbers
@@ -20,11 +28,16 @@ SAMPLES = 200
 DIGITS = [f"{digit}" for digit in range(10)]
 
 
-def write_data(folder: Path, classes: list[str], side: int = 8) -> Path:
-    """Write a prepared dataset's test part, with the labels that runs are made for."""
+def write_data(
+    folder: Path, classes: list[str], side: int = 8, shares: list[float] | None = None
+) -> Path:
+    """Write a prepared dataset's test part, with the labels that runs are made for: of each class
+    as many, or its share."""
     random = np.random.default_rng(0)
     (folder / "test").mkdir(parents=True)
     labels = random.integers(0, len(classes), SAMPLES)
+    if shares:
+        labels = random.choice(len(classes), SAMPLES, p=shares)
     images = random.integers(0, 256, (SAMPLES, side, side, 3), np.uint8)
     np.save(folder / "test/images.npy", images)
     np.save(folder / "test/labels.npy", labels.astype(np.int64))
@@ -44,6 +57,8 @@ def write_run(
     wrong: int = 6,
     validated: bool = False,
     validation_loss: float | None = None,
+    best: int | None = None,
+    sent: int = 3_000_000,
 ) -> None:
     """Write what train and evaluate leave of a run on `data`, but for its models.
 
@@ -55,6 +70,8 @@ def write_run(
         wrong: how many samples the last model has wrong; the averaged one has one less.
         validated: whether there is a validation part.
         validation_loss: what the models have on it; None: more where more is wrong.
+        best: its best epoch.
+        sent: the bytes that each rank has sent.
     """
     run = run or Run()
     folder.mkdir(parents=True)
@@ -93,7 +110,7 @@ def write_run(
         there = {name: of | {"loss": loss_there} for name, of in measured.items()}
         measured["validation"] = {"samples": SAMPLES} | there
     tables = {f"{name}_sha256": sha256(folder / f"{name}.csv") for name in CLASSIFICATION.tables}
-    _write_records(folder, data, run, model, manifest, measured, tables)
+    _write_records(folder, data, run, model, manifest, measured, tables, best, sent)
 
 
 def write_numbers(folder: Path, data: Path, model: int = 0, off: float = 0.1) -> None:
@@ -133,9 +150,11 @@ def write_words(folder: Path, data: Path, model: int = 0) -> None:
     _write_records(folder, data, run, model, manifest, both, {})
 
 
-def _write_records(folder, data, run, model, manifest, measured, tables) -> None:
+def _write_records(
+    folder, data, run, model, manifest, measured, tables, best=None, sent=3_000_000
+) -> None:
     zero, same = "0" * 64, {"model_sha256": f"{model:064x}", "snapshots_sha256": "cd" * 32}
-    part = Segment(first_step=0, last_step=60, started="", bytes_sent=[3_000_000] * run.ranks)
+    part = Segment(first_step=0, last_step=60, started="", bytes_sent=[sent] * run.ranks)
     place = {"processor": "a processor", "device": "cpu", "host": "here"}
     training = Training(
         version=VERSION,
@@ -163,7 +182,7 @@ def _write_records(folder, data, run, model, manifest, measured, tables) -> None
         versions={"python": "3.11.7"},
         code={},
         git={"commit": "0123456789abcdef", "modified": False},
-        best=None,
+        best=Best(epoch=best, validation_loss=0.1) if best else None,
         stopped_early=False,
         parameters_sha256=f"{model:064x}",
         buffers_sha256=None,

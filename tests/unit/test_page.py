@@ -352,13 +352,14 @@ def test_settings_are_ranked_by_the_validation_part_and_not_by_the_test_set(tmp_
     assert said.startswith(start)
     ranked = "lr 0.1 (0.205 ± 0.007071), then lr 0.2 (0.305 ± 0.007071)."
     assert f"Ranked by the loss on the validation part: {ranked}" in more
-    assert "closer than they spread" not in more
+    assert "may be as good" not in more
     assert "98" not in said + more  # nothing is said of what others do with the test set
     assert write_page(results)
-    _, tags, _ = read(results)
+    text, tags, _ = read(results)
     titles = [" ".join(text.split()) for text in tags.text]
-    assert titles.index("validation loss, last") < titles.index("accuracy, last")
-    assert titles.index("validation loss") < titles.index("accuracy last")
+    assert titles.index("validation loss") < titles.index("accuracy, last")
+    assert '<tr class="best"><td>0.1 <span class="mark">best</span></td>' in text
+    assert text.count('<tr class="best">') == 1
     assert "A tie" not in titles
     assert "the best by the loss on the validation part first" in " ".join(titles)
 
@@ -385,14 +386,15 @@ def test_runs_that_differ_in_their_seed_alone_are_one_setting(tmp_path, data):
     assert more == "Mean ± standard deviation over 2 seeds."
 
 
-def test_one_run_has_no_letter_and_says_what_would_show_its_bits(tmp_path, data):
+def test_one_run_has_no_letter_and_is_compared_with_none(tmp_path, data):
     results = tmp_path / "results"
     write_run(results / "a", data)
     write_page(results)
     _, tags, _ = read(results)
     assert not [one for one in tags.of("span") if "chip" in (one.get("class") or "")]
     assert "bits" not in [text.strip() for text in tags.text]
-    assert "run the command for this run" in " ".join(tags.text)
+    assert "Which bits agree?" not in " ".join(tags.text)
+    assert "reproduce" in " ".join(tags.text)
     write_run(results / "b", data)
     write_page(results)
     assert [one for one in read(results)[1].of("span") if "chip" in (one.get("class") or "")]
@@ -411,9 +413,9 @@ def test_runs_of_one_doubt_are_counted_and_a_few_of_them_named(tmp_path, data):
         return " ".join(speeds["more"])
 
     write_check(results, Run(ranks=1), load=3.9)
-    assert "Cores were busy before they came: all 5 runs." in doubted()
+    assert "Cores were busy before the runs began: all 5 runs." in doubted()
     write_check(results, Run(ranks=2), load=0)
-    assert "Cores were busy before they came: 4 of 5: a, b, c and 1 more." in doubted()
+    assert "Cores were busy before the runs began: 4 of 5: a, b, c and 1 more." in doubted()
 
 
 @pytest.mark.parametrize(
@@ -465,6 +467,78 @@ def test_a_validation_loss_that_rises_is_past_its_lowest():
     assert "lowest in epoch 3" in why
 
 
+def test_a_run_that_kept_its_best_epoch_is_not_warned_of_the_others(tmp_path, data):
+    results = tmp_path / "results"
+    for seed in range(2):
+        run = Run(seed=seed, schedule="constant")
+        write_run(results / f"past{seed}", data, run, seed, validated=True)
+        kept = run.model_copy(update={"keep": "best"})
+        write_run(results / f"kept{seed}", data, kept, 2 + seed, validated=True, best=20)
+
+    def converged(*names):
+        found = answers(collect(results, names), {})
+        (answer,) = [one for one in found if one["question"] == "Converged?"]
+        return answer["said"], answer["mood"], " ".join(answer["more"])
+
+    cure = "With keep: best the epoch with the lowest one is the result."
+    said, mood, more = converged("past0", "past1", "kept0")
+    assert (said, mood) == ("2 past their lowest validation loss, 1 kept its best epoch", "warn")
+    assert cure in more
+    assert converged("past0")[0] == "Past its lowest validation loss"
+    said, mood, more = converged("kept0", "kept1")
+    assert (said, mood) == ("Kept its best epoch in every run", "good")
+    assert cure not in more
+    write_page(results, ["kept0", "kept1"])
+    assert "accuracy, best epoch" in [text.strip() for text in read(results)[1].text]
+    write_page(results, ["past0", "kept1"])
+    assert "accuracy, last" in [text.strip() for text in read(results)[1].text]
+
+
+def test_a_setting_that_a_run_has_not_is_called_none(tmp_path, data):
+    results = tmp_path / "results"
+    for number in range(4):
+        run = Run(seed=number % 2, clip=0.5 if number < 2 else None)
+        write_run(results / f"{number}", data, run, number, 6, True, 0.5 - 0.1 * (number // 2))
+    said, more = how_good(results)
+    assert said.startswith("Best by validation is clip none: accuracy")
+    assert "clip none (0.4 ± 0), then clip 0.5 (0.5 ± 0)." in more
+    write_page(results)
+    assert '<td>none <span class="mark">best</span></td>' in read(results)[0]
+
+
+def test_balanced_accuracy_is_a_column_where_classes_are_uneven(tmp_path, data):
+    def titles(data, results):
+        write_run(results / "a", data)
+        write_page(results)
+        return [text.strip() for text in read(results)[1].text]
+
+    uneven = write_data(tmp_path / "uneven", ["a", "b"], shares=[0.9, 0.1])
+    even = write_data(tmp_path / "even", ["a", "b"])
+    assert "balanced accuracy, last" in titles(uneven, tmp_path / "first")
+    assert "balanced accuracy, last" not in titles(even, tmp_path / "second")
+
+
+def test_what_says_nothing_is_left_out(tmp_path, data):
+    results = tmp_path / "results"
+    write_run(results / "a", data, sent=0)
+    write_page(results)
+    titles = [text.strip() for text in read(results)[1].text]
+    assert "MB sent" not in titles
+    assert "peak MB" in titles
+
+
+def test_runs_that_learned_nothing_do_not_make_the_axis_of_the_others_long(tmp_path, data):
+    results = tmp_path / "results"
+    write_run(results / "good", data, model=0, wrong=6)
+    write_run(results / "better", data, model=1, wrong=4)
+    write_run(results / "poor", data, model=2, wrong=200)
+    write_page(results)
+    drawn = read(results)[1].of("circle")
+    assert len(drawn) == 2 * 2  # of both models of the two that learned
+    places = [float(one["cx"]) for one in drawn]
+    assert max(places) - min(places) > 10  # of 96; of the whole axis they would take 1
+
+
 def test_a_speed_is_doubted_where_cores_were_too_few_or_busy(tmp_path, data):
     results, run = tmp_path / "results", Run(ranks=2)
     write_run(results / "a", data, run)
@@ -475,7 +549,7 @@ def test_a_speed_is_doubted_where_cores_were_too_few_or_busy(tmp_path, data):
         return doubts(found, check_of(found, read_checks(results)))
 
     assert doubted(0.1, 2) == []
-    assert doubted(1.5, 2) == ["a load of 1.5 before it came to 2 cores"]
+    assert doubted(1.5, 2) == ["a load of 1.5 on 2 cores before it began"]
     assert doubted(0.1, 1) == ["2 threads on 1 cores"]
     (path,) = (results / "check").glob("*.json")
     for damage in ("{", "{}", path.read_text().replace('"cores": 1', '"cores": 0')):

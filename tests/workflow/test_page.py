@@ -189,6 +189,30 @@ def test_a_run_that_is_ticked_off_leaves_the_curves(browser, ten):
     browser.run("sessionStorage.clear()")
 
 
+def test_the_table_of_runs_fits_a_window_and_the_sections_a_phone(browser, data):
+    results = data.parent / "search"
+    for number in range(6):
+        run = Run(lr=[0.003, 0.01, 0.03][number // 2], seed=number % 2, crop=0.5)
+        name = f"digits-lr{run.lr}-seed{run.seed}"
+        write_run(results / name, data, run, number, 4 + number, True, 0.1 + number / 10)
+    write_page(results)
+    browser.open(results / "index.html", 1200, False)
+    room = "document.querySelector('{0}').clientWidth - document.querySelector('{0}').scrollWidth"
+    assert browser.run(room.format(".wide:has(#table)")) == 0
+    assert browser.run("document.querySelectorAll('#traffic figure').length") == 1
+    browser.open(results / "index.html", 420, False)
+    assert browser.run(room.format("nav")) == 0
+
+
+def test_where_nothing_was_sent_no_speed_is_drawn_against_it(browser, data):
+    write_run(data.parent / "alone/digits", data, sent=0)
+    write_page(data.parent / "alone")
+    browser.open(data.parent / "alone/index.html", 1280, False)
+    assert browser.run("document.querySelectorAll('#traffic figure').length") == 0
+    assert browser.run("document.querySelectorAll('#curves path.curve').length") > 1
+    assert browser.said() == []
+
+
 def test_a_loss_of_a_wide_range_is_drawn_by_its_logarithm(browser, tmp_path, pictures):
     results = tmp_path / "results"
     log = "document.getElementById('log').checked"

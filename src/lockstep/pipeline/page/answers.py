@@ -27,10 +27,11 @@ from lockstep.pipeline.page.facts import (
 from lockstep.progress import duration
 
 FLAT = "A learning rate that falls to 0 flattens any loss: that says nothing of a longer training."
+TIMES = " \N{MULTIPLICATION SIGN} "
 # What is said of several runs, each of which has a reason with other numbers in it.
 SHORT = {
     "the middle half of its epochs": "epochs are uneven",
-    "a load of": "cores were busy before they came",
+    "a load of": "cores were busy before the runs began",
 }
 
 
@@ -42,7 +43,7 @@ def answers(found: Sequence[Found], checks: Mapping[str, Check]) -> list[dict[st
         return []
     return [
         *([_how_good(done)] if done else []),
-        _which_bits(trained),
+        *([_which_bits(trained)] if len(trained) > 1 else []),
         _at_rest(trained),
         _speeds(trained, checks),
         _cost(trained),
@@ -159,20 +160,13 @@ def _which_bits(trained: Sequence[Found]) -> dict[str, Any]:
     models = same_models(trained)
     shared = {letter: runs for letter, runs in models.items() if len(runs) > 1}
     count = f"{len(models)} {'model' if len(models) == 1 else 'different models'}"
-    if len(trained) == 1:
-        said = "One run, with none to compare it with"
-        more = [
-            "To see whether the same bits come out again, run the command for this run under "
-            "“What runs it again?”: it trains once more and compares."
-        ]
-    else:
-        said = f"{len(trained)} runs gave {count}"
-        more = [f"{letter}: {listed(runs, ' = ')}" for letter, runs in shared.items()]
-        if not shared:
-            more = ["No two runs have the same bits."]
-        elif len(models) > len(shared):
-            alone = [runs[0] for runs in models.values() if len(runs) == 1]
-            more.append(f"With bits of their own: {listed(alone)}.")
+    said = f"{len(trained)} runs gave {count}"
+    more = [f"{letter}: {listed(runs, ' = ')}" for letter, runs in shared.items()]
+    if not shared:
+        more = ["No two runs have the same bits."]
+    elif len(models) > len(shared):
+        alone = [runs[0] for runs in models.values() if len(runs) == 1]
+        more.append(f"With bits of their own: {listed(alone)}.")
     return {**_answer("runs", "Which bits agree?", "plain", said, more), "chips": True}
 
 
@@ -181,14 +175,23 @@ def _at_rest(trained: Sequence[Found]) -> dict[str, Any]:
     why = {}
     for one in trained:
         verdict, why[one.name] = judge.rest(one.history, judge.flattened(one))
+        if verdict == "past" and one.training and one.training.configuration.keep == "best":
+            verdict = "kept"
+            why[one.name] += ": the result is that epoch's (keep: best)"
         of.setdefault(verdict, []).append(one.name)
     words = {
         "diverged": "diverged",
         "no": "still falling",
-        "past": "past its lowest validation loss",
+        "past": "past {} lowest validation loss",
+        "kept": "kept {} best epoch",
         "short": "too short to tell",
         "flat": "flat, as the learning rate fell to 0",
         "yes": "at rest",
+    }
+    alike = len(of) == 1
+    words = {
+        key: word.format("its" if alike or len(of.get(key, [])) == 1 else "their")
+        for key, word in words.items()
     }
     found = [(words[key], of[key]) for key in words if key in of]
     if len(found) == 1:
@@ -201,7 +204,7 @@ def _at_rest(trained: Sequence[Found]) -> dict[str, Any]:
         more = [
             f"{words[key].capitalize()}: {listed(of[key])}."
             for key in words
-            if key in of and key not in ("flat", "yes")
+            if key in of and key not in ("flat", "kept", "yes")
         ]
     if len(trained) > 1:
         validated = {"validation_loss" in one.history for one in trained}
@@ -210,7 +213,9 @@ def _at_rest(trained: Sequence[Found]) -> dict[str, Any]:
         more.append(f"By the {which}, in the last fifth of the epochs.")
     if len(trained) > 1 and "flat" in of:
         more.append(FLAT)
-    mood = "good" if {*of} == {"yes"} else "warn" if {"no", "past"} & of.keys() else "plain"
+    if "past" in of:
+        more.append("With keep: best the epoch with the lowest one is the result.")
+    mood = "good" if {*of} <= {"yes", "kept"} else "warn" if {"no", "past"} & of.keys() else "plain"
     mood = "bad" if "diverged" in of else mood
     return _answer("learning", "Converged?", mood, said, more)
 
@@ -259,7 +264,8 @@ def _cost(trained: Sequence[Found]) -> dict[str, Any]:
     core = sum(core_seconds(one) for one in trained)
     sent = sum(sum(one.training.bytes_sent) for one in trained if one.training)
     said = f"{duration(seconds)} of training"
-    more = [f"{duration(core)} of cores (seconds x ranks x threads), {megabytes(sent)} MB sent."]
+    times = TIMES.join(("seconds", "ranks", "threads"))
+    more = [f"{duration(core)} of core time ({times}), {megabytes(sent)} MB sent."]
     return _answer("runs", "What did it cost?", "plain", said, more)
 
 

@@ -11,12 +11,13 @@ WIDTH, HEIGHT = 96.0, 14.0
 
 
 def draw_interval(value: float, low: float, high: float, domain: tuple[float, float]) -> Markup:
-    """Return a value with its interval on a line from one end of the domain to the other."""
+    """Return a value with its interval on a line from one end of the domain to the other, which
+    cuts an interval that goes beyond it."""
     start, end = domain
 
     def at(number: float) -> float:
         share = (number - start) / (end - start) if end > start else 0.5
-        return 4 + share * (WIDTH - 8)
+        return 4 + min(max(share, 0.0), 1.0) * (WIDTH - 8)
 
     middle = HEIGHT / 2
     return _svg(

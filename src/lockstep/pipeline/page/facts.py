@@ -32,6 +32,13 @@ def title_of(found: Found, model: str) -> str:
     return f"best, epoch {best.epoch}" if run.keep == "best" and best else "last epoch"
 
 
+def last_of(found: Sequence[Found]) -> str:
+    """Return what the model `last` of some runs is called in a title."""
+    trained = [one for one in found if one.training]
+    kept = [title_of(one, "last").startswith("best") for one in trained]
+    return "best epoch" if kept and all(kept) else "last"
+
+
 def value_of(found: Found, model: str, name: str = "") -> float:
     """Return a metric of a run's model, the main one if none is named."""
     assert found.metrics

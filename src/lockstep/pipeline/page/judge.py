@@ -179,5 +179,5 @@ def doubts(found: Found, check: Check | None) -> list[str]:
     elif wanted > loaded.cores:
         said.append(f"{wanted:g} threads on {loaded.cores} cores")
     elif loaded.load + wanted > loaded.cores + 0.5:
-        said.append(f"a load of {loaded.load:.1f} before it came to {loaded.cores} cores")
+        said.append(f"a load of {loaded.load:.1f} on {loaded.cores} cores before it began")
     return said

@@ -3,13 +3,25 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lockstep.pipeline.groups import VALIDATION, choice, for_person, groups
+import pandas as pd
+
+from lockstep.pipeline.groups import (
+    BALANCED,
+    VALIDATION,
+    are_uneven,
+    at_chance,
+    choice,
+    for_person,
+    groups,
+    validated,
+    warnings,
+)
 from lockstep.pipeline.kinds import MODELS
 from lockstep.pipeline.page import charts, judge, ranking
 from lockstep.pipeline.page.collect import Check, Found, check_of
 from lockstep.pipeline.page.facts import (
     beside_of,
-    core_seconds,
+    last_of,
     letters,
     megabytes,
     same_models,
@@ -21,7 +33,11 @@ Cell = dict[str, Any]
 TO = "\N{EN DASH}"
 
 BITS = "Runs with the same letter have the same model, bit for bit."
-RANKED = "Of the last model: settings are ranked by it, not by the test set."
+RANKED = "Settings are ranked by it, not by the test set."
+OF_MODEL = {
+    "last": "Of the weights after the last epoch, or after the best one with keep: best,",
+    "averaged": "Of the mean of the last snapshots",
+}
 SHOWN_OF_ONE = ("model", "strategy", "ranks")
 
 
@@ -36,28 +52,54 @@ def table_of(found: Sequence[Found], checks: Mapping[str, Check]) -> dict[str, A
         if one.metrics
         for model in MODELS
     }
-    domain = _domain([pair for pair in intervals.values() if pair])
-    validated = any(one.metrics and one.metrics.validation for one in found)
+    done = [one for one in found if one.metrics]
+    runs = ranking.table_of(done) if done else pd.DataFrame({"run": []})
+    poor = {one.name for one in done if judge.rest(one.history)[0] == "diverged"}
+    poor |= {*runs["run"][at_chance(runs, kind)]}
+    domain = _domain(intervals, poor)
+    is_validated = any(one.metrics and one.metrics.validation for one in done)
+    uneven = are_uneven(runs).any()
+    called = {model: last_of(found) if model == "last" else model for model in MODELS}
+    sent = any(sum(one.training.bytes_sent) for one in found if one.training)
     columns = [
         _column("run", "run"),
         *([_column("bits", "bits", BITS)] if sum(map(len, models.values())) > 1 else []),
         *(_column(name, name.replace("_", " ")) for name in varied),
         # What is to be chosen by comes first.
-        *([_column("validation", "validation loss, last", RANKED, True)] if validated else []),
+        *([_column("validation", "validation loss", RANKED, True)] if is_validated else []),
         *(
             _column(
                 f"{kind.main}_{model}",
-                f"{kind.title(kind.main)}, {model}",
-                f"Of the {model} model on the test set, with its 95 % interval.",
+                f"{kind.title(kind.main)}, {called[model]}",
+                f"{OF_MODEL[model]} on the test set, with its 95 % interval.",
                 True,
             )
             for model in MODELS
         ),
-        _column("loss", "test loss, last", "Of the last model on the test set.", True),
+        *(
+            [
+                _column(
+                    BALANCED,
+                    f"{kind.title(BALANCED)}, {called['last']}",
+                    "The mean of the classes' recalls, on the test set.",
+                    True,
+                )
+            ]
+            if uneven
+            else []
+        ),
+        *(
+            []
+            if is_validated
+            else [_column("loss", "test loss", f"{OF_MODEL['last']} on the test set.", True)]
+        ),
         _column("rate", f"{kind.unit}/s", "The median epoch's, and the middle half of them.", True),
         _column("seconds", "seconds", "Of training, without checks and evaluation.", True),
-        _column("cores", "core·s", "Seconds x ranks x threads.", True),
-        _column("sent", "MB sent", "By all ranks in training; 1 MB is 10⁶ bytes.", True),
+        *(
+            [_column("sent", "MB sent", "By all ranks in training; 1 MB is 10⁶ bytes.", True)]
+            if sent
+            else []
+        ),
         _column("memory", "peak MB", "Of the rank with most memory.", True),
     ]
     rows = []
@@ -74,6 +116,9 @@ def table_of(found: Sequence[Found], checks: Mapping[str, Check]) -> dict[str, A
                 cells[f"{kind.main}_{model}"] = _quality(
                     one, model, intervals[one.name, model], domain
                 )
+            if uneven:
+                balanced = value_of(one, "last", BALANCED)
+                cells[BALANCED] = _number(balanced, "{}") | {"text": kind.text(BALANCED, balanced)}
             cells["loss"] = _number(one.metrics.last.loss, "{:.4f}")
             if one.metrics.validation:
                 cells["validation"] = _number(one.metrics.validation.last.loss, "{:.4f}")
@@ -132,10 +177,9 @@ def _quality(
     cell = _number(value, "{}") | {"text": kind.text(kind.main, value)}
     if between:
         low, high = (kind.text(kind.main, end) for end in between)
-        cell |= {
-            "between": f"{low.removesuffix('%') if high.endswith('%') else low}{TO}{high}",
-            "drawn": charts.draw_interval(value, *between, domain),
-        }
+        cell["between"] = f"{low.removesuffix('%') if high.endswith('%') else low}{TO}{high}"
+        if domain[0] <= value <= domain[1]:
+            cell["drawn"] = charts.draw_interval(value, *between, domain)
     title = title_of(found, model)
     notes = [
         beside_of(found, model),
@@ -148,10 +192,7 @@ def _quality(
 
 def _costs(found: Found, check: Check | None) -> dict[str, Cell]:
     assert found.training
-    cells = {
-        "seconds": _number(found.training.seconds, "{:,.1f}"),
-        "cores": _number(core_seconds(found), "{:,.1f}"),
-    }
+    cells = {"seconds": _number(found.training.seconds, "{:,.1f}")}
     most = found.training.peak_memory
     cells["memory"] = _number(most, "{}") | {"text": megabytes(most)}
     sent = sum(found.training.bytes_sent)
@@ -166,7 +207,13 @@ def _costs(found: Found, check: Check | None) -> dict[str, Cell]:
     return cells
 
 
-def _domain(pairs: Sequence[judge.Interval]) -> judge.Interval:
+def _domain(
+    intervals: Mapping[tuple[str, str], judge.Interval | None], poor: set[str]
+) -> judge.Interval:
+    """Return from where to where intervals are drawn: those of runs that have learned something,
+    if there are any, for one that has not makes all others points."""
+    every = {key: pair for key, pair in intervals.items() if pair}
+    pairs = [pair for (name, _), pair in every.items() if name not in poor] or [*every.values()]
     return (min(low for low, _ in pairs), max(high for _, high in pairs)) if pairs else (0, 1)
 
 
@@ -174,19 +221,30 @@ def seeds_of(found: Sequence[Found]) -> dict[str, Any]:
     """Return the table of settings over seeds, and which of them is best."""
     done = [one for one in found if one.metrics]
     if not done:
-        return {"head": [], "rows": [], "said": "", "ranked": False}
+        return {"head": [], "rows": [], "best": 0, "said": [], "ranked": False}
     runs, kind = ranking.table_of(done), done[0].kind
     table = groups(runs, kind)
     shown = for_person(table, kind)
     names = [*map(str, shown)]
+    best = 0
     if ranked := VALIDATION in names:  # by what they are ranked comes before the test set's figures
-        names.remove(VALIDATION)
-        names.insert(names.index("runs") + 1, VALIDATION)
+        there = [VALIDATION, validated(kind)]
+        names = [name for name in names if name not in there]
+        at = names.index("runs") + 1
+        names[at:at] = there
+        mean = table[f"{VALIDATION}_mean"]
+        best = int((mean == mean[0]).sum()) if len(table) > 1 else 0
+    titles = {
+        f"{name}_{model}": f"{kind.title(name)}, {last_of(done) if model == 'last' else model}"
+        for name in kind.compared
+        for model in MODELS
+    }
     rows = shown[names].to_numpy()
     return {
-        "head": [name.replace("_", " ") for name in names],
+        "head": [titles.get(name, name.replace("_", " ")) for name in names],
         "rows": [[str(cell) for cell in row] for row in rows] if len(table) < len(done) else [],
-        "said": choice(runs, kind),
+        "best": best,
+        "said": [*filter(None, [*warnings(runs, kind), choice(runs, kind)])],
         "ranked": ranked,
     }
 

@@ -152,7 +152,7 @@ $("epoch").addEventListener("input", () => { choose(+$("epoch").value); keep({ e
 // ---- Speed against traffic.
 function drawTraffic() {
   const runs = data.runs.map((run, at) => ({ ...run, at })).filter((run) => run.rate);
-  if (!runs.length) return;
+  if (!runs.some((run) => run.sent)) return;  // nothing to compare speed with
   const figure = make("figure", {}, make("figcaption", {}, "Speed against traffic", make("span", {}, ` · ${data.unit}/s, median epoch and quartiles; MB sent in training`)));
   $("traffic").replaceChildren(figure);
   const width = Math.max(260, figure.clientWidth - 16);
