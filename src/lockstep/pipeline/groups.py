@@ -253,7 +253,7 @@ def _set(found: pd.DataFrame) -> list[Hashable]:
 def _have(table: pd.DataFrame, found: pd.DataFrame, row: int) -> pd.Series:
     """Return of each run whether it has the setting of a row of groups."""
     settings = _filled(table, _set(found)).astype(str)
-    return (settings == found[_set(found)].iloc[row].astype(str)).all(axis=1)
+    return (settings == found[_set(found)].astype(str).iloc[row]).all(axis=1)
 
 
 def _filled(table: pd.DataFrame, names: Sequence[Hashable]) -> pd.DataFrame:
