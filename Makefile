@@ -58,7 +58,7 @@ kills: setup  ## kill runs and ranks at every place, go on, compare, and write t
 torch-suite: setup  ## run PyTorch's tests of torch.distributed over MPI and over Gloo
 	python -m tests.mpi.torch_suite
 
-bench: setup  ## measure Lockstep beside its peers (an hour), what the fixed order of sums costs, MPI against Gloo, a checkpoint's pause, memory, the end of a failed job, what a kill costs, a loop of one's own against plain torch
+bench: setup  ## measure Lockstep beside its peers, and what its parts cost: an hour, on an idle machine
 	$(call install,--require-hashes --requirement envs/bench.txt)
 	snakemake --cores all prepare --configfile config/mnist.yaml
 	python -m benchmarks.head_to_head --json results/head_to_head.json
