@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ PEERS = {
 }
 GPT = {"DDP": [*TORCHRUN, "benchmarks.peers.gpt", "ddp"]}
 PLAIN = {"plain torch": ["python", "-m", "benchmarks.peers.plain"]}
+# Ourselves: what two ranks make of one rank's work.
+ALONE = "Lockstep, one rank"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ ROWS = {
     "cnn": Row("cnn", "float32", 128, 12_800, 2.5),
     "cnn-bfloat16": Row("cnn", "bfloat16", 128, 12_800, 3.2),
     "cnn-alone": Row("cnn", "float32", 128, 12_800, 0.97, 1, PLAIN),
+    "cnn-two-ranks": Row("cnn", "float32", 128, 12_800, 1.9, peers={ALONE: []}),
     "gpt": Row("", "float32", 32, 640, 1.1, peers=GPT),
     "resnet18": Row("resnet18", "float32", 128, 384, 1.2, shape=(32, 32, 3)),
     "resnet18-bfloat16": Row("resnet18", "bfloat16", 128, 384, 1.5, shape=(32, 32, 3)),
@@ -128,6 +131,8 @@ def compare(row: Row, source: Path, folder: Path, turns: int) -> Turns:
         flags += [f"--epochs={EPOCHS}", f"--precision={row.precision}"]
         contenders = {name: [*words, *flags] for name, words in row.peers.items()}
         contenders["Lockstep"] = lockstep(row, data, folder)
+        if ALONE in contenders:
+            contenders[ALONE] = lockstep(replace(row, ranks=1), data, folder)
     turned: Turns = {name: [] for name in contenders}
     for turn in range(turns):
         names = list(contenders)
@@ -185,7 +190,7 @@ def once(name: str, words: Sequence[str], folder: Path) -> dict[str, Any]:
     if done.returncode:
         raise UserError(f"{name}: status {done.returncode}: {done.stderr[-2000:]}")
     history = folder / "run/history.csv"
-    if name != "Lockstep" or not history.exists():
+    if name not in ("Lockstep", ALONE) or not history.exists():
         return json.loads(done.stdout.splitlines()[-1])
     epochs = pd.read_csv(history)
     waited = epochs["communication_seconds"] / epochs["seconds"]
