@@ -24,7 +24,14 @@ def flags(data: Path, output: Path, ranks: int, *more: object) -> list[object]:
 
 def launch(ranks: int) -> list[object]:
     """Return the words that start `lockstep` on so many ranks on the hosts of `hostfile`."""
-    mpirun = [*launcher.LOCAL, *launcher.BETWEEN_HOSTS, "--hostfile", "hostfile"]
+    mpirun = [
+        *launcher.LOCAL,
+        *launcher.BETWEEN_HOSTS,
+        "-x",
+        "PYTHONPATH",
+        "--hostfile",
+        "hostfile",
+    ]
     return [*launcher.start(mpirun, ranks), "-m", "lockstep"]
 
 

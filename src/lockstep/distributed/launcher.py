@@ -47,6 +47,7 @@ PATIENCE = 5
 # off after 15 s, and not after eight minutes.
 SSH = f"-x -o ConnectTimeout={PATIENCE} -o ServerAliveInterval=3 -o ServerAliveCountMax=2"
 BETWEEN_HOSTS = [
+    *("-x", "PATH"),
     *("--prtemca", "plm_ssh_args", SSH),
     *("--prtemca", "oob_tcp_keepalive_time", "5", "--prtemca", "oob_tcp_keepalive_intvl", "2"),
     *("--prtemca", "oob_tcp_keepalive_probes", "5"),
@@ -101,7 +102,7 @@ def mpirun(where: Sequence[Host]) -> list[str]:
     Ranks on other hosts get what decides their bits, and what a user says about the network.
     """
     network = (name for name in os.environ if name.startswith(("GLOO_", "NCCL_")))
-    python = (name for name in ("PATH", "PYTHONPATH") if name in os.environ)
+    python = ["PYTHONPATH"] if "PYTHONPATH" in os.environ else []
     names = [word for name in (*python, *caps(), *network) for word in ("-x", name)]
     slots = ["*" if host.slots is None else host.slots for host in where]
     places = ",".join(f"{host.name}:{some}" for host, some in zip(where, slots, strict=True))
