@@ -9,11 +9,16 @@ operands' order does not matter. (Stelz et al., "ReproRed", 2024, do the same fo
 He et al., "EasyScale", SC 2023, train on virtual workers.)
 """
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+# Bytes that all ranks' nodes have together, up to which it may be the fastest to send them to each,
+# and how often that is tried.
+SHORT, TRIALS = 2**22, 7
 
 
 @dataclass
@@ -23,6 +28,10 @@ class Node:
     level: int
     index: int
     value: torch.Tensor
+
+
+Way = Callable[[list[Node]], torch.Tensor]
+"""How ranks' nodes become the tree's root, on all of them."""
 
 
 def push(stack: list[Node], node: Node) -> list[torch.Tensor]:
@@ -191,16 +200,19 @@ class TreeReduce:
     def _empty(self, length: int) -> torch.Tensor:
         return torch.empty(length, dtype=self.dtype, device=self.device)
 
-    def _choose(self) -> Callable[[list[Node]], torch.Tensor]:
+    def _choose(self) -> Way:
         """Return the fastest way that adds along the tree, for this group and length."""
         if self.ranks == 1:
             return fold
         # Where each rank has the root of a subtree, of as many shards, ranks are its leaves.
         level = self.places[0][0][0]
         whole = self.places == [[(level, rank)] for rank in range(self.ranks)]
-        if not (whole and self.ranks & (self.ranks - 1) == 0):
-            return self._meet
-        return self._native if self._native_is_right() else self._butterfly
+        if whole and self.ranks & (self.ranks - 1) == 0:
+            way = self._native if self._native_is_right() else self._butterfly
+        else:
+            way = self._meet
+        size = self.ranks * self._most() * self.length * self.dtype.itemsize
+        return way if size > SHORT or self.ranks == 2 else self._faster(way, self._share)
 
     def _native_is_right(self) -> bool:
         """Try whether the group's all_reduce gives the tree's bits, on random numbers.
@@ -225,6 +237,23 @@ class TreeReduce:
         verdict = torch.tensor(float(same), device=self.device)
         dist.all_reduce(verdict, dist.ReduceOp.MIN, group=self.group)
         return bool(verdict.item())
+
+    def _faster(self, *ways: Way) -> Way:
+        """Return the way that takes less time here, the same one on all ranks."""
+        seconds: list[list[float]] = [[] for _ in ways]
+        for _ in range(TRIALS):  # in turns, for other work to meet them alike
+            for way, times in zip(ways, seconds, strict=True):
+                nodes = [Node(*place, self.take().zero_()) for place in self.places[self.rank]]
+                started = time.perf_counter()
+                way(nodes)
+                times.append(time.perf_counter() - started)
+                self._spare += [node.value for node in nodes]
+        self.drop()
+        slowest = torch.tensor(
+            [sorted(times)[TRIALS // 2] for times in seconds], device=self.device
+        )
+        dist.all_reduce(slowest, dist.ReduceOp.MAX, group=self.group)
+        return ways[int(slowest.argmin())]
 
     def _native(self, stack: list[Node]) -> torch.Tensor:
         (node,) = stack
@@ -265,6 +294,29 @@ class TreeReduce:
         for work in dist.batch_isend_irecv(ops):
             work.wait()
 
+    def _most(self) -> int:
+        """Return how many nodes the rank with most of them has."""
+        return max(len(some) for some in self.places)
+
+    def _share(self, stack: list[Node]) -> torch.Tensor:
+        """Every rank gets all ranks' nodes, and finishes the tree by itself: one message in place
+        of several, for what is short."""
+        mine = self._empty(self._most() * self.length).view(-1, self.length)
+        for row, node in zip(mine, stack, strict=False):
+            row.copy_(node.value[: self.length])
+        everyones = self._empty(self.ranks * mine.numel())
+        dist.all_gather_single(everyones, mine.view(-1), group=self.group)
+        nodes = [
+            Node(level, index, value)
+            for some, values in zip(
+                self.places, everyones.view(self.ranks, *mine.shape), strict=True
+            )
+            for (level, index), value in zip(some, values, strict=False)
+        ]
+        total = stack[0].value
+        total[: self.length] = _join(nodes)
+        return total
+
     def _meet(self, stack: list[Node]) -> torch.Tensor:
         """Each rank finishes the tree for its part of the elements, then all share the parts.
 
@@ -273,7 +325,7 @@ class TreeReduce:
         """
         part, ranks = self.part, self.ranks
         arrived = []
-        for j in range(max(len(some) for some in self.places)):
+        for j in range(self._most()):
             # The j-th node of each rank that has so many: its parts to the ranks that finish them.
             counts = [part if j < len(some) else 0 for some in self.places]
             mine = stack[j].value if j < len(stack) else self._empty(0)

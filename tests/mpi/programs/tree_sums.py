@@ -32,7 +32,9 @@ def main(ranks: int, backend: str) -> None:
                 terms = list((torch.randn(shards, length) * size).to(dtype))
                 reduce = TreeReduce(length, shards, world.rank, world.size, dtype, device)
                 chosen.add(reduce.way.__name__)
-                ways = [reduce.way] if world.size == 1 else [reduce.way, reduce._meet]
+                ways = (
+                    [reduce.way] if world.size == 1 else [reduce.way, reduce._meet, reduce._share]
+                )
                 if shards == world.size and world.size in (2, 4, 8):
                     ways.append(reduce._butterfly)
                 for reduce.way in [*ways, *ways]:  # later on buffers that were used before
