@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from lockstep import tensors as state
 from lockstep.files import sha256
+from lockstep.pipeline.averaging import mean_state
 from lockstep.pipeline.config import Dataset, Run
 from lockstep.pipeline.data.manifest import read_manifest
-from lockstep.pipeline.stages.average import average, mean_state
+from lockstep.pipeline.stages.average import average, write_mean
 from lockstep.pipeline.stages.prepare import prepare
 from tests.damage import change_record
 
@@ -43,6 +44,24 @@ def test_the_mean_is_that_in_float64_rounded_once(save):
         total += value
     assert mean.dtype == torch.float32
     assert np.array_equal(mean.numpy(), (total / 7).astype(np.float32))
+
+
+def test_without_torch_the_mean_is_the_same_file(save, tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    states = [
+        {
+            "w": torch.randn(50, 3, generator=draw) * 10.0**i,
+            "zero": torch.tensor([-0.0, 0.0]),
+            "double": torch.randn(4, generator=draw, dtype=torch.float64),
+            "half": torch.randn(4, generator=draw).half(),
+            "count": torch.tensor(i),
+        }
+        for i in range(3)
+    ]
+    paths, about = save(*states), {"lockstep": "{}"}
+    write_mean(paths, tmp_path / "numpy", about)
+    state.save(mean_state(paths), tmp_path / "torch", about)
+    assert (tmp_path / "numpy").read_bytes() == (tmp_path / "torch").read_bytes()
 
 
 @given(st.integers(1, 5))
@@ -91,6 +110,8 @@ def test_snapshots_that_differ_are_named_by_file_and_key(save, refused, other, w
     paths = save(first, first, other)
     with refused(paths[2], paths[0], *words):
         mean_state(paths)
+    with refused(paths[2], paths[0], *words):
+        write_mean(paths, paths[0].with_name("mean"), {})
 
 
 def test_a_damaged_snapshot_is_named(save, refused):
@@ -122,7 +143,7 @@ def trained(tmp_path, monkeypatch, write_records):
     write_records(tmp_path / "run", run)
     found = read_manifest(tmp_path / "data")
     same = {"mean": found.mean, "std": found.std, "classes": found.class_names}
-    change_record(tmp_path / "run", data_sha256=found.sha256, **same)
+    change_record(tmp_path / "run", data_sha256=found.sha256, buffers_sha256="0" * 64, **same)
     threads = torch.get_num_threads()
     yield tmp_path / "run", tmp_path / "data"
     torch.set_num_threads(threads)
