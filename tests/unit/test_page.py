@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,9 +14,11 @@ from lockstep import progress
 from lockstep.pipeline import page
 from lockstep.pipeline.cli import main
 from lockstep.pipeline.config import Run
+from lockstep.pipeline.launch import world
 from lockstep.pipeline.page.answers import answers
 from lockstep.pipeline.page.collect import check_of, collect, read_checks
 from lockstep.pipeline.page.judge import doubts, holm, interval, p_value, rest
+from lockstep.pipeline.page.scaling import scaling_of
 from lockstep.pipeline.page.series import pairs_of
 from lockstep.pipeline.page.write import as_script, write_page
 from tests.made import (
@@ -556,3 +559,47 @@ def test_a_speed_is_doubted_where_cores_were_too_few_or_busy(tmp_path, data):
         path.write_text(damage)
         assert doubts(found, check_of(found, read_checks(results)))[0].startswith("the load is not")
         assert write_page(results)
+
+
+def test_ranks_are_compared_with_one_of_the_same_batch_and_of_the_same_share(tmp_path, data):
+    results = tmp_path / "results"
+    runs = {
+        "slow": (Run(strategy="single", ranks=1), 900.0),
+        "alone": (Run(strategy="single", ranks=1), 1000.0),
+        "half": (Run(strategy="single", ranks=1, batch=64, shards=2), 800.0),
+        "two": (Run(ranks=2), 1900.0),
+        "other": (Run(ranks=2, model="linear"), 5000.0),
+    }
+    for name, (run, _) in runs.items():
+        write_run(results / name, data, run)
+    found = [
+        replace(one, history=one.history.assign(images_per_second=runs[one.name][1]))
+        for one in collect(results, runs)
+    ]
+    strong, weak = scaling_of(results, found)
+    assert [(row["name"], row["how"], row["alone"]) for row in (strong, weak)] == [
+        ("two", "strong", "alone"),
+        ("two", "weak", "half"),
+    ]
+    assert strong["efficiency"] == pytest.approx([0.95] * 3)
+    assert weak["speedup"] == pytest.approx(1900 / 800)
+    assert strong["communication"] == pytest.approx(0.25)
+    assert strong["predicted"] is None  # nobody has measured an all-reduce
+
+    training = found[3].training
+    sizes = np.array([2**k for k in range(3, 25, 3)])
+    table = pd.DataFrame({"operation": "all_reduce", "backend": training.backend, "bytes": sizes})
+    table["median_us"] = 2 * 100 + sizes / 1e9 * 1e6
+    write_check(results, runs["two"][0])
+    csv = (results / "check" / f"{world(runs['two'][0])}.json").with_suffix(".csv")
+    table.to_csv(csv, index=False)
+    row = scaling_of(results, found)[0]
+    each = found[1].training.steps / len(found[1].history)
+    expected = 128 / (0.75 / each / 2 + 200e-6 + 4 * training.parameters / 1e9)
+    assert row["predicted"] == pytest.approx([expected] * 3, rel=0.02)
+    table["median_us"] = np.where(np.arange(len(sizes)) % 2, 10.0, 10_000.0)  # no fit can meet them
+    table.to_csv(csv, index=False)
+    assert scaling_of(results, found)[0]["predicted"] is None
+    write_page(results)
+    said = " ".join(" ".join(read(results)[1].text).split())
+    assert "More ranks, measured against one" in said

@@ -1,4 +1,5 @@
-"""Speeds on more ranks, predicted from `check`; left out where that misses the run itself."""
+"""Speeds on more ranks: measured against one rank, and predicted from `check`, which is left out
+where it misses what it was fitted to, or the run itself."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ import pandas as pd
 
 from lockstep.files import DAMAGE
 from lockstep.pipeline import launch
+from lockstep.pipeline.config import PLACE, Run
+from lockstep.pipeline.groups import ASKED
 from lockstep.pipeline.page import judge
 from lockstep.pipeline.page.collect import Found
 from lockstep.pipeline.prediction import read_step, weak
@@ -23,6 +26,78 @@ if TYPE_CHECKING:
 NEAR = 0.25
 # How many times as many ranks it is asked for.
 TIMES = (4, 16)
+
+
+def scaling_of(results: Path, found: Sequence[Found]) -> list[dict[str, Any]]:
+    """Return how well runs on several ranks use them, a row for each that one can be compared with.
+
+    It is compared with the fastest run of the same on one rank: of the same batch (strong scaling),
+    or of as many samples on each rank (weak scaling, another experiment). Intervals are from the
+    quartiles of both runs' epochs, and the prediction's from those of the one rank's and what the
+    fit to `check`'s times is off by.
+    """
+    done = list[tuple[Found, Run, tuple[float, float, float]]]()
+    for one in found:
+        rates = judge.rates(one)
+        if one.training and rates:
+            done.append((one, one.training.configuration, rates))
+    rows = []
+    for one, run, (rate, slow, fast) in done:
+        for how, share in (("strong", 1), ("weak", run.ranks)) if run.ranks > 1 else ():
+            alone = [
+                (other, rates)
+                for other, set_to, rates in done
+                if set_to.ranks == 1 and set_to.batch * share == run.batch
+                if _work(other, set_to) == _work(one, run)
+            ]
+            if not alone:
+                continue
+            of, (middle, low, high) = max(alone, key=lambda pair: pair[1][0])
+            history = one.history
+            seconds = history["seconds"].sum()
+            rows.append(
+                {
+                    "name": one.name,
+                    "how": how,
+                    "alone": of.name,
+                    "ranks": run.ranks,
+                    "rate": rate,
+                    "speedup": rate / middle,
+                    "efficiency": [
+                        part / run.ranks for part in (rate / middle, slow / high, fast / low)
+                    ],
+                    "communication": history["communication_seconds"].sum() / seconds,
+                    "input": history["input_seconds"].sum() / seconds,
+                    "predicted": _predict(results, one, of, how),
+                    "sha256": one.training.model_sha256 if one.training else "",
+                }
+            )
+    return rows
+
+
+def _work(found: Found, run: Run) -> dict[str, Any]:
+    """Return what a run is set to of that which its time for a sample follows from."""
+    apart = {*PLACE, *ASKED, "strategy", "seed", "batch", "shards", "snapshots", "epochs"}
+    data = found.training.dataset if found.training else ""
+    return {**run.model_dump(exclude=apart), "data": data}
+
+
+def _predict(results: Path, found: Found, alone: Found, how: str) -> list[float] | None:
+    """Return the speed of a run as that of one rank and the fit foretell it, with an interval."""
+    fit = _fit(results, found)
+    if fit is None or fit.deviation > NEAR:
+        return None
+    assert found.training and alone.training
+    run, history = found.training.configuration, alone.history
+    step = read_step(alone.training, history)
+    computing = history["compute_seconds"] + history["input_seconds"]
+    share = 1 / run.ranks if how == "strong" else 1
+    each = alone.training.steps / len(history)
+    low, middle, high = (float(computing.quantile(q)) / each * share for q in (0.25, 0.5, 0.75))
+    sum_ = fit.seconds(step.gradients, run.ranks)
+    off = 1 + fit.deviation
+    times = (middle + sum_, high + sum_ * off, low + sum_ / off)
+    return [run.batch / seconds for seconds in times]
 
 
 def predictions_of(results: Path, found: Sequence[Found]) -> list[dict[str, Any]]:

@@ -112,6 +112,7 @@ def make_page(results: Path, found: list[Found], now: float, live: bool) -> str:
         table=tables.table_of(found, checks),
         seeds=tables.seeds_of(found),
         parts=tables.parts_of(found),
+        scaling=scaling.scaling_of(results, found),
         predictions=scaling.predictions_of(results, found),
         times=scaling.TIMES,
         near=scaling.NEAR,
