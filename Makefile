@@ -68,6 +68,7 @@ bench: setup  ## measure Lockstep beside its peers, and what its parts cost: an 
 	python -m benchmarks.checkpoint
 	python -m benchmarks.memory
 	python -m benchmarks.large_data
+	python -m benchmarks.scale
 	python -m benchmarks.faults
 	python -m benchmarks.recovery
 	python -m benchmarks.library
