@@ -93,10 +93,14 @@ class Page:
             time.sleep(0.05)
 
     def run(self, script: str) -> Any:
-        """Return the value of an expression in the page."""
-        found = self.call(
-            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
-        )
+        """Return the value of an expression in the page, if it goes away meanwhile in the next."""
+        how = {"expression": script, "returnByValue": True, "awaitPromise": True}
+        try:
+            found = self.call("Runtime.evaluate", **how)
+        except RuntimeError as error:  # it has loaded itself again
+            if "navigated" not in str(error):
+                raise
+            found = self.call("Runtime.evaluate", **how)
         if "exceptionDetails" in found:
             raise RuntimeError(found["exceptionDetails"]["exception"].get("description"))
         return found["result"].get("value")

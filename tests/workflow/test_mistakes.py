@@ -63,7 +63,7 @@ MISTAKES = {
     ),
     "a table that is not there": (
         ("config/config.yaml", "config/runs.tsv", "config/run.tsv"),
-        "runs: there is no config/run.tsv",
+        "config/config.yaml: runs: there is no config/run.tsv",
     ),
 }
 
