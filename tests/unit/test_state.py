@@ -1,5 +1,8 @@
 """state: weights in files, and hashes that tell values apart."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -141,3 +144,13 @@ def test_digests_do_not_see_layout_or_the_order_of_keys():
     assert state.digest({"a": 1, "b": 2}) == state.digest({"b": 2, "a": 1})
     assert state.digest([1, 2]) == state.digest((1, 2))
     assert state.digest(nn.Parameter(value)) == state.digest(value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that tells of the parent there")
+def test_the_most_memory_of_a_process_is_its_own_and_not_its_parents():
+    held = bytearray(600_000_000)
+    held[::4096] = b"1" * len(held[::4096])
+    del held
+    code = "from lockstep.checkpoint.state import peak_memory; print(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 50_000_000 < int(done.stdout) < 600_000_000

@@ -1,10 +1,12 @@
 """A run's state, and how it comes to rank 0 and from there."""
 
+import contextlib
 import copy
 import dataclasses
 import resource
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,7 +73,15 @@ def count_sent(progress: Progress, sent: float, world: World) -> None:
 
 
 def peak_memory() -> int:
-    """Return the bytes of memory that this process had at most."""
+    """Return the bytes of memory that this process had at most.
+
+    Linux's ru_maxrss is not that: a process that was started by vfork, as Python does it, begins
+    with what its parent had at most.
+    """
+    with contextlib.suppress(OSError), Path("/proc/self/status").open() as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
