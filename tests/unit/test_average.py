@@ -177,6 +177,24 @@ def test_the_averaged_model_has_the_mean_weights_and_statistics_of_its_own(train
     assert found["1.running_var"].numpy() == pytest.approx(variances, rel=1e-5)
 
 
+def test_what_numpy_has_no_type_for_is_averaged_by_torch(trained):
+    results, data = trained
+    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
+    for epoch in (1, 2):
+        with torch.no_grad():
+            layers[2].weight.fill_(epoch)
+        half = {
+            n: v.bfloat16() if v.is_floating_point() else v for n, v in layers.state_dict().items()
+        }
+        state.save(half, results / "snapshots" / f"epoch-000{epoch}.safetensors")
+    paths = (results / "snapshots").iterdir()
+    snapshots = {path.name: sha256(path) for path in paths}
+    change_record(results, snapshots=snapshots, buffers_sha256=None)
+    average(results, data, threads=1)
+    found = state.read(results / "averaged.safetensors")
+    assert torch.equal(found["2.weight"], torch.full((3, 4), 1.5))
+
+
 def test_a_run_without_snapshots_is_refused(trained, refused):
     with refused(trained[0] / "train.json", "no snapshot", "train again"):
         average(*trained, threads=1)

@@ -2,6 +2,7 @@ rule average_run:
     """Average the last snapshots of a run."""
     input:
         record=rules.train_run.output.record,
+        weights=rules.train_run.output.model,
         snapshots=rules.train_run.output.snapshots,
         manifest=rules.prepare.output.manifest,
     output:

@@ -12,7 +12,7 @@ from lockstep.pipeline.data.manifest import Manifest, check_files
 from lockstep.pipeline.model_file import metadata
 from lockstep.pipeline.models import build
 from lockstep.pipeline.record import Training
-from lockstep.pipeline.snapshots import alike
+from lockstep.pipeline.snapshots import alike, mean
 from lockstep.reduce.layout import move
 from lockstep.reduce.tree import Node, fold, push
 from lockstep.session import Session
@@ -43,10 +43,10 @@ def write_average(
     """
     run = training.configuration
     with Session(ranks=1, threads=threads, device=run.device, saves=False) as session:
-        mean = mean_replica(paths) if catalogue.of(run).one_shot else mean_state(paths)
-        like = {name: tuple(value.shape) for name, value in mean.items()}
+        averaged = mean_replica(paths) if catalogue.of(run).one_shot else mean_state(paths)
+        like = {name: tuple(value.shape) for name, value in averaged.items()}
         model = build(run.model, manifest.shape, manifest.outputs, kind=manifest.kind, like=like)
-        state.put(model, mean, paths[0].parent)
+        state.put(model, averaged, paths[0].parent)
         move(model, session.device)
         if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
             from lockstep.pipeline.tasks.make import make  # loads pandas, for nothing else here
@@ -67,14 +67,11 @@ def mean_state(paths: list[Path]) -> dict[str, torch.Tensor]:
     Raises:
         UserError: they differ in keys, shapes or types; the line names the file and the key.
     """
-    last: dict[str, torch.Tensor] = {}
-    sums: dict[str, torch.Tensor] = {}
-    for last in alike(paths, state.read):
-        for name, value in last.items():
-            if value.is_floating_point():
-                sums[name] = sums[name] + value.double() if name in sums else value.double()
-    means = {name: (total / len(paths)).to(last[name].dtype) for name, total in sums.items()}
-    return {name: means.get(name, value) for name, value in last.items()}
+    last, means = mean(
+        alike(paths, state.read),
+        lambda value: value.double() if value.is_floating_point() else None,
+    )
+    return {n: means[n].to(value.dtype) if n in means else value for n, value in last.items()}
 
 
 def mean_replica(paths: list[Path]) -> dict[str, torch.Tensor]:

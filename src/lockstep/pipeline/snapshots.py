@@ -1,6 +1,6 @@
 """A run's snapshots: which files they are, and that they are of one model; no torch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,6 +9,7 @@ from lockstep.files import check_sha256
 from lockstep.pipeline.record import Training
 from lockstep.strategies import catalogue
 
+A = TypeVar("A")
 T = TypeVar("T", bound=Mapping[str, Any])
 
 
@@ -55,3 +56,24 @@ def alike(paths: list[Path], read: Callable[[Path], T]) -> Iterator[T]:
             if kinds[0] != kinds[1]:
                 raise UserError(f"{path}: key {name!r} is {kinds[0]}, and {kinds[1]} in {paths[0]}")
         yield found
+
+
+def mean(
+    states: Iterable[Mapping[str, A]], wide: Callable[[A], A | None]
+) -> tuple[Mapping[str, A], dict[str, Any]]:
+    """Return the last of several states, and the means of what is floating-point in them.
+
+    Args:
+        states: arrays, or tensors, by name.
+        wide: gives one in float64, in which they are summed in their order, or None of one that is
+            not floating-point.
+    """
+    last: Mapping[str, A] = {}
+    sums: dict[str, Any] = {}
+    count = 0
+    for last in states:
+        count += 1
+        for name, value in last.items():
+            if (exact := wide(value)) is not None:
+                sums[name] = sums[name] + exact if name in sums else exact
+    return last, {name: total / count for name, total in sums.items()}
