@@ -9,74 +9,43 @@ cache: with a window of 8,192 samples, and without.
 """
 
 import contextlib
-import json
-import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from tests.conftest import mpirun
-from tests.hosts.test_large_data import forget, lockstep, memory_limit
+from tests.hosts.test_large_data import forget, memory_limit, prepared, train
 
 IMAGE, FEW, MANY = 3072, 1_400, 1_400_000
 LIMIT = 10**9
-WINDOW = 8192
 
 
 def main() -> None:
     """Measure, and print."""
     given = sys.argv[1:] and Path(sys.argv[1])
     with tempfile.TemporaryDirectory(dir=given or ".") as name:
-        folder = Path(name)
-        small, large = (make(folder / str(count), count) for count in (FEW, MANY))
-        peaks = [train(data, 2)["peak_memory"] / 1e6 for data in (small, large)]
+        folders = [Path(name, str(count)) for count in (FEW, MANY)]
+        for folder in folders:
+            folder.mkdir()
+        small, large = map(prepared, folders, (FEW, MANY))
+        peaks = [
+            train(data, data.with_name("two ranks"), 2, window=None)["peak_memory"] / 1e6
+            for data in (small, large)
+        ]
         print(
             f"peak memory of a rank: {peaks[0]:.0f} MB with {FEW * IMAGE / 1e6:.0f} MB of data, "
             f"{peaks[1]:.0f} MB with {MANY * IMAGE / 1e9:.1f} GB"
         )
         with contextlib.suppress(pytest.skip.Exception), memory_limit(LIMIT) as group:
-            for what, flags in ((f"a window of {WINDOW:,}", WINDOW), ("no window", None)):
+            for window in (8192, None):
                 forget(large)
-                speed = train(large, 1, group, flags)["images_per_second"]
+                record = train(large, large.with_name(f"window {window}"), 1, group, window)
                 print(
-                    f"one rank with {LIMIT / 1e9:g} GB, {what}: {speed:,.0f} images/s", flush=True
+                    f"one rank with {LIMIT / 1e9:g} GB, a window of {window}: "
+                    f"{record['images_per_second']:,.0f} images/s",
+                    flush=True,
                 )
-
-
-def make(folder: Path, count: int) -> Path:
-    """Prepare so many images that are sorted by class, and deal them to shards."""
-    folder.mkdir()
-    labels = np.arange(count) * 10 // count
-    images = np.random.default_rng(0).integers(0, 256, (1400, 32, 32, 3), np.uint8)
-    images = np.tile(images, (count // len(images), 1, 1, 1))
-    images[np.arange(count), labels] = 255
-    parts = {"images": images, "labels": labels}
-    some = {f"test_{name}": array[:: count // 100] for name, array in parts.items()}
-    np.savez(folder / "all.npz", **parts, **some)
-    named = ("--name", "npz", "--path", folder / "all.npz", "--output", folder / "data")
-    lockstep("download", *named, group=None)
-    lockstep("prepare", *named, group=None)
-    lockstep("partition", "--data", folder / "data", "--output", folder / "data", group=None)
-    (folder / "all.npz").unlink()
-    return folder / "data"
-
-
-def train(
-    data: Path, ranks: int, group: Path | None = None, window: int | None = None
-) -> dict[str, Any]:
-    """Train for an epoch; return what train.json says."""
-    output = data.parent / "run"
-    shutil.rmtree(output, ignore_errors=True)
-    launcher = tuple(mpirun(ranks)) if ranks > 1 else (sys.executable,)
-    folders = ("--data", data, "--partition", data / "shards.csv", "--output", output)
-    flags = ("--ranks", ranks, "--model", "linear", "--epochs", 1)
-    flags += ("--shuffle-window", window) if window else ()
-    lockstep("train", *folders, *flags, launcher=launcher, group=group, timeout=600)
-    return json.loads((output / "train.json").read_text())
 
 
 if __name__ == "__main__":

@@ -3,15 +3,14 @@
 import contextlib
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY, environment, mpirun
+from tests.conftest import REPOSITORY, mpirun, run
 
 SAMPLES = 400_000  # of 3 KiB: 1.2 GB
 LIMIT = 900 * 2**20  # bytes, of which two ranks without any data take 500 to 600 million
@@ -48,58 +47,47 @@ def forget(data: Path) -> None:
 
 
 def lockstep(
-    *words: object,
-    launcher: tuple[str, ...] = (sys.executable,),
-    group: Path | None,
-    timeout: float = 200,
-) -> None:
+    *words: object, launcher: Sequence[str] = (sys.executable,), group: Path | None = None
+):
     """Run a stage, as one of a control group's processes if there is one."""
-
-    def enter() -> None:
-        if group:
-            (group / "cgroup.procs").write_text(str(os.getpid()))
-
-    done = subprocess.run(
-        [*launcher, "-m", "lockstep", *map(str, words)],
-        cwd=REPOSITORY,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        preexec_fn=enter,
-        check=False,
-    )
+    enter = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', group] if group else []
+    done = run([*enter, *launcher, "-m", "lockstep", *words], REPOSITORY, timeout=600)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A prepared dataset, sorted by class."""
-    folder = tmp_path_factory.mktemp("large")
-    labels = np.arange(SAMPLES) * 10 // SAMPLES
-    images = np.random.default_rng(0).integers(0, 256, (4000, 32, 32, 3), np.uint8)
-    images = np.tile(images, (SAMPLES // len(images), 1, 1, 1))
-    images[np.arange(SAMPLES), labels] = 255
+def prepared(folder: Path, samples: int) -> Path:
+    """Prepare so many images of 3 KiB that are sorted by class, and deal them to shards."""
+    different = min(samples, 4000)
+    labels = np.arange(samples) * 10 // samples
+    images = np.random.default_rng(0).integers(0, 256, (different, 32, 32, 3), np.uint8)
+    images = np.tile(images, (samples // different, 1, 1, 1))
+    images[np.arange(samples), labels] = 255
     parts = {"images": images, "labels": labels}
-    np.savez(folder / "all.npz", **parts, **{f"test_{n}": a[::4000] for n, a in parts.items()})
+    some = {f"test_{name}": array[:: samples // 100] for name, array in parts.items()}
+    np.savez(folder / "all.npz", **parts, **some)
     named = ("--name", "npz", "--path", folder / "all.npz", "--output", folder / "data")
-    lockstep("download", *named, group=None)
-    lockstep("prepare", *named, group=None)
-    lockstep("partition", "--data", folder / "data", "--output", folder / "data", group=None)
+    lockstep("download", *named)
+    lockstep("prepare", *named)
+    lockstep("partition", "--data", folder / "data", "--output", folder / "data")
     (folder / "all.npz").unlink()
     return folder / "data"
 
 
-def train(data: Path, output: Path, ranks: int, group: Path | None) -> dict:
-    launcher = tuple(mpirun(ranks)) if ranks > 1 else (sys.executable,)
+def train(
+    data: Path, output: Path, ranks: int, group: Path | None = None, window: int | None = 8192
+) -> dict:
+    """Train a linear model for an epoch; return what train.json says."""
+    launcher = mpirun(ranks) if ranks > 1 else [sys.executable]
     folders = ("--data", data, "--partition", data / "shards.csv", "--output", output)
-    flags = ("--ranks", ranks, "--model", "linear", "--epochs", 1, "--shuffle-window", 8192)
+    flags = ["--ranks", ranks, "--model", "linear", "--epochs", 1]
+    flags += ["--shuffle-window", window] if window else []
     lockstep("train", *folders, *flags, launcher=launcher, group=group)
     return json.loads((output / "train.json").read_text())
 
 
-def test_ranks_with_less_memory_than_the_data_train_to_the_same_bits(data, tmp_path):
-    plenty = train(data, tmp_path / "plenty", 1, None)
+def test_ranks_with_less_memory_than_the_data_train_to_the_same_bits(tmp_path):
+    data = prepared(tmp_path, SAMPLES)
+    plenty = train(data, tmp_path / "plenty", 1)
     with memory_limit(LIMIT) as group:
         forget(data)
         little = train(data, tmp_path / "little", 2, group)

@@ -297,3 +297,13 @@ def test_ranks_look_about_as_often_as_they_should(duration):
         found, _ = looks(monkeypatch, [duration] * 3000)
     gap = found[-1] - found[-2]
     assert gap == pytest.approx(max(1, LOOK_EVERY / duration), rel=0.01, abs=0.5 + 1e-6)
+
+
+def test_data_that_memory_cannot_hold_are_said_to_want_a_window(go, tmp_path, monkeypatch, capsys):
+    go(tmp_path / "before")
+    assert "shuffle_window" not in capsys.readouterr().err
+    monkeypatch.setattr("lockstep.pipeline.stages.train._memory", lambda: 0)
+    go(tmp_path / "any")
+    assert "shuffle_window: 25600, say, would read them in larger blocks" in capsys.readouterr().err
+    go(tmp_path / "window", RUN.model_copy(update={"shuffle_window": 256}))
+    assert "shuffle_window" not in capsys.readouterr().err

@@ -42,9 +42,9 @@ SURVIVING = [
 # A host that does not answer within these seconds is lost.
 PATIENCE = 5
 
-# A host that answers no more is given up by
-# ssh after 9 s, which ends mpirun with an error, and by mpirun itself and on the host that is cut
-# off after 15 s, and not after eight minutes.
+# Ranks on other hosts get the PATH of this one. A host that answers no more is given up by ssh
+# after 9 s, which ends mpirun with an error, and by mpirun itself and on the host that is cut off
+# after 15 s, and not after eight minutes.
 SSH = f"-x -o ConnectTimeout={PATIENCE} -o ServerAliveInterval=3 -o ServerAliveCountMax=2"
 BETWEEN_HOSTS = [
     *("-x", "PATH"),
@@ -194,7 +194,7 @@ def launch(ranks: int, words: Sequence[str]) -> NoReturn:
         words: a script that ends in .py and its arguments, or a stage and its.
 
     Raises:
-        UserError: there is no mpirun, no such script, or no such stage.
+        UserError: there is no mpirun, or no such script.
     """
     stage = not words[0].endswith(".py")
     if not stage and not Path(words[0]).is_file():

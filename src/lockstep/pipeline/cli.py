@@ -8,7 +8,6 @@ import argparse
 import difflib
 import faulthandler
 import os
-import re
 import signal
 import sys
 import types
@@ -52,11 +51,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _refuse_unknown(parser: Parser, argv: Sequence[str]) -> None:
     """Refuse a command that there is not, and say which may be meant: of the library's too."""
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    known = [*commands.choices, *re.findall(r"^    (\w+)  ", LIBRARY, re.MULTILINE)]
-    if argv and argv[0] not in known and not argv[0].startswith("-"):
-        near = difflib.get_close_matches(argv[0], known, 1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        parser.exit(2, f"lockstep: {argv[0]}: no such command; {meant}lockstep --help lists all\n")
+    if not argv or argv[0] in commands.choices or argv[0].startswith("-"):
+        return
+    from lockstep.pipeline.completion import OF_THE_LIBRARY
+
+    near = difflib.get_close_matches(argv[0], [*commands.choices, *OF_THE_LIBRARY], 1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    parser.exit(2, f"lockstep: {argv[0]}: no such command; {meant}lockstep --help lists all\n")
 
 
 # Cells of a flag's choices from which on they stand in its description.

@@ -32,10 +32,9 @@ class Rows:
     """The rows of an array that is memory-mapped or in memory, to be copied."""
 
     def __init__(self, array: np.ndarray) -> None:
-        self.array = array
+        self.array = np.asarray(array)  # whose elements are had faster than a memmap's
         self.block = max(1, min(MOST_IN_BLOCK, BLOCK // max(array[:1].nbytes, 1)))
         """How many neighbours are read at once."""
-        self._plain = np.asarray(array)  # whose elements are had faster than a memmap's
         self._file: int | None = None
         if isinstance(array, np.memmap) and array.nbytes > MOST_MAPPED:
             self._path = str(array.filename)
@@ -48,7 +47,7 @@ class Rows:
     def read(self, some: np.ndarray | slice) -> np.ndarray:
         """Return a copy of some rows, by their numbers or as a slice."""
         if self._file is None:
-            rows = self._plain[some]
+            rows = self.array[some]
             return np.array(rows) if isinstance(some, slice) else rows
         numbers = np.arange(len(self.array))[some] if isinstance(some, slice) else some
         rows = np.empty((len(numbers), *self.array.shape[1:]), self.array.dtype)

@@ -4,6 +4,7 @@ where it misses what it was fitted to, or the run itself."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -16,7 +17,7 @@ from lockstep.pipeline.config import PLACE, Run
 from lockstep.pipeline.groups import ASKED
 from lockstep.pipeline.page import judge
 from lockstep.pipeline.page.collect import Found
-from lockstep.pipeline.prediction import read_step, weak
+from lockstep.pipeline.prediction import read_step, strong, weak
 from lockstep.strategies import catalogue
 
 if TYPE_CHECKING:
@@ -88,16 +89,18 @@ def _predict(results: Path, found: Found, alone: Found, how: str) -> list[float]
     if fit is None or fit.deviation > NEAR:
         return None
     assert found.training and alone.training
-    run, history = found.training.configuration, alone.history
-    step = read_step(alone.training, history)
-    computing = history["compute_seconds"] + history["input_seconds"]
-    share = 1 / run.ranks if how == "strong" else 1
-    each = alone.training.steps / len(history)
-    low, middle, high = (float(computing.quantile(q)) / each * share for q in (0.25, 0.5, 0.75))
-    sum_ = fit.seconds(step.gradients, run.ranks)
+    ranks, history = found.training.configuration.ranks, alone.history
+    step, each = read_step(alone.training, history), alone.training.steps / len(history)
+    computing = (history["compute_seconds"] + history["input_seconds"]) / each
+
+    def at(share: float, off: float) -> float:
+        """Return the speed with this quantile of the computing, and sums so many times as long."""
+        slower = replace(fit, alpha=fit.alpha * off, beta=fit.beta / off)
+        one_step = replace(step, compute=float(computing.quantile(share)))
+        return (strong if how == "strong" else weak)(one_step, slower, ranks)
+
     off = 1 + fit.deviation
-    times = (middle + sum_, high + sum_ * off, low + sum_ / off)
-    return [run.batch / seconds for seconds in times]
+    return [at(0.5, 1), at(0.75, off), at(0.25, 1 / off)]
 
 
 def predictions_of(results: Path, found: Sequence[Found]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from lockstep.files import check_sha256
 from lockstep.pipeline import identity
 from lockstep.pipeline.config import Run, parse
 from lockstep.pipeline.data.manifest import read_manifest
-from lockstep.pipeline.differences import RESULTS, circumstances
+from lockstep.pipeline.differences import RESULTS, circumstances, results
 from lockstep.pipeline.record import (
     Arithmetic,
     Place,
@@ -157,14 +157,10 @@ def differences(record: Training, now: Training) -> Iterable[str]:
 
 def _verdict(record: Training, again: Training) -> bool:
     """Print what is equal and what is not, a line each; return whether all is."""
-    same = True
-    for name, key in RESULTS.items():
-        then, now = (getattr(some, key) for some in (record, again))
-        if then is None and now is None:  # there is no BatchNorm
-            continue
-        equal = then == now
-        same = same and equal
-        then, now = ((value or "none")[:12] for value in (then, now))
+    found = results(record, again)
+    same = all(found.values())
+    for name, equal in found.items():
+        then, now = ((getattr(some, RESULTS[name]) or "none")[:12] for some in (record, again))
         print(f"{name:22}" + (f"equal      {now}" if equal else f"DIFFERENT  {now}, not {then}"))
     ranks = [len(some.ranks) for some in (again, record)]
     print(
