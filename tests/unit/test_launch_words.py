@@ -41,10 +41,19 @@ def test_srun_gets_the_numbers_that_the_job_has_and_no_mpi_for_one_rank():
 def test_mpirun_hands_on_what_decides_bits_and_what_is_said_of_the_network(monkeypatch):
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")
+    monkeypatch.setenv("PYTHONPATH", "/mine")
     words = launcher.mpirun([])
-    given = {words[at + 1] for at, word in enumerate(words) if word == "-x"}
-    assert given >= {"PATH", "PYTHONPATH", "MKL_CBWR", "GLOO_SOCKET_IFNAME"}
+    assert _handed_on(words) >= {"PATH", "PYTHONPATH", "MKL_CBWR", "GLOO_SOCKET_IFNAME"}
     assert "--host" not in words
+
+
+def test_mpirun_hands_on_nothing_that_is_not_there(monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert "PYTHONPATH" not in _handed_on(launcher.mpirun([]))
+
+
+def _handed_on(words):
+    return {words[at + 1] for at, word in enumerate(words) if word == "-x"}
 
 
 @pytest.mark.parametrize(
