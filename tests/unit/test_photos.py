@@ -21,7 +21,9 @@ from pyarrow import parquet
 from lockstep.errors import UserError
 from lockstep.pipeline.config import Dataset
 from lockstep.pipeline.data.arrays import open_part
+from lockstep.pipeline.data.function import yielded
 from lockstep.pipeline.data.manifest import check_files, read_manifest
+from lockstep.pipeline.data.photos import folder
 from lockstep.pipeline.data.pixels import Look, decode
 from lockstep.pipeline.data.split import PARTS
 from lockstep.pipeline.stages.download import download
@@ -159,6 +161,21 @@ def test_photos_are_prepared_and_described(own, tmp_path, refused):
         file.write("rose/9.jpg,rose\n")
     with refused("test/files.csv", "run `prepare` again"):
         check_files(tmp_path / "o", manifest, "test")
+
+
+def test_what_was_decoded_stays_as_it_is_while_more_is(tmp_path):
+    for number in range(500):
+        part, name = "test" if number < 100 else "train", "rose" if number % 2 else "tulip"
+        path = tmp_path / "own" / part / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo(8, 8, number).save(path)
+    dataset = Dataset(name="imagefolder", path=str(tmp_path / "own"))
+    decoded = folder(dataset, tmp_path, 1)
+    held = list(decoded.rows)  # nothing has been stored when the last is decoded
+    for part in ("train", "test"):
+        images = np.concatenate([rows for of, rows in held if of == part])
+        for file, image in zip(decoded.files[part]["file"], images, strict=True):
+            assert np.array_equal(image, np.asarray(Image.open(tmp_path / "own" / file))), file
 
 
 def test_bad_files_are_skipped_where_that_is_asked_for(own, tmp_path, capsys):
@@ -390,10 +407,16 @@ def module(tmp_path, monkeypatch):
     return write
 
 
-def test_a_function_yields_images(module, tmp_path):
+@pytest.mark.parametrize("image", ["np.zeros((4, 5), np.uint8)", "same"])
+def test_a_function_yields_images_in_new_memory_or_the_same(module, tmp_path, image):
     name = module(
-        "    for i in range(20):\n        yield np.full((4, 5), i, np.uint8), 'ab'[i % 2]\n"
+        f"    same = np.zeros((4, 5), np.uint8)\n"
+        f"    for i in range(20):\n        image = {image}\n        image[:] = i\n"
+        f"        yield image, 'ab'[i % 2], 'train' if i % 5 else 'test'\n"
     )
+    decoded = yielded(Dataset(name="function", path=name), tmp_path, 1)
+    held = np.concatenate([rows.reshape(-1, 20) for _, rows in decoded.rows])
+    assert held[:, 0].tolist() == list(range(20))  # nothing was stored when the last was yielded
     record = prepared(name, tmp_path / "o", "function")
     assert record["shape"] == [1, 4, 5]
     assert record["classes"] == ["a", "b"]

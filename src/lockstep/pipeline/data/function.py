@@ -51,7 +51,8 @@ def yielded(dataset: Dataset, raw: Path, threads: int) -> Decoded:
         for count, (image, label, _) in enumerate(_samples(make, name), start=1):
             if count > len(labels) or str(label) != labels[count - 1] or image.shape != shape:
                 break
-            yield from by_part(image[None], which[count - 1 : count])
+            # A copy, for the next sample may come in the same memory.
+            yield from by_part(image[None].copy(), which[count - 1 : count])
         else:
             if count == len(labels):
                 return

@@ -214,7 +214,6 @@ def _blocks(
     """Yield images in their order, decoded by processes a few blocks ahead.
 
     One that is of no use, or of another shape, leaves its place black, and is among the problems.
-    A block holds until the next is asked for.
 
     Args:
         shape: of each image; None looks for problems alone.
@@ -233,10 +232,10 @@ def _blocks(
     def next_done() -> np.ndarray:
         place, count, found, digests = waiting.popleft().result()
         problems.bad.update(found.bad)
-        for kind, (count, name) in found.kinds.items():
-            problems.add(kind, count, name)
+        for kind, (alike, name) in found.kinds.items():
+            problems.add(kind, alike, name)
         sums.update(digests)
-        return blocks[place, :count]
+        return blocks[place, :count].copy()  # the next piece of work gets the place
 
     pairs = zip(sources, files, strict=True)
     # Of threads, two would be as fast as one: of a small image Python does half the work.

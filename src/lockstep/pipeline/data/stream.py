@@ -140,7 +140,8 @@ class Decoded:
             (float32, N x K) of a regression; nothing, where the rows hold them.
         shapes: of a sample as it lies on disk, channels last, by part.
         rows: each part's samples one after the other, in arrays of whole ones (n x shape) or of a
-            piece of one (n x C), with the name of their part. What is wrong with them is raised on
+            piece of one (n x C), with the name of their part. An array is not written to once it
+            was given: it is stored while the next is decoded. What is wrong with them is raised on
             the way.
         statistics: takes the rows as they go by.
         names: of the classes, where there are any.
