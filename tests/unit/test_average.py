@@ -16,8 +16,11 @@ from lockstep.files import sha256
 from lockstep.pipeline.averaging import mean_state
 from lockstep.pipeline.config import Dataset, Run
 from lockstep.pipeline.data.manifest import read_manifest
+from lockstep.pipeline.model_file import metadata
+from lockstep.pipeline.record import read_training
 from lockstep.pipeline.stages.average import average, write_mean
 from lockstep.pipeline.stages.prepare import prepare
+from lockstep.random import permutation
 from tests.damage import change_record
 
 
@@ -131,15 +134,18 @@ def make(shape, classes):
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch, write_records):
-    """The folders of a run without snapshots, and of 9 training images of 2 x 2 pixels."""
+    """The folders of a run without snapshots, and of 302 training images of 2 x 2 pixels that are
+    sorted by class, the one dark and the other light."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "ownnorm.py").write_text(OWN)
-    images = np.random.default_rng(0).integers(0, 256, (12, 2, 2), dtype=np.uint8)
-    np.savez(tmp_path / "own.npz", images=images, labels=np.arange(12) % 3)
+    images = np.random.default_rng(0).integers(0, 100, (404, 2, 2), dtype=np.uint8)
+    labels = np.repeat([0, 1], 202)
+    images[labels == 1] += 155
+    np.savez(tmp_path / "own.npz", images=images, labels=labels)
     dataset = Dataset(name="npz", path=str(tmp_path / "own.npz"), test_fraction=0.25)
     prepare(dataset, tmp_path / "data")
-    run = Run(model="ownnorm:make", ranks=1, shards=2, batch=4, epochs=2, snapshots=2)
+    run = Run(model="ownnorm:make", ranks=1, shards=2, batch=20, epochs=2, snapshots=2)
     write_records(tmp_path / "run", run)
     found = read_manifest(tmp_path / "data")
     same = {"mean": found.mean, "std": found.std, "classes": found.class_names}
@@ -154,7 +160,7 @@ def trained(tmp_path, monkeypatch, write_records):
 
 def test_the_averaged_model_has_the_mean_weights_and_statistics_of_its_own(trained):
     results, data = trained
-    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
+    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
     for epoch in (1, 2):
         with torch.no_grad():
             layers[2].weight.fill_(epoch)
@@ -167,19 +173,49 @@ def test_the_averaged_model_has_the_mean_weights_and_statistics_of_its_own(train
     assert record == json.loads((results / "averaged.json").read_text())
     assert record["snapshots"] == ["epoch-0001.safetensors", "epoch-0002.safetensors"]
     assert record["model_sha256"] == sha256(results / "averaged.safetensors")
-    assert torch.equal(found["2.weight"], torch.full((3, 4), 1.5))
-    # Two whole batches: the ninth image alone is none to take a variance of.
+    assert torch.equal(found["2.weight"], torch.full((2, 4), 1.5))
+    # 15 whole batches: two images are left, and one may have no variance.
     images = np.load(data / "train" / "images.npy") / 255
-    pixels = (images - images.mean()) / images.std()
-    batches = pixels[:8].reshape(2, 4, 4)
+    pixels = ((images - images.mean()) / images.std()).reshape(-1, 4)
+    batches = pixels[permutation(len(pixels), "average", 0)][:300].reshape(15, 20, 4)
     assert found["1.running_mean"].numpy() == pytest.approx(batches.mean(axis=(0, 1)), abs=1e-6)
     variances = batches.var(axis=1, ddof=1).mean(axis=0)
     assert found["1.running_var"].numpy() == pytest.approx(variances, rel=1e-5)
+    assert found["1.running_var"].numpy() == pytest.approx(pixels.var(axis=0), rel=0.05)
+
+
+def test_a_single_snapshot_is_its_own_average(trained):
+    results, data = trained
+    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    layers[1].running_mean.fill_(7.0)
+    path = results / "snapshots" / "epoch-0002.safetensors"
+    state.save(layers.state_dict(), path)
+    change_record(results, snapshots={path.name: sha256(path)})
+    about = metadata(read_training(results))
+    state.save(layers.state_dict(), results / "model.safetensors", about)
+    average(results, data, threads=1)
+    found = state.read(results / "averaged.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in layers.state_dict().items())
+
+
+def test_statistics_of_frozen_layers_are_not_computed_again(trained):
+    results, data = trained
+    run = read_training(results).configuration
+    change_record(results, configuration=run.model_copy(update={"freeze": "1"}).model_dump())
+    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    layers[1].running_mean.fill_(7.0)
+    for epoch in (1, 2):
+        state.save(layers.state_dict(), results / "snapshots" / f"epoch-000{epoch}.safetensors")
+    paths = (results / "snapshots").iterdir()
+    change_record(results, snapshots={path.name: sha256(path) for path in paths})
+    average(results, data, threads=1)
+    found = state.read(results / "averaged.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in layers.state_dict().items())
 
 
 def test_what_numpy_has_no_type_for_is_averaged_by_torch(trained):
     results, data = trained
-    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
+    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
     for epoch in (1, 2):
         with torch.no_grad():
             layers[2].weight.fill_(epoch)
@@ -192,7 +228,7 @@ def test_what_numpy_has_no_type_for_is_averaged_by_torch(trained):
     change_record(results, snapshots=snapshots, buffers_sha256=None)
     average(results, data, threads=1)
     found = state.read(results / "averaged.safetensors")
-    assert torch.equal(found["2.weight"], torch.full((3, 4), 1.5))
+    assert torch.equal(found["2.weight"], torch.full((2, 4), 1.5))
 
 
 def test_a_run_without_snapshots_is_refused(trained, refused):

@@ -136,6 +136,16 @@ def test_frozen_parts_stay_and_so_do_their_statistics():
     assert model.layer2[0].bn1.training
 
 
+@pytest.mark.parametrize(("what", "stay"), [("backbone", [True, True]), ("0", [True, False])])
+def test_statistics_of_a_layer_without_parameters_stay_with_the_part_that_it_is_in(what, stay):
+    norms = [nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, affine=False)]
+    parts = [nn.Sequential(nn.Conv2d(3, 4, 3), norms[0]), nn.Conv2d(4, 4, 3), norms[1]]
+    model = nn.Sequential(*parts, nn.Flatten(), nn.Linear(64, 10))
+    freeze(model, what, head_of(model, 10))
+    model.train()
+    assert [not norm.training for norm in norms] == stay
+
+
 def test_what_cannot_be_frozen_is_refused(refused):
     model = build("resnet18", (3, 32, 32), 10)
     head = head_of(model, 10)

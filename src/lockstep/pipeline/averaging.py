@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import update_bn
+from torch.nn.modules.batchnorm import _BatchNorm as NORM
 
+from lockstep import random as streams
 from lockstep import tensors as state
 from lockstep.pipeline.data.arrays import open_part
 from lockstep.pipeline.data.manifest import Manifest, check_files
 from lockstep.pipeline.model_file import metadata
 from lockstep.pipeline.models import build
+from lockstep.pipeline.models.pretrained import freeze, head_of
 from lockstep.pipeline.record import Training
 from lockstep.pipeline.snapshots import alike, mean
 from lockstep.reduce.layout import move
@@ -48,16 +49,27 @@ def write_average(
         model = build(run.model, manifest.shape, manifest.outputs, kind=manifest.kind, like=like)
         state.put(model, averaged, paths[0].parent)
         move(model, session.device)
-        if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
+        if run.freeze is not None:
+            freeze(model, run.freeze, head_of(model, manifest.outputs))
+        model.train()
+        norms = [layer for layer in model.modules() if layer.training and isinstance(layer, NORM)]
+        # One snapshot is its own mean, and has the statistics of its weights.
+        if len(paths) > 1 and norms:
             from lockstep.pipeline.tasks.make import make  # loads pandas, for nothing else here
 
             check_files(data, manifest, "train")
             inputs = open_part(data / "train", manifest.kind).rows[0]
             task = make(run, manifest, session.device)
-            # Whole batches, as in training: each counts alike, and one sample may have no variance.
-            starts = range(0, manifest.samples["train"] - run.batch + 1, run.batch)
-            batches = (inputs.read(slice(start, start + run.batch)) for start in starts)
-            update_bn(map(task.normalize, batches), model)
+            # Whole batches of samples at random, as in training: each counts alike, one sample may
+            # have no variance, and files are often sorted by class, whose means differ.
+            order = streams.permutation(manifest.samples["train"], "average", run.seed)
+            whole = order[: len(order) // run.batch * run.batch].reshape(-1, run.batch)
+            for layer in norms:
+                layer.reset_running_stats()
+                layer.momentum = None  # all batches count alike
+            with torch.no_grad():
+                for some in whole:
+                    model(task.normalize(inputs.read(some)))
         state.save(model.state_dict(), output, metadata(training))
 
 

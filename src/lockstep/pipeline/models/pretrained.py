@@ -142,10 +142,12 @@ def freeze(model: nn.Module, what: str, head: Head) -> None:
                 "what is to stay by prefixes"
             )
         frozen = {name for name in names if name not in head.names}
+        prefixes = None
     else:
         frozen = set()
-        for prefix in (word.strip().rstrip(".") for word in what.split(",")):
-            some = {name for name in names if name == prefix or name.startswith(f"{prefix}.")}
+        prefixes = [word.strip().rstrip(".") for word in what.split(",")]
+        for prefix in prefixes:
+            some = {name for name in names if _is_within(name, prefix)}
             if not some:
                 parts = [".".join(n.split(".")[:k]) for n in names for k in range(1, 4)]
                 near = difflib.get_close_matches(prefix, parts, 1) or [parts[0]]
@@ -157,10 +159,18 @@ def freeze(model: nn.Module, what: str, head: Head) -> None:
         if name in frozen:
             parameter.requires_grad_(False)
     for name, layer in model.named_modules():
+        if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            continue
         own = {f"{name}.{key}" for key, _ in layer.named_parameters()}
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and own and own <= frozen:
+        # One without parameters has the parts that it is in to go by.
+        within = prefixes is None or any(_is_within(name, prefix) for prefix in prefixes)
+        if own <= frozen and (own or within):
             layer.eval()
             layer.train = types.MethodType(_stay, layer)  # type: ignore[method-assign]
+
+
+def _is_within(name: str, prefix: str) -> bool:
+    return f"{name}.".startswith(f"{prefix}.")
 
 
 def _stay(layer: nn.Module, mode: bool = True) -> nn.Module:

@@ -33,7 +33,7 @@ def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
     snapshots are local SGD's replicas, this is the one average that they get (Zinkevich et al.,
     "Parallelized stochastic gradient descent", 2010), along the tree, as it is while training.
     BatchNorm's statistics are those of other weights then, so they are computed again, over the
-    training data.
+    training data in random order; those of a single snapshot and of frozen layers stay.
 
     Args:
         results: the run's folder; averaged.json is written there last.
@@ -51,7 +51,8 @@ def average(results: Path, data: Path, threads: int) -> dict[str, Any]:
     check_trained_on(training, results, manifest, data)
     paths, output = find_snapshots(results, training), results / "averaged.safetensors"
     one_shot = catalogue.of(training.configuration).one_shot
-    if training.buffers_sha256 is None and not one_shot and _is_of_arrays(paths[0]):
+    plain = training.buffers_sha256 is None or len(paths) == 1
+    if plain and not one_shot and _is_of_arrays(paths[0]):
         _check_model(results, training)
         write_mean(paths, output, metadata(training))
     else:
