@@ -126,6 +126,16 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, litter):
         assert litter(store.folder) == sorted([*names, "step-00000007/manifest.json"])
 
 
+def test_the_last_ones_have_the_largest_numbers_however_many_digits_those_have(tmp_path):
+    with opened(tmp_path) as store:
+        fill(store, 99_999_999, 100_000_000)
+        assert sorted(steps(store)) == [99_999_999, 100_000_000]
+    with opened(tmp_path) as store:
+        assert store.newest().progress.step == 100_000_000
+        fill(store, 100_000_001)
+        assert sorted(steps(store)) == [100_000_000, 100_000_001]
+
+
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_last_ones_are_kept(keep, tmp_path):
     with opened(tmp_path, keep=keep) as store:

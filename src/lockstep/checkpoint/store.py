@@ -169,12 +169,17 @@ class Store:
 
         Its tensors are read when they are asked for, each time.
         """
-        for folder in sorted(self.folder.glob("step-*"), reverse=True):
+        for folder in reversed(self._steps()):
             try:
                 return self._read(folder)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
                 say(f"{folder}: damaged, and not used: {first_line(error)}")
         return None
+
+    def _steps(self) -> list[Path]:
+        """Return the folders of checkpoints in their order: a number may have more digits."""
+        found = self.folder.glob("step-*")
+        return sorted(found, key=lambda folder: (len(folder.name), folder.name))
 
     def _read(self, folder: Path) -> Checkpoint:
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
@@ -338,7 +343,7 @@ class Store:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         # Later ones are damaged, or the run would not be here: they must not count.
-        found = sorted(self.folder.glob("step-*"))
+        found = self._steps()
         place = found.index(final) + 1
         for folder in (*found[: max(0, place - self.keep)], *found[place:]):
             self._drop(folder)
