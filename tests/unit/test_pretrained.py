@@ -146,6 +146,21 @@ def test_statistics_of_a_layer_without_parameters_stay_with_the_part_that_it_is_
     assert [not norm.training for norm in norms] == stay
 
 
+def test_a_stage_of_a_model_has_the_learning_rates_of_the_whole():
+    first = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(3, 10))
+    head, run = head_of(model, 10), Run(backbone_lr=0.01)
+    assert head.names == {"2.weight", "2.bias"}
+    # In the stage, a layer of the backbone has the name that the head has in the model.
+    parts = [nn.Sequential(*first), nn.Sequential(model[1], model[2])]
+    for part, share in zip(parts, (0.01, 1.0), strict=True):
+        groups = make_optimizer(run, part, head).param_groups
+        assert {group["lr_share"] for group in groups} == {share}
+    groups = make_optimizer(run, copy_of(model), head).param_groups
+    shares = {tuple(p.shape): group["lr_share"] for group in groups for p in group["params"]}
+    assert shares == {(3, 4): 0.01, (3, 3): 0.01, (3,): 0.01, (10, 3): 1.0, (10,): 1.0}
+
+
 def test_what_cannot_be_frozen_is_refused(refused):
     model = build("resnet18", (3, 32, 32), 10)
     head = head_of(model, 10)

@@ -3,6 +3,7 @@
 import difflib
 import json
 import types
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,19 +30,20 @@ class Head:
 
     Args:
         names: of its parameters.
-        identities: of its parameters, as `id` has them: those of a copy have the names alone, and
-            those of a part of the model other names.
+        known: the model's own parameters, by `id`, and whether each is in the head. In a part of
+            the model they have other names; those of a copy are others, by the same names.
     """
 
     names: frozenset[str]
-    identities: frozenset[int]
+    known: Mapping[int, tuple[weakref.ref[nn.Parameter], bool]]
 
     def has(self, name: str, parameter: nn.Parameter) -> bool:
         """Return whether a parameter of the model, of a copy or of a part of it is in the head."""
-        return id(parameter) in self.identities or name in self.names
+        own, is_in = self.known.get(id(parameter), (None, False))
+        return is_in if own and own() is parameter else name in self.names
 
 
-NONE = Head(frozenset(), frozenset())
+NONE = Head(frozenset(), {})
 
 
 def head_of(model: nn.Module, outputs: int) -> Head:
@@ -53,7 +55,9 @@ def head_of(model: nn.Module, outputs: int) -> Head:
         found = {nn.Linear: "out_features", nn.Conv2d: "out_channels"}.get(type(layer))
         if found and getattr(layer, found) == outputs:
             own = {f"{name}.{key}".removeprefix("."): p for key, p in layer.named_parameters()}
-            return Head(frozenset(own), frozenset(map(id, own.values())))
+            inside = {*map(id, own.values())}
+            known = {id(p): (weakref.ref(p), id(p) in inside) for p in model.parameters()}
+            return Head(frozenset(own), known)
     return NONE
 
 
