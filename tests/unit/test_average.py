@@ -184,6 +184,23 @@ def test_the_averaged_model_has_the_mean_weights_and_statistics_of_its_own(train
     assert found["1.running_var"].numpy() == pytest.approx(pixels.var(axis=0), rel=0.05)
 
 
+def test_statistics_are_of_all_samples_where_a_batch_has_more(trained):
+    results, data = trained
+    run = read_training(results).configuration
+    more = {"batch": 400, "scheme": "balanced"}  # which repeats samples
+    change_record(results, configuration=run.model_copy(update=more).model_dump())
+    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    for epoch in (1, 2):
+        state.save(layers.state_dict(), results / "snapshots" / f"epoch-000{epoch}.safetensors")
+    paths = (results / "snapshots").iterdir()
+    change_record(results, snapshots={path.name: sha256(path) for path in paths})
+    average(results, data, threads=1)
+    images = np.load(data / "train" / "images.npy") / 255
+    pixels = ((images - images.mean()) / images.std()).reshape(-1, 4)
+    found = state.read(results / "averaged.safetensors")
+    assert found["1.running_var"].numpy() == pytest.approx(pixels.var(axis=0, ddof=1), rel=1e-5)
+
+
 def test_a_single_snapshot_is_its_own_average(trained):
     results, data = trained
     layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))

@@ -63,13 +63,14 @@ def write_average(
             # Whole batches of samples at random, as in training: each counts alike, one sample may
             # have no variance, and files are often sorted by class, whose means differ.
             order = streams.permutation(manifest.samples["train"], "average", run.seed)
-            whole = order[: len(order) // run.batch * run.batch].reshape(-1, run.batch)
+            batch = min(run.batch, len(order))  # which has some samples twice, if it is balanced
+            whole = order[: len(order) // batch * batch].reshape(-1, batch)
             for layer in norms:
                 layer.reset_running_stats()
                 layer.momentum = None  # all batches count alike
             with torch.no_grad():
                 for some in whole:
-                    model(task.normalize(inputs.read(some)))
+                    task.forward(model, task.normalize(inputs.read(some)))
         state.save(model.state_dict(), output, metadata(training))
 
 
