@@ -86,7 +86,7 @@ def write_run(
         history["validation_accuracy"] = 0.98 - loss / 3
     history["images_per_second"] = 2000 + 50 * random.standard_normal(run.epochs)
     parts = {"seconds": 1.0, "input_seconds": 0.05, "compute_seconds": 0.7}
-    history = history.assign(**parts, communication_seconds=0.25)
+    history = history.assign(**parts, communication_seconds=0.25, idle_seconds=0.1)
     history.to_csv(folder / "history.csv", index=False)
 
     found = {}
@@ -174,6 +174,7 @@ def _write_records(
         partition_edited=False,
         initial_sha256=zero,
         parameters=5,
+        trained_parameters=5,
         bfloat16_distance=None,
         launcher="python",
         backend="gloo",
@@ -201,7 +202,11 @@ def _write_records(
         **same,
     )
     write_training(folder, training)
-    write_json(folder / "metrics.json", {**measured, **same, **tables})
+    averaged = f"{model + 1:064x}"
+    snapshots = {"snapshots": [], "snapshots_sha256": same["snapshots_sha256"]}
+    write_json(folder / "averaged.json", snapshots | {"model_sha256": averaged})
+    said = {**measured, **same, **tables, "averaged_sha256": averaged}
+    write_json(folder / "metrics.json", said)
 
 
 def write_check(results: Path, run: Run, load: float = 0.1, cores: int = 4) -> None:

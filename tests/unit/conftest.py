@@ -119,6 +119,7 @@ def write_records():
             partition_edited=False,
             initial_sha256="0" * 64,
             parameters=5,
+            trained_parameters=5,
             bfloat16_distance=None,
             launcher="python",
             backend="gloo",
@@ -152,8 +153,10 @@ def write_records():
         measured["majority"] = 1.0
         metrics = {"last": measured, "averaged": measured, **same}
         metrics |= {f"{name}_sha256": value for name, value in digest.items()}
+        averaged = {"snapshots": [], "snapshots_sha256": "cd" * 32, "model_sha256": "ef" * 32}
         write_training(folder, training)
-        write_json(folder / "metrics.json", metrics)
+        write_json(folder / "averaged.json", averaged)
+        write_json(folder / "metrics.json", metrics | {"averaged_sha256": "ef" * 32})
 
     return write
 

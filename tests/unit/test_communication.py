@@ -47,7 +47,10 @@ def check(hosts):
 
 
 TRAIN = Training.model_construct(
-    configuration=Run(shards=4, batch=128, epochs=2, snapshots=1), steps=20, parameters=1_000_000
+    configuration=Run(shards=4, batch=128, epochs=2, snapshots=1),
+    steps=20,
+    parameters=3_000_000,
+    trained_parameters=1_000_000,  # the others are frozen
 )
 HISTORY = pd.DataFrame(
     {

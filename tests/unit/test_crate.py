@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from lockstep.pipeline.config import Run
 from lockstep.pipeline.stages.crate import OF_ALL, crate
 
 
@@ -35,8 +36,21 @@ def test_a_file_that_is_missing_is_named(name, results, tmp_path, refused):
         crate(results, "MIT", tmp_path / "crate")
 
 
-def test_an_experiment_without_runs_is_refused(results, tmp_path, refused):
-    with refused(results, "none of the runs of summary.csv is here"):
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("run\n", "summary.csv: there is no run in it"),
+        ("run,model_sha256\nhere,{}\ngone,{}\n", "gone, a run of summary.csv, is not here"),
+        ("run,model_sha256\nhere,{}0\n", "has another model of here than"),
+    ],
+)
+def test_runs_other_than_those_of_the_summary_are_refused(
+    table, said, results, tmp_path, refused, write_records
+):
+    model = "ab" * 32
+    write_records(results / "here", Run(), model)
+    (results / "summary.csv").write_text(table.format(model, model))
+    with refused(results, said):
         crate(results, "MIT", tmp_path / "crate")
     assert not (tmp_path / "crate").exists()
 

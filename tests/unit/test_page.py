@@ -1,5 +1,6 @@
 """page: what it reads, what it makes of it, and that no name can do harm."""
 
+import itertools
 import json
 import re
 import time
@@ -14,13 +15,17 @@ from lockstep import progress
 from lockstep.pipeline import page
 from lockstep.pipeline.cli import main
 from lockstep.pipeline.config import Run
+from lockstep.pipeline.differences import causes
 from lockstep.pipeline.launch import world
 from lockstep.pipeline.page.answers import answers
 from lockstep.pipeline.page.collect import check_of, collect, read_checks
-from lockstep.pipeline.page.judge import doubts, holm, interval, p_value, rest
+from lockstep.pipeline.page.facts import title_of
+from lockstep.pipeline.page.judge import doubts, holm, interval, p_value, rest, worse
 from lockstep.pipeline.page.scaling import scaling_of
 from lockstep.pipeline.page.series import pairs_of
 from lockstep.pipeline.page.write import as_script, write_page
+from lockstep.pipeline.record import read_training
+from tests.damage import change_record
 from tests.made import (
     DIGITS,
     write_check,
@@ -348,7 +353,7 @@ def test_settings_are_ranked_by_the_validation_part_and_not_by_the_test_set(tmp_
         for seed in range(2):
             run = Run(lr=lr, seed=seed)
             name, apart = results / f"{lr}-{seed}", seed / 100
-            write_run(name, data, run, round(10 * lr) + seed, wrong + seed, True, loss + apart)
+            write_run(name, data, run, round(100 * lr) + seed, wrong + seed, True, loss + apart)
     said, more = how_good(results)
     # The mean of 180 and 179 of 200, and their deviation: lr 0.2 is better on the test set alone.
     start = "Best by validation is lr 0.1: accuracy 89.75% ± 0.35% on 200 images"
@@ -367,6 +372,19 @@ def test_settings_are_ranked_by_the_validation_part_and_not_by_the_test_set(tmp_
     assert "the best by the loss on the validation part first" in " ".join(titles)
 
 
+def test_that_the_next_setting_may_be_as_good_is_said_of_a_best_one_on_several_ranks(
+    tmp_path, data
+):
+    results = tmp_path / "results"
+    for lr, loss in ((0.1, 0.2), (0.2, 0.21)):
+        for seed, ranks in itertools.product(range(3), (1, 2)):
+            run = Run(lr=lr, seed=seed, ranks=ranks)
+            model, apart = round(100 * lr) + seed, seed / 10  # the same bits on 1 and 2 ranks
+            name = results / f"{lr}-{seed}-{ranks}"
+            write_run(name, data, run, model, 4, True, loss + apart)
+    assert "it may be as good" in how_good(results)[1]
+
+
 def test_of_single_runs_the_best_by_validation_is_named_with_its_interval(tmp_path, data):
     results = tmp_path / "results"
     write_run(results / "poor", data, Run(lr=0.1), 0, 2, True, 0.4)
@@ -379,6 +397,42 @@ def test_of_single_runs_the_best_by_validation_is_named_with_its_interval(tmp_pa
     assert how_good(results)[0].startswith("Best by validation are good, same: accuracy 97.00%")
     assert write_page(results)
     assert "runs good, same (lr 0.2/0.3)." in read(results)[0]
+
+
+def test_where_sums_depend_on_it_the_backend_is_among_what_differs(tmp_path, data):
+    for strategy in ("ddp", "sync_sgd"):
+        folder = tmp_path / strategy
+        for name, backend in (("a", "gloo"), ("b", "mpi4py")):
+            write_run(folder / name, data, Run(strategy=strategy, ranks=2))
+            change_record(folder / name, backend=backend)
+        (first, second) = (read_training(folder / name) for name in "ab")
+        found = causes(first, second)
+        assert found == ([("circumstances", "backend", "gloo", "mpi4py")] * (strategy == "ddp"))
+
+
+def test_runs_on_other_data_have_no_pictures_and_other_classes(tmp_path, data):
+    results = tmp_path / "results"
+    other = write_data(tmp_path / "other", list("abcdefghij"), side=9)
+    write_run(results / "first", data)
+    write_run(results / "second", other, model=1, wrong=9)
+    write_page(results)
+    _, _, values = read(results)
+    assert values["classes"] == DIGITS
+    assert values["other_classes"] == {"second": list("abcdefghij")}
+    mistakes = {name: of["last"]["mistakes"] for name, of in values["errors"].items()}
+    shown = {int(sample) for sample in values["pictures"]}
+    own = values["errors"]["first"]
+    own = {sample for model in own.values() for sample, *_ in model["mistakes"]}
+    assert shown == own
+    assert len(mistakes["second"]) == 9
+    assert worse(collect(results, None)) is None  # these are other samples
+
+
+def test_the_mean_of_fewer_epochs_than_asked_for_is_called_so(tmp_path, data):
+    write_run(tmp_path / "results/a", data, Run(snapshots=10))
+    names = {f"epoch-000{epoch}.safetensors": "0" * 64 for epoch in (1, 2, 3)}
+    change_record(tmp_path / "results/a", snapshots=names)
+    assert title_of(collect(tmp_path / "results", None)[0], "averaged") == "mean of the last 3"
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_setting(tmp_path, data):
@@ -584,7 +638,14 @@ def test_ranks_are_compared_with_one_of_the_same_batch_and_of_the_same_share(tmp
     assert strong["efficiency"] == pytest.approx([0.95] * 3)
     assert weak["speedup"] == pytest.approx(1900 / 800)
     assert strong["communication"] == pytest.approx(0.25)
+    assert strong["idle"] == pytest.approx(0.1)
     assert strong["predicted"] is None  # nobody has measured an all-reduce
+
+    write_run(results / "gpu", data, Run(strategy="single", ranks=1))
+    change_record(results / "gpu", ranks=[{"processor": "another", "device": "cuda"}])
+    fast = replace(collect(results, {"gpu": None})[0])
+    fast = replace(fast, history=fast.history.assign(images_per_second=9000.0))
+    assert scaling_of(results, [*found, fast])[0]["alone"] == "alone"
 
     training = found[3].training
     sizes = np.array([2**k for k in range(3, 25, 3)])

@@ -25,6 +25,7 @@ from lockstep.pipeline.record import (
 from lockstep.pipeline.report import draw_launch, draw_prediction, draw_run, draw_summary
 from lockstep.pipeline.stages.average import average
 from lockstep.pipeline.stages.evaluate import evaluate
+from lockstep.pipeline.stages.export import card
 from lockstep.pipeline.stages.partition import partition
 from lockstep.pipeline.stages.summarize import summarize
 from lockstep.pipeline.stages.train import train
@@ -154,6 +155,28 @@ def test_what_is_left_of_an_older_training_is_refused(copy, refused):
     change_record(copy / "run", snapshots=None)
     with refused("train.json", "snapshots", "train again"):
         do(copy, "average")
+
+
+def test_what_was_measured_of_another_average_is_refused(copy, refused):
+    path = copy / "run/averaged.json"
+    record = json.loads(path.read_text())
+    write_json(path, record | {"model_sha256": "0" * 64})
+    for stage in ("summarize", "draw"):
+        with refused("metrics.json", "not of the average", "`evaluate` again"):
+            do(copy, stage)
+
+
+def test_a_card_has_what_was_measured_of_its_own_model_alone(copy, capsys):
+    training = read_training(copy / "run")
+    for model in ("last", "averaged"):
+        of_test = getattr(read_metrics(copy / "run", training), model)
+        said = card(copy / "run", training, model, "model.onnx")
+        assert f"| accuracy, test set | {of_test.accuracy:.2%} |" in said
+    assert "| 3 epochs; the mean of 2 epochs' weights, batch" in said.replace("trained ", "")
+    change_record(copy / "run", model_sha256="0" * 64)
+    said = card(copy / "run", read_training(copy / "run"), "last", "model.onnx")
+    assert "test set" not in said
+    assert "the card says nothing of the test set: " in capsys.readouterr().err
 
 
 def test_scores_that_are_no_numbers_are_refused(copy, refused):

@@ -8,6 +8,7 @@ from lockstep.pipeline.groups import VALIDATION, choice, for_person, groups
 from lockstep.pipeline.kinds import CLASSIFICATION
 from lockstep.pipeline.report.runs import page_of_runs
 from lockstep.pipeline.stages.summarize import WIDTH, for_terminal, summarize
+from tests.damage import change_record
 
 
 @pytest.fixture
@@ -28,6 +29,15 @@ def test_what_a_strategy_does_not_read_is_no_column(table):
     assert list(found["reduction"]) == ["tree", "tree"]
     assert not {"sync_every", "stages", "pipeline_schedule", "lr"} & set(found.columns)
     assert list(found["bytes_sent"]) == [7, 7]
+
+
+@pytest.mark.parametrize(("rate", "written"), [(0.4321, 0.432), (14.26, 14.3), (123.6, 124)])
+def test_a_speed_has_three_digits_at_least(tmp_path, write_records, rate, written):
+    write_records(tmp_path / "a", Run())
+    change_record(tmp_path / "a", images_per_second=rate)
+    found = summarize([tmp_path / "a"], tmp_path / "summary.csv")
+    assert list(found["images_per_second"]) == [written]
+    assert f"{written:.2g}" in for_terminal(tmp_path / "summary.csv") or written == 124
 
 
 def test_what_only_some_strategies_read_is_empty_for_the_others(table):

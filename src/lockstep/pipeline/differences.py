@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from lockstep import provenance
 from lockstep.errors import in_words
 from lockstep.pipeline.record import Training
+from lockstep.strategies import catalogue
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,9 +24,12 @@ PACKAGES = ("python", *provenance.LIBRARIES, "pandas")
 
 def circumstances(record: Training) -> dict[str, Any]:
     """Return what may change the bits, by its name for a person, apart from the code."""
+    run = record.configuration
     return {
         **{name: record.versions.get(name) for name in PACKAGES},
         "initial weights": record.initial_sha256,
+        # Over which the promised sums are the same.
+        **({} if catalogue.of(run).keeps_bits else {"backend": record.backend}),
         **{name.replace("_", " "): value for name, value in record.arithmetic},
         **{
             name: ", ".join(sorted({getattr(place, name) for place in record.ranks}))

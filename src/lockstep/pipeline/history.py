@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # The columns that are times, as is how fast it was; the others are results.
-TIMES = ["seconds", "input_seconds", "compute_seconds", "communication_seconds"]
+TIMES = ["seconds", "input_seconds", "compute_seconds", "communication_seconds", "idle_seconds"]
 # One that is there where there is a validation part: it is no part of the seconds.
 VALIDATION = "validation_seconds"
 

@@ -40,7 +40,7 @@ def read_step(training: Training, history: pd.DataFrame) -> Step:
         run.shards,
         float(compute.median()) / per_epoch,
         float(history["seconds"].median()) / per_epoch,
-        4 * training.parameters,
+        4 * training.trained_parameters,
     )
 
 

@@ -89,6 +89,8 @@ class Origin(Record):
     partition_edited: bool
     initial_sha256: Sha256
     parameters: Count
+    trained_parameters: Count
+    """Those that are not frozen: their gradients are what a step sums over the ranks."""
     bfloat16_distance: float | None
     launcher: str
     backend: str
@@ -184,6 +186,7 @@ class Metrics(Record):
     averaged: Measured
     validation: Validated | None = None
     model_sha256: Sha256
+    averaged_sha256: Sha256
     snapshots_sha256: Sha256
     predictions_sha256: Sha256 | None = None
     confusion_sha256: Sha256 | None = None
@@ -233,13 +236,16 @@ def read_metrics(results: Path, training: Training) -> Metrics:
     """Read the metrics.json in `results`; the tables beside it are compared with it.
 
     Raises:
-        UserError: one of them is missing or damaged, or of another training than this one.
+        UserError: one of them is missing or damaged, or of another training than this one, or of
+            another average.
     """
     path, do = results / "metrics.json", "run `evaluate` again"
     found = _read(Metrics, path, "the metrics of a run", do)
     for key in ("model_sha256", "snapshots_sha256"):
         if getattr(found, key) != getattr(training, key):
             raise UserError(f"{path}: not of the training in {results / 'train.json'}; {do}")
+    if found.averaged_sha256 != read_averaged(results, training).model_sha256:
+        raise UserError(f"{path}: not of the average in {results / 'averaged.json'}; {do}")
     kind = TASKS[training.task]
     keys = [f"{model}.{name}" for model in MODELS for name in kind.measured]
     keys += [f"{table}_sha256" for table in kind.tables]

@@ -97,7 +97,11 @@ def make_row(
     spent: dict[str, float],
     rate: str,
 ) -> dict[str, float]:
-    """Return an epoch's row of history.csv, in which samples per second are called `rate`."""
+    """Return an epoch's row of history.csv, in which samples per second are called `rate`.
+
+    Times are rank 0's, but for `idle_seconds`: by how much the ranks' communication is longer, in
+    the mean, than that of the rank with the shortest, for which the others wait.
+    """
     computed = spent["seconds"] - spent["input_seconds"] - spent["communication_seconds"]
     return {
         "epoch": epoch + 1,
@@ -108,6 +112,7 @@ def make_row(
         "input_seconds": spent["input_seconds"],
         "compute_seconds": max(0.0, computed),
         "communication_seconds": spent["communication_seconds"],
+        "idle_seconds": spent["idle_seconds"],
         **({VALIDATION: spent[VALIDATION]} if VALIDATION in spent else {}),
     }
 

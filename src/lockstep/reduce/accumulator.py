@@ -4,8 +4,6 @@ A shard's gradient is formed by itself, in a term of its own, from the buffers t
 with. So who forms it does not matter, nor does it matter whether it is formed again.
 """
 
-import time
-
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -25,8 +23,6 @@ class Accumulator:
 
     def __init__(self, model: nn.Module, flat: Flat, tree: TreeReduce | GatherReduce) -> None:
         self.model, self.flat, self.tree = model, flat, tree
-        self.communication = 0.0
-        """Seconds that sums have taken so far."""
         self.is_under_way = False
         """Whether a step has begun and is not done."""
         self.stack: list[Node] = []
@@ -55,10 +51,7 @@ class Accumulator:
         Args:
             keep: whether it may be in vain, for a rank may die: what was added stays.
         """
-        started = time.perf_counter()
-        total = (self.tree.all_reduce_a_copy if keep else self.tree.all_reduce)(self.stack)
-        self.communication += time.perf_counter() - started
-        return total
+        return (self.tree.all_reduce_a_copy if keep else self.tree.all_reduce)(self.stack)
 
     def finish(self, total: torch.Tensor, items: float) -> None:
         """End the step: the parameters have the mean gradients, until the tree gets them back by

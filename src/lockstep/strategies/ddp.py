@@ -33,7 +33,9 @@ class DataParallelByTorch(Replicated):
             loss = self.task(self.shared, micro_batches)
         except RuntimeError as error:
             raise self._plainer(error) from None
+        started = time.perf_counter()
         self.items = total_items(loss.items)
+        self.communication += time.perf_counter() - started
         loss.value.backward()
         self.metrics.add(micro_batches[0].shard, loss.sums())
         self.update(micro_batches[0].step, lr)

@@ -67,13 +67,14 @@ class FullySharded:
         self.communication = 0.0
 
     def step(self, micro_batches: Sequence[MicroBatch], lr: float) -> None:
-        before = self.accumulator.communication
         self.accumulator.begin()
-        items = total_items(form(self._zeroed, micro_batches, self.accumulator, self.metrics))
-        self.accumulator.finish(self.accumulator.sum(), items)
+        here = form(self._zeroed, micro_batches, self.accumulator, self.metrics)
+        started = time.perf_counter()
+        items, total = total_items(here), self.accumulator.sum()
+        seconds = time.perf_counter() - started
+        self.accumulator.finish(total, items)
         self._check_passes()
         self.passes = 0
-        seconds = self.accumulator.communication - before
         started = time.perf_counter()
         for part in self.parts.values():
             part.load(items)

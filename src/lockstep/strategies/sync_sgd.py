@@ -43,7 +43,6 @@ class TreeReduction(Replicated):
             self.number = micro_batches[0].step
         form(self.task, micro_batches, self.accumulator, self.sums)
         rows, total = together(self.world, self._sum)
-        self.communication = self.accumulator.communication
         items = dict(zip(self.sums.names or (), rows.sum(dim=0).tolist(), strict=True))["items"]
         self.accumulator.finish(total, items)
         self.metrics.add_all(self.sums.names or (), rows)
@@ -52,7 +51,10 @@ class TreeReduction(Replicated):
         self.shards = block(self.world.rank, self.world.size, self.run.shards)
 
     def _sum(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.sums.gather(), self.accumulator.sum(keep=self.world.survives)
+        started = time.perf_counter()
+        found = self.sums.gather(), self.accumulator.sum(keep=self.world.survives)
+        self.communication += time.perf_counter() - started
+        return found
 
     def deal_again(self) -> Sequence[int]:
         """Go on with the ranks that there are now, in the middle of a step, too; all of them call

@@ -129,10 +129,13 @@ def _best_by_validation(done: Sequence[Found]) -> dict[str, Any]:
     order = f"Ranked by the loss on the validation part: {first} ({losses[0]})"
     if len(equal) + 1 < len(names):
         order += f", then {names[len(equal) + 1]} ({losses[len(equal) + 1]})"
+    # Runs with the same bits are one draw, whatever says where they were computed.
+    draws = runs.drop_duplicates("model_sha256", ignore_index=True)
+    apart = groups(draws, kind)
     more = [
         *spread,
         f"{order}.",
-        *cautions(table, names, kind),
+        *cautions(apart, names_of(draws, apart), kind),
         "The test set chose nothing, so this figure of it is not flattered by a choice.",
         *warnings(runs, kind),
     ]

@@ -26,7 +26,8 @@ def title_of(found: Found, model: str) -> str:
     assert found.training
     run, best = found.training.configuration, found.training.best
     if model == "averaged":
-        return "mean of all replicas" if run.one_shot else f"mean of the last {run.snapshots}"
+        count = len(found.training.snapshots)  # a run that stopped early may have fewer
+        return "mean of all replicas" if run.one_shot else f"mean of the last {count}"
     if run.one_shot:
         return "replica of shard 0"
     return f"best, epoch {best.epoch}" if run.keep == "best" and best else "last epoch"

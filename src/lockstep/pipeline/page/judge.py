@@ -92,7 +92,8 @@ def worse(runs: Sequence[Found]) -> tuple[Found, dict[str, float]] | None:
     """
     known = {one.name: errors(one, headline(one)) for one in runs}
     able = {name: wrong for name, wrong in known.items() if wrong is not None}
-    if len(able) < 2 or len({len(wrong) for wrong in able.values()}) > 1:
+    data = [one.training.data_sha256 for one in runs if one.name in able and one.training]
+    if len(able) < 2 or any(some != data[0] for some in data):
         return None
     best = min((one for one in runs if one.name in able), key=lambda one: able[one.name].mean())
     others = {

@@ -94,13 +94,16 @@ def pictures(found: Sequence[Found], errors: dict[str, Any]) -> dict[int, str]:
     are enough bytes of them; none where the images are elsewhere, or others."""
     shown: dict[int, str] = {}
     size = 0
-    images = None
+    images, data = None, dict[str, str]()
     for one in found:
         if not one.training or not one.kind.classes or one.name not in errors:
             continue
-        images = _images(one) if images is None else images
+        if images is None:
+            images, data = _images(one), one.training.data_sha256
         if images is None:
             break
+        if one.training.data_sha256 != data:
+            continue  # its samples of the same numbers are others
         for model in MODELS:
             for sample, *_ in errors[one.name][model]["mistakes"]:
                 if sample in shown or sample >= len(images):

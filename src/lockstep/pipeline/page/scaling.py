@@ -68,6 +68,7 @@ def scaling_of(results: Path, found: Sequence[Found]) -> list[dict[str, Any]]:
                         part / run.ranks for part in (rate / middle, slow / high, fast / low)
                     ],
                     "communication": history["communication_seconds"].sum() / seconds,
+                    "idle": history["idle_seconds"].sum() / seconds,
                     "input": history["input_seconds"].sum() / seconds,
                     "predicted": _predict(results, one, of, how),
                     "sha256": one.training.model_sha256 if one.training else "",
@@ -77,10 +78,12 @@ def scaling_of(results: Path, found: Sequence[Found]) -> list[dict[str, Any]]:
 
 
 def _work(found: Found, run: Run) -> dict[str, Any]:
-    """Return what a run is set to of that which its time for a sample follows from."""
+    """Return what a run is set to of that which its time for a sample follows from, and what it was
+    computed on."""
     apart = {*PLACE, *ASKED, "strategy", "seed", "batch", "shards", "snapshots", "epochs"}
-    data = found.training.dataset if found.training else ""
-    return {**run.model_dump(exclude=apart), "data": data}
+    assert found.training
+    machines = {(place.device, place.processor) for place in found.training.ranks}
+    return {**run.model_dump(exclude=apart), "data": found.training.dataset, "on": machines}
 
 
 def _predict(results: Path, found: Found, alone: Found, how: str) -> list[float] | None:

@@ -67,6 +67,8 @@ def make_page(results: Path, found: list[Found], now: float, live: bool) -> str:
     kind = found[0].kind
     errors = {one.name: of for one in found if (of := mistakes.errors_of(one))}
     trained = [one for one in found if one.training]
+    of_runs = {one.name: one.training.classes for one in trained if one.training}
+    classes = next(iter(of_runs.values()), [])
     data: dict[str, Any] = {
         "refresh": EVERY if live else 0,
         "unit": kind.unit,
@@ -82,7 +84,8 @@ def make_page(results: Path, found: list[Found], now: float, live: bool) -> str:
             }
             for one in found
         ],
-        "classes": trained[0].training.classes if trained and trained[0].training else [],
+        "classes": classes,
+        "other_classes": {name: some for name, some in of_runs.items() if some != classes},
         "errors": errors,
         "models": {
             one.name: {model: facts.title_of(one, model) for model in ("last", "averaged")}

@@ -136,10 +136,18 @@ def crate(results: Path, license: str, output: Path) -> Path:
 def _runs(results: Path) -> list[Path]:
     """Return the folders of the runs that the summary has: others may be left of another table."""
     with (results / "summary.csv").open(newline="", encoding="utf-8") as table:
-        names = {row.get("run") for row in csv.DictReader(table)}
-    found = [path.parent for path in sorted(results.glob("*/train.json"))]
-    if not (listed := [path for path in found if path.name in names]):
-        raise UserError(f"{results}: none of the runs of summary.csv is here; train again")
+        models = {row["run"]: row.get("model_sha256") for row in csv.DictReader(table)}
+    listed = [results / name for name in sorted(models)]
+    if not listed:
+        raise UserError(f"{results / 'summary.csv'}: there is no run in it; train one")
+    if gone := [run.name for run in listed if not (run / "train.json").exists()]:
+        raise UserError(f"{results}: {gone[0]}, a run of summary.csv, is not here; train it again")
+    for run in listed:
+        if read_training(run).model_sha256 != models[run.name]:
+            raise UserError(
+                f"{results / 'summary.csv'}: has another model of {run.name} than "
+                f"{run / 'train.json'}; run the workflow again"
+            )
     return listed
 
 

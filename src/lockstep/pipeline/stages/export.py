@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lockstep.errors import UserError, first_line
+from lockstep.errors import UserError, first_line, say
 from lockstep.files import atomic, write_json, write_text
 from lockstep.pipeline.kinds import TASKS
 from lockstep.pipeline.model_file import about
 from lockstep.pipeline.models import load
-from lockstep.pipeline.record import Training, read_training
+from lockstep.pipeline.record import Training, read_metrics, read_training
 from lockstep.pipeline.stages.predict import model_file
 
 # What a program that is exported is tried with: two samples or more, so that their number stays
@@ -135,10 +135,18 @@ def card(results: Path, training: Training, model: str, file: str) -> str:
     """Return a model card: what it is, what it has learned from, how good it is, how to load it."""
     run, kind = training.configuration, TASKS[training.task]
     said: dict[str, Any] = {}
-    if (metrics := results / "metrics.json").exists():
-        found = json.loads(metrics.read_text(encoding="utf-8"))
-        of_test = {name: found[model].get(name) for name in (*kind.compared, "loss")}
-        said = {f"{kind.title(n)}, test set": kind.text(n, v) for n, v in of_test.items() if v}
+    if (results / "metrics.json").exists():
+        try:
+            found = getattr(read_metrics(results, training), model)
+        except UserError as error:
+            say(f"the card says nothing of the test set: {error}")
+        else:
+            of_test = {name: getattr(found, name) for name in (*kind.compared, "loss")}
+            said = {
+                f"{kind.title(name)}, test set": kind.text(name, value)
+                for name, value in of_test.items()
+                if value is not None
+            }
     inputs = {
         "classification": "uint8 pixels, N x C x H x W",
         "regression": "float32 numbers, N x C x …",
@@ -151,7 +159,7 @@ def card(results: Path, training: Training, model: str, file: str) -> str:
         "inputs": f"{shape}: {inputs}" if file != "model.safetensors" else shape,
         "outputs": f"{training.outputs} {kind.counted}",
         "data": training.dataset,
-        "trained": f"{_epochs(results, training)}, batch {run.batch}, {run.optimizer}, "
+        "trained": f"{_epochs(results, training, model)}, batch {run.batch}, {run.optimizer}, "
         f"lr {run.lr:g}, seed {run.seed}",
         **said,
         "run": f"`{about(training)['run_sha256']}`",
@@ -172,11 +180,15 @@ def card(results: Path, training: Training, model: str, file: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def _epochs(results: Path, training: Training) -> str:
-    """Return how many epochs there were, and which of them is the result."""
+def _epochs(results: Path, training: Training, model: str) -> str:
+    """Return how many epochs there were, and which of them is the model."""
     history = results / "history.csv"
     with history.open(encoding="utf-8") as file:
         done = f"{sum(1 for _ in file) - 1} epochs"
+    if model == "averaged":
+        count = len(training.snapshots)
+        what = "replicas" if training.configuration.one_shot else "epochs' weights"
+        return f"{done}; the mean of {count} {what}" if count > 1 else done
     if training.configuration.keep == "best" and training.best:
         return f"{done}, of which this is epoch {training.best.epoch}"
     return done

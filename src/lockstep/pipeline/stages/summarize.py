@@ -74,12 +74,17 @@ def _row(folder: Path) -> dict[str, object]:
         **{name: run[name] if name in own else "" for name in ASKED},
         **{name: run[name] for name in (*COLUMNS[2:], *OTHERS)},
         **quality(metrics, kind),
-        kind.rate: round(training.images_per_second),
+        kind.rate: _rounded(training.images_per_second),
         "seconds": round(training.seconds, 2),
         "peak_memory": training.peak_memory,
         "bytes_sent": sum(training.bytes_sent),
         "model_sha256": training.model_sha256,
     }
+
+
+def _rounded(rate: float) -> float:
+    """Return a speed to three digits, or as many as there are before the point."""
+    return round(rate) if rate >= 100 else float(f"{rate:.3g}")
 
 
 def for_terminal(table: Path) -> str:
@@ -98,7 +103,9 @@ def for_terminal(table: Path) -> str:
             kind.title(metric): measured(metric, "last"),
             **({"balanced": measured(BALANCED, "last")} if are_uneven(frame).any() else {}),
             "averaged": measured(metric, "averaged"),
-            f"{kind.unit}/s": [f"{rate:,.0f}" for rate in frame[kind.rate]],
+            f"{kind.unit}/s": [
+                f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}" for rate in frame[kind.rate]
+            ],
             "peak memory": [_megabytes(most) for most in frame["peak_memory"]],
             "sent": [_megabytes(sent) for sent in frame["bytes_sent"]],
         }

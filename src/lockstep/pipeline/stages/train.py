@@ -17,6 +17,7 @@ import torch
 from lockstep import determinism, provenance, tensors
 from lockstep import strategies as parallel
 from lockstep.checkpoint import period
+from lockstep.checkpoint.agreement import gather
 from lockstep.checkpoint.checkpointer import Checkpointer, new_segment, now, resume
 from lockstep.checkpoint.state import Progress, moved
 from lockstep.checkpoint.store import Store
@@ -148,6 +149,7 @@ def train_in(
     )
     initial = tensors.digest(model.state_dict() | dict(model.named_buffers()))
     parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     move(model, device)
     task = make_task(run, manifest, device)
     rehearse(model, task, batches.get(0, 0, 0), parallel.keeps_bits(run))
@@ -249,6 +251,7 @@ def train_in(
             partition_edited=edited,
             initial_sha256=initial,
             parameters=parameters,
+            trained_parameters=trained,
             bfloat16_distance=bfloat16_distance,
             launcher=by["launcher"],
             backend=by["backend"],
@@ -374,6 +377,9 @@ def _end_epoch(at: UnderWay) -> dict[str, float]:
     steps, history, spent = at.batches.steps_per_epoch, progress.history, progress.seconds
     epoch, checkpointer = len(history), at.checkpointer
     means, weights = at.task.means(strategy.metrics.totals()), {}
+    # Who has come to a sum first has waited there; the last has not.
+    waits = gather(spent["communication_seconds"])
+    spent["idle_seconds"] = sum(waits) / len(waits) - min(waits)
     if at.validation:
         started = time.perf_counter()
         weights = moved(_result(strategy), world)

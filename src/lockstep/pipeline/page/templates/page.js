@@ -17,7 +17,7 @@ function drawErrors() {
       found.largest.map((row) => make("tr", {}, ...row.map((v, k) => make("td", { class: "number" }, k < 2 ? String(v) : number(v)))))));
     return;
   }
-  const classes = data.classes, wrong = found.samples - found.right;
+  const classes = Object.hasOwn(data.other_classes, name) ? data.other_classes[name] : data.classes, wrong = found.samples - found.right;
   which.textContent += ` ${found.right.toLocaleString("en")} of ${found.samples.toLocaleString("en")} right, ${wrong} wrong.`;
   const recall = Object.fromEntries(found.recall.map(([k, n, right]) => [k, n ? right / n : null]));
   const left = make("div", {}), right = make("div", {});
