@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm as NORM
+from torch import nn
 
 from lockstep import random as streams
 from lockstep import tensors as state
@@ -52,7 +52,11 @@ def write_average(
         if run.freeze is not None:
             freeze(model, run.freeze, head_of(model, manifest.outputs))
         model.train()
-        norms = [layer for layer in model.modules() if layer.training and isinstance(layer, NORM)]
+        norms = [
+            layer
+            for layer in model.modules()
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training
+        ]
         # One snapshot is its own mean, and has the statistics of its weights.
         if len(paths) > 1 and norms:
             from lockstep.pipeline.tasks.make import make  # loads pandas, for nothing else here
