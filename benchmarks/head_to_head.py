@@ -194,12 +194,14 @@ def once(name: str, words: Sequence[str], folder: Path) -> dict[str, Any]:
         return json.loads(done.stdout.splitlines()[-1])
     epochs = pd.read_csv(history)
     waited = epochs["communication_seconds"] / epochs["seconds"]
+    idle = epochs["idle_seconds"] / epochs["seconds"]
     for stage in ("average", "evaluate"):
         files = [f"--results={folder}/run", f"--data={folder}/data"]
         subprocess.run(["lockstep", stage, *files], cwd=REPOSITORY, env=ENVIRONMENT, check=True)
     return {
         "rates": epochs["images_per_second"].tolist(),
         "communication": waited[1:].median(),
+        "idle": idle[1:].median(),
         "accuracy": json.loads((folder / "run/metrics.json").read_text())["last"]["accuracy"],
     }
 
@@ -219,13 +221,17 @@ def judge(row: Row, turns: Turns) -> dict[str, Any]:
     found = {"speeds": speeds, "best": best, "ratio": statistics.median(ratios)}
     found |= {"lowest": min(ratios), "highest": max(ratios)}
     found["accuracies"] = {name: some[-1].get("accuracy") for name, some in turns.items()}
-    waits = [turn["communication"] for turn in turns["Lockstep"] if "communication" in turn]
-    return found | ({"communication": statistics.median(waits)} if waits else {})
+    for name in ("communication", "idle"):
+        shares = [turn[name] for turn in turns["Lockstep"] if name in turn]
+        found |= {name: statistics.median(shares)} if shares else {}
+    return found
 
 
 def show(name: str, row: Row, found: dict[str, Any]) -> None:
     """Print what was found of a row."""
-    waited = f"; {found['communication']:.1%} of it waiting" if "communication" in found else ""
+    waited = ""
+    if "communication" in found:
+        waited = f"; {found['communication']:.1%} of it communication, {found['idle']:.1%} idle"
     print(
         f"{name}: {found['ratio']:.2f} times {found['best']} ({found['lowest']:.2f} to "
         f"{found['highest']:.2f}), {'as' if found['ratio'] >= row.target else 'less than'} asked "
