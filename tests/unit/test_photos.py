@@ -333,6 +333,31 @@ def test_parquet_with_images_in_it_as_others_write_it(own, tmp_path):
     assert [found[part]["samples"] for part in PARTS] == [8, 2, 2]
 
 
+def write_cells(path, values, labels=None, names=None):
+    """Write a Parquet file with a grey image of each value in it: None is no image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = [
+        b"none" if value is None else encoded(Image.new("L", (4, 4), value)) for value in values
+    ]
+    labels = [number % 2 for number in range(len(cells))] if labels is None else labels
+    whole = pa.table({"image": cells, "label": labels})
+    if names:
+        features = {"info": {"features": {"label": {"names": names}}}}
+        whole = whole.replace_schema_metadata({"huggingface": json.dumps(features)})
+    parquet.write_table(whole, path)
+
+
+@pytest.mark.parametrize("others", [["dog", "cat"], ["cat", "dog", "owl"], None])
+def test_files_whose_schemas_name_other_classes_are_refused(tmp_path, refused, others):
+    first, second = (tmp_path / "set" / f"{name}.parquet" for name in "ab")
+    write_cells(first, range(4), names=["cat", "dog"])
+    write_cells(second, range(4), names=others)
+    with refused(f"{second}: ", f"not those of {first};"):
+        prepared(tmp_path / "set", tmp_path / "o", "table")
+    write_cells(second, range(4), names=["cat", "dog"])
+    assert prepared(tmp_path / "set", tmp_path / "o", "table")["classes"] == ["cat", "dog"]
+
+
 def test_parquet_of_several_forms_is_refused_in_one_line(tmp_path, refused):
     folder = tmp_path / "set"
     folder.mkdir()

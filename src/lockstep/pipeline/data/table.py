@@ -78,7 +78,7 @@ def _of_parquet(root: Path, files: list[Path], group: str | None) -> Rows:
     parquet = _parquet()
     columns: dict[str, list[Any]] = {}
     splits: list[str] = []
-    named: list[str] | None = None
+    named: list[list[str] | None] = []
     image, counts = "", list[int]()
     for file in files:
         try:
@@ -88,13 +88,19 @@ def _of_parquet(root: Path, files: list[Path], group: str | None) -> Rows:
                 wanted = ["path", "label", "split", *([group] if group else [])]
                 small = [name for name in wanted if name in schema.names]
                 part = opened.read(columns=small).to_pydict()
-                named = _class_labels(schema.metadata) or named
+                named.append(_class_labels(schema.metadata))
                 counts.append(opened.metadata.num_rows)
         except (OSError, ValueError) as error:
             raise UserError(f"{file}: not a Parquet file: {first_line(error)}") from None
         for name in small:
             columns.setdefault(name, []).extend(part[name])
         splits += [_split_of(file.name)] * counts[-1]
+    for file, names in zip(files, named, strict=True):
+        if names != named[0]:  # a number would be of one class here, and of another there
+            raise UserError(
+                f"{file}: the classes that its schema names are not those of {files[0]}; expected "
+                f"the same names in the same order, or none, in all files: write both anew"
+            )
     for name, values in columns.items():
         if len(values) != sum(counts):
             raise UserError(f"{root}: the column {name!r} is not in all of its {len(files)} files")
@@ -106,7 +112,7 @@ def _of_parquet(root: Path, files: list[Path], group: str | None) -> Rows:
         found["split"] = np.array(splits)
     _want(files[0], found, *([] if image else ["path"]), "label", *([group] if group else []))
     if not image:
-        return _rows(files[0], root, found, found["label"], named, group)
+        return _rows(files[0], root, found, found["label"], named[0], group)
 
     def sources() -> Iterator[bytes | Path]:
         for file in files:
@@ -118,7 +124,7 @@ def _of_parquet(root: Path, files: list[Path], group: str | None) -> Rows:
     counted = zip(files, counts, strict=True)
     cells = [f"{file.name}:{row}" for file, count in counted for row in range(count)]
     found["path"] = np.array(cells)
-    rows = _rows(files[0], root, found, found["label"], named, group)
+    rows = _rows(files[0], root, found, found["label"], named[0], group)
     return replace(rows, sources=sources)
 
 
