@@ -358,6 +358,32 @@ def test_files_whose_schemas_name_other_classes_are_refused(tmp_path, refused, o
     assert prepared(tmp_path / "set", tmp_path / "o", "table")["classes"] == ["cat", "dog"]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train-0-of-1", "validation-0", "test_0"],
+        ["train/0000", "val/0000", "test/0000"],
+        ["default/Training/0000", "default/dev/0000", "default/testing/0000"],
+    ],
+)
+def test_files_of_parquet_or_their_folders_say_which_part_they_are(tmp_path, names):
+    for name, values in zip(names, ([1, 2, 3], [4, 5], [6, 7]), strict=True):
+        write_cells(tmp_path / "set" / f"{name}.parquet", values)
+    prepared(tmp_path / "set", tmp_path / "o", "table")
+    levels = [open_part(tmp_path / "o" / part).inputs[:, 0, 0, 0].tolist() for part in PARTS]
+    assert levels == [[1, 2, 3], [4, 5], [6, 7]]
+
+
+def test_a_file_of_no_part_beside_others_that_have_one_is_named(tmp_path, refused):
+    for name in ("train-0", "test-0", "extra"):
+        write_cells(tmp_path / "set" / f"{name}.parquet", range(4))
+    extra = tmp_path / "set" / "extra.parquet"
+    with refused(f"{extra}: ", "which part it is", "test-0.parquet does (test)", "expected train"):
+        prepared(tmp_path / "set", tmp_path / "o", "table")
+    extra.unlink()
+    assert prepared(tmp_path / "set", tmp_path / "o", "table")["test"]["samples"] == 4
+
+
 def test_parquet_of_several_forms_is_refused_in_one_line(tmp_path, refused):
     folder = tmp_path / "set"
     folder.mkdir()

@@ -9,6 +9,13 @@ from lockstep.pipeline.config import Dataset
 PARTS = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST = range(3)
 
+WORDS = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), VALIDATION),
+    **dict.fromkeys(("test", "testing"), TEST),
+}
+"""The part that a word means, whichever case its letters have."""
+
 
 def split(
     labels: np.ndarray,
@@ -94,15 +101,10 @@ def of_names(values: np.ndarray, where: str) -> np.ndarray:
     Raises:
         UserError: one is none.
     """
-    known = {
-        **dict.fromkeys(("train", "training"), TRAIN),
-        **dict.fromkeys(("validation", "valid", "val", "dev"), VALIDATION),
-        **dict.fromkeys(("test", "testing"), TEST),
-    }
     for row, value in enumerate(values):
-        if str(value).lower() not in known:
+        if str(value).lower() not in WORDS:
             raise UserError(
                 f"{where}: row {row + 1}: split is {str(value)!r}, expected train, validation or "
                 f"test"
             )
-    return np.array([known[str(value).lower()] for value in values], np.uint8)
+    return np.array([WORDS[str(value).lower()] for value in values], np.uint8)

@@ -15,7 +15,7 @@ import numpy as np
 
 from lockstep.errors import UserError, first_line
 from lockstep.pipeline.data.folder import files_below
-from lockstep.pipeline.data.split import of_names
+from lockstep.pipeline.data.split import WORDS, of_names
 from lockstep.pipeline.data.stream import number_classes
 
 # Rows of images that are in memory at once.
@@ -77,7 +77,7 @@ def _of_csv(path: Path, group: str | None) -> Rows:
 def _of_parquet(root: Path, files: list[Path], group: str | None) -> Rows:
     parquet = _parquet()
     columns: dict[str, list[Any]] = {}
-    splits: list[str] = []
+    splits = [_split_of(file.relative_to(root)) for file in files]
     named: list[list[str] | None] = []
     image, counts = "", list[int]()
     for file in files:
@@ -94,7 +94,6 @@ def _of_parquet(root: Path, files: list[Path], group: str | None) -> Rows:
             raise UserError(f"{file}: not a Parquet file: {first_line(error)}") from None
         for name in small:
             columns.setdefault(name, []).extend(part[name])
-        splits += [_split_of(file.name)] * counts[-1]
     for file, names in zip(files, named, strict=True):
         if names != named[0]:  # a number would be of one class here, and of another there
             raise UserError(
@@ -108,8 +107,15 @@ def _of_parquet(root: Path, files: list[Path], group: str | None) -> Rows:
         name: np.array(["" if value is None else str(value) for value in values])
         for name, values in columns.items()
     }
-    if "split" not in found and all(splits) and len(set(splits)) > 1:
-        found["split"] = np.array(splits)
+    if "split" not in found and len(set(splits)) > 1:
+        if "" in splits:  # where it belongs nobody knows, and it might be trained and tested on
+            known = next(n for n, split in enumerate(splits) if split)
+            raise UserError(
+                f"{files[splits.index('')]}: neither its name nor its folder says which part it "
+                f"is, as that of {files[known]} does ({splits[known]}); expected train, validation "
+                f"or test as the first word of each file's name, or as its folder"
+            )
+        found["split"] = np.repeat(splits, counts)
     _want(files[0], found, *([] if image else ["path"]), "label", *([group] if group else []))
     if not image:
         return _rows(files[0], root, found, found["label"], named[0], group)
@@ -196,10 +202,12 @@ def _class_labels(metadata: dict[bytes, bytes] | None) -> list[str] | None:
         return None
 
 
-def _split_of(name: str) -> str:
-    """Return the split that a file is of, by its name: `train-00000-of-00001.parquet`."""
-    first = name.lower().replace("_", "-").replace(".", "-").partition("-")[0]
-    return first if first in ("train", "validation", "valid", "val", "dev", "test") else ""
+def _split_of(file: Path) -> str:
+    """Return the split that a file is of, by its name (`train-00000-of-00001.parquet`) or that of a
+    folder (`train/0000.parquet`)."""
+    first = file.name.lower().replace("_", "-").replace(".", "-").partition("-")[0]
+    around = [folder.lower() for folder in reversed(file.parts[:-1])]
+    return next((word for word in (first, *around) if word in WORDS), "")
 
 
 def _parquet() -> Any:
