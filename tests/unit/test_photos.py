@@ -384,6 +384,17 @@ def test_a_file_of_no_part_beside_others_that_have_one_is_named(tmp_path, refuse
     assert prepared(tmp_path / "set", tmp_path / "o", "table")["test"]["samples"] == 4
 
 
+def test_rows_of_files_of_one_name_are_told_apart_where_some_are_skipped(tmp_path):
+    write_cells(tmp_path / "set" / "train" / "0.parquet", [0, None, 2, 3])
+    write_cells(tmp_path / "set" / "test" / "0.parquet", [4, 5, 6, 7])
+    record = prepared(tmp_path / "set", tmp_path / "o", "table", bad="skip")
+    assert list(record["skipped"]) == ["train/0.parquet:1"]
+    for part, expected in (("train", [0, 2, 3]), ("test", [4, 5, 6, 7])):
+        assert open_part(tmp_path / "o" / part).inputs[:, 0, 0, 0].tolist() == expected
+        files = pd.read_csv(tmp_path / "o" / part / "files.csv")["file"]
+        assert files.str.startswith(f"{part}/0.parquet:").all()
+
+
 def test_parquet_of_several_forms_is_refused_in_one_line(tmp_path, refused):
     folder = tmp_path / "set"
     folder.mkdir()

@@ -45,12 +45,12 @@ _here: list[np.ndarray] = []
 
 @dataclass
 class Problems:
-    """What is wrong with images: those of no use, by name, and the kinds of all others.
+    """What is wrong with images: those of no use, by place, and the kinds of all others.
 
     Of a kind, there is the number and the name of the first.
     """
 
-    bad: dict[str, str] = field(default_factory=dict)
+    bad: dict[int, str] = field(default_factory=dict)
     kinds: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def add(self, kind: str, count: int, name: str) -> None:
@@ -140,8 +140,8 @@ def _decoded(
         problems = Problems()
         for _ in _blocks(sources(), files, look, None, threads, problems, {}):
             pass
-        skipped = problems.bad
-        kept = np.array([name not in skipped for name in files])
+        kept[list(problems.bad)] = False
+        skipped = {files[place]: why for place, why in problems.bad.items()}
         for name, why in islice(skipped.items(), MOST_NAMED):
             say(f"skipped: {name}: {why}")
         if len(skipped) > MOST_NAMED:
@@ -166,7 +166,7 @@ def _decoded(
         for block in _blocks(_some(sources(), kept), files, look, shape, threads, problems, sums):
             yield from by_part(block, which[start : start + len(block)])
             start += len(block)
-        if said := [*_of_no_use(problems.bad, len(files)), *filter(None, [unlike(problems.kinds)])]:
+        if said := [*_of_no_use(problems.bad, files), *filter(None, [unlike(problems.kinds)])]:
             raise UserError(f"{where}: {'; '.join(said)}")
 
     columns = {"file": np.array(files), "label": np.array(names)[labels]}
@@ -229,9 +229,13 @@ def _blocks(
     # executor's pipe, the rest would be waited for without end.
     blocks = _shared((ahead + 1, step, *(shape or (0,))))
 
+    done = 0
+
     def next_done() -> np.ndarray:
+        nonlocal done
         place, count, found, digests = waiting.popleft().result()
-        problems.bad.update(found.bad)
+        problems.bad.update({done + at: why for at, why in found.bad.items()})
+        done += count
         for kind, (alike, name) in found.kinds.items():
             problems.add(kind, alike, name)
         sums.update(digests)
@@ -270,12 +274,12 @@ def _decode_some(
     images = _here[0][place]
     images[:] = 0
     found, digests = Problems(), dict[Path, str]()
-    for image, (source, name) in zip(images, some, strict=False):
+    for at, (image, (source, name)) in enumerate(zip(images, some, strict=False)):
         try:
             content = source.read_bytes() if isinstance(source, Path) else source
             pixels = decode(content, look, name)
         except (UserError, OSError) as error:
-            found.bad[name] = str(error).removeprefix(f"{name}: ")
+            found.bad[at] = str(error).removeprefix(f"{name}: ")
             continue
         if isinstance(source, Path):
             digests[source] = hashlib.sha256(content).hexdigest()
@@ -293,13 +297,13 @@ def _begin(blocks: np.ndarray) -> None:
     set_death_signal(signal.SIGKILL)
 
 
-def _of_no_use(bad: dict[str, str], count: int) -> list[str]:
+def _of_no_use(bad: dict[int, str], files: list[str]) -> list[str]:
     """Return what to do about files that are no images, if there are any."""
     if not bad:
         return []
-    some = "; ".join(f"{name}: {why}" for name, why in islice(bad.items(), MOST_NAMED))
+    some = "; ".join(f"{files[at]}: {why}" for at, why in islice(bad.items(), MOST_NAMED))
     more = f"; and {len(bad) - MOST_NAMED} more" if len(bad) > MOST_NAMED else ""
     return [
-        f"{len(bad)} of {count} images are of no use: {some}{more}; mend or remove them, or set "
-        f"dataset.bad to skip"
+        f"{len(bad)} of {len(files)} images are of no use: {some}{more}; mend or remove them, or "
+        f"set dataset.bad to skip"
     ]

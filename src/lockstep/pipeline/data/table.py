@@ -127,9 +127,9 @@ def _of_parquet(root: Path, files: list[Path], group: str | None) -> Rows:
                     for value in batch.column(0).to_pylist():
                         yield _content(value, root)
 
-    counted = zip(files, counts, strict=True)
-    cells = [f"{file.name}:{row}" for file, count in counted for row in range(count)]
-    found["path"] = np.array(cells)
+    places = [file.relative_to(root).as_posix() for file in files]
+    counted = zip(places, counts, strict=True)
+    found["path"] = np.array([f"{place}:{row}" for place, n in counted for row in range(n)])
     rows = _rows(files[0], root, found, found["label"], named[0], group)
     return replace(rows, sources=sources)
 
