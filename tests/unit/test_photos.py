@@ -302,6 +302,22 @@ def test_groups_stay_together(own, tmp_path, refused):
         prepared(own / "all.csv", tmp_path / "o", "table", group="hospital", **keys)
 
 
+def test_a_group_that_the_tables_own_split_tears_is_named(own, tmp_path, refused):
+    keys = {"size": 16, "colour": "rgb", "group": "patient"}
+    table = rows(own)
+    for parts in (["train", "test"], ["validation", "test"]):
+        table["split"] = ["train"] * 8 + parts * 2
+        table.to_csv(own / "all.csv", index=False)
+        with refused("all.csv: group 'p4' is in", *(f"in {part}" for part in parts)):
+            prepared(own / "all.csv", tmp_path / "o", "table", **keys)
+    table["split"] = [
+        "test" if patient in ("p3", "p5") else "train" for patient in table["patient"]
+    ]
+    table.to_csv(own / "all.csv", index=False)
+    record = prepared(own / "all.csv", tmp_path / "o", "table", **keys)
+    assert [record[part]["samples"] for part in PARTS] == [8, 0, 4]
+
+
 def test_parquet_with_images_in_it_as_others_write_it(own, tmp_path):
     keys = {"size": 16, "colour": "rgb"}
     table = rows(own)

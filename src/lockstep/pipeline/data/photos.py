@@ -22,7 +22,7 @@ from lockstep.pipeline.config import Dataset
 from lockstep.pipeline.data import table
 from lockstep.pipeline.data.folder import images_by_class
 from lockstep.pipeline.data.pixels import Look, decode, describe, unlike
-from lockstep.pipeline.data.split import PARTS, split
+from lockstep.pipeline.data.split import PARTS, check_groups, split
 from lockstep.pipeline.data.stream import (
     BLOCK,
     Decoded,
@@ -158,6 +158,8 @@ def _decoded(
             parts=tuple(wanted),
             groups=None if groups is None else groups[free],
         )
+    if groups is not None:
+        check_groups(groups, which, where)
     sums: dict[Path, str] = {}
     shape = _first_shape(_some(sources(), kept), files, look)
 

@@ -95,6 +95,21 @@ def _of_groups(
     return found
 
 
+def check_groups(groups: np.ndarray, which: np.ndarray, where: str) -> None:
+    """Raise a UserError that names a group (of N) whose samples are in more than one part (N)."""
+    names, numbers = np.unique(groups, return_inverse=True)
+    lowest, highest = np.full(len(names), TEST, np.uint8), np.zeros(len(names), np.uint8)
+    np.minimum.at(lowest, numbers, which)
+    np.maximum.at(highest, numbers, which)
+    if (torn := np.flatnonzero(lowest != highest)).size:
+        first = torn[0]
+        raise UserError(
+            f"{where}: group {str(names[first])!r} is in {PARTS[lowest[first]]} and in "
+            f"{PARTS[highest[first]]}; mend the split that the table has, or leave it out to have "
+            f"whole groups taken"
+        )
+
+
 def of_names(values: np.ndarray, where: str) -> np.ndarray:
     """Return the part of each sample from the name of it that a table has.
 
