@@ -231,6 +231,47 @@ def test_folders_of_parts_are_taken(own, tmp_path):
     assert [record[part]["samples"] for part in PARTS] == [9, 12, 3]
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["Train", "Test"], [12, 0, 12]),
+        (["training", "testing"], [12, 0, 12]),
+        (["TRAIN", "Dev", "notes"], [9, 12, 3]),
+        (["train"], [9, 0, 3]),
+    ],
+)
+def test_folders_of_parts_are_known_by_other_names(own, tmp_path, names, expected):
+    for name in names:
+        shutil.copytree(own, tmp_path / "parted" / name)
+    record = prepared(tmp_path / "parted", tmp_path / "o", size=16, colour="rgb")
+    assert record["classes"] == ["rose", "tulip"]
+    assert [record[part]["samples"] for part in PARTS] == expected
+    files = pd.read_csv(tmp_path / "o" / "train" / "files.csv")["file"]
+    assert files.str.startswith(f"{names[0]}/").all()
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["validation", "test"], ["has test/ and validation/ and no train/", "expected train/"]),
+        (["test"], ["has test/ and no train/"]),
+        (["train", "val", "valid"], ["val/ and valid/ are both for validation"]),
+        (["Train", "train"], ["Train/ and train/ are both for train"]),
+    ],
+)
+def test_folders_of_parts_that_do_not_fit_are_refused(own, tmp_path, refused, names, words):
+    for name in names:
+        shutil.copytree(own, tmp_path / "parted" / name)
+    with refused(f"{tmp_path / 'parted'}: ", *words):
+        prepared(tmp_path / "parted", tmp_path / "o", size=16, colour="rgb")
+
+
+def test_a_class_may_be_called_as_a_part_is(own, tmp_path):
+    for old, new in (("rose", "train"), ("tulip", "bus")):
+        (own / old).rename(own / new)
+    assert prepared(own, tmp_path / "o", size=16, colour="rgb")["classes"] == ["bus", "train"]
+
+
 def arrays(task, count, prefix):
     if task == "regression":
         inputs = np.arange(count * 4, dtype=np.float32).reshape(count, 4)

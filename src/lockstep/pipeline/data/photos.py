@@ -22,7 +22,7 @@ from lockstep.pipeline.config import Dataset
 from lockstep.pipeline.data import table
 from lockstep.pipeline.data.folder import images_by_class
 from lockstep.pipeline.data.pixels import Look, decode, describe, unlike
-from lockstep.pipeline.data.split import PARTS, check_groups, split
+from lockstep.pipeline.data.split import PARTS, TRAIN, WORDS, check_groups, split
 from lockstep.pipeline.data.stream import (
     BLOCK,
     Decoded,
@@ -62,18 +62,14 @@ class Problems:
 def folder(dataset: Dataset, raw: Path, threads: int) -> Decoded:
     """A folder for each class, below train/, validation/ and test/, or to be split."""
     root = Path(str(dataset.path))
-    own = [[name] for name in ("train", "validation", "test")]
-    own[1] += ["valid", "val"]
-    below = [next((root / name for name in some if (root / name).is_dir()), None) for some in own]
-    if below[0] is None or (below[1] is None and below[2] is None):
-        below = [root, None, None]
-    found = {
-        index: images_by_class(place) for index, place in enumerate(below) if place is not None
-    }
+    below = _parts(root)
+    found = {index: images_by_class(place) for index, place in below.items()}
     names = list(found[0])
     for index, classes in found.items():
         if odd := sorted(set(names) ^ set(classes)):
-            raise UserError(f"{root}: class {odd[0]!r} is not in both train/ and {PARTS[index]}/")
+            raise UserError(
+                f"{root}: class {odd[0]!r} is not in both {below[0].name}/ and {below[index].name}/"
+            )
     files, labels, which = list[Path](), list[int](), list[int]()
     for index, classes in found.items():
         for label, some in enumerate(classes.values()):
@@ -90,6 +86,38 @@ def folder(dataset: Dataset, raw: Path, threads: int) -> Decoded:
         [str(file.relative_to(root)) for file in files],
         threads,
     )
+
+
+def _parts(root: Path) -> dict[int, Path]:
+    """Return the folder of each part that there is, by its index: the root, where it is split.
+
+    Raises:
+        UserError: folders are named like parts, and cannot be those.
+    """
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    named: dict[int, list[Path]] = {}
+    for path in folders:
+        if (part := WORDS.get(path.name.lower())) is not None:
+            named.setdefault(part, []).append(path)
+    # A class may be called `train`, and has images: below a part there are folders.
+    like_parts = len(folders) == sum(map(len, named.values())) and any(
+        path.is_dir() for folder in folders for path in folder.iterdir()
+    )
+    if not like_parts and not (TRAIN in named and len(named) > 1):
+        return {TRAIN: root}
+    for part, some in named.items():
+        if len(some) > 1:
+            raise UserError(
+                f"{root}: {some[0].name}/ and {some[1].name}/ are both for {PARTS[part]}; expected "
+                f"one folder for each part"
+            )
+    if TRAIN not in named:
+        has = " and ".join(f"{path.name}/" for path in folders)
+        raise UserError(
+            f"{root}: has {has} and no train/; expected train/ beside them, or a folder for each "
+            f"class"
+        )
+    return {part: named[part][0] for part in sorted(named)}
 
 
 def listed(dataset: Dataset, raw: Path, threads: int) -> Decoded:
