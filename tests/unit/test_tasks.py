@@ -1,5 +1,7 @@
 """regression and language: their arrays, losses, metrics and models, against numpy by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ from lockstep.pipeline.data.manifest import read_manifest
 from lockstep.pipeline.data.shards import read_members
 from lockstep.pipeline.models import build
 from lockstep.pipeline.stages.partition import partition
+from lockstep.pipeline.stages.predict import _array
 from lockstep.pipeline.stages.prepare import prepare
 from lockstep.pipeline.tasks import language, regression
 from lockstep.pipeline.tasks.make import LEARNED, make
@@ -147,6 +150,26 @@ def test_arrays_that_a_task_does_not_take_are_refused(npz, task, arrays, words):
     assert "\n" not in str(caught.value)
     for word in ("own.npz", *words):
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([[1.0, 2.0, 3.0, -1.0]], ["tokens is float64, expected integers"]),
+        ([[1, 2, 3, 4], [1, 2, -100, -100]], ["sequence 1 begins with [1, 2, -100, -100]"]),
+        ([[1, -1, 3, 4]], ["sequence 0", "-1 in the places after the last"]),
+        ([[-1, -1, -1, -1]], ["sequence 0", "expected 1 or more tokens"]),
+        ([[0, 1, 2, 9], [1, 2**32 + 3, 1, 1]], ["sequence 1 has 4294967299, expected 0 to 9"]),
+        ([[0, 1, 10, -1]], ["sequence 0 has 10, expected 0 to 9"]),
+    ],
+)
+def test_tokens_that_a_model_has_not_learned_are_not_predicted(tmp_path, refused, rows, words):
+    training = SimpleNamespace(task="language", shape=[4], outputs=10)
+    np.savez(tmp_path / "new.npz", tokens=np.array(rows))
+    with refused("new.npz: tokens", *words):
+        _array(tmp_path / "new.npz", training)
+    np.savez(tmp_path / "new.npz", tokens=np.array([[9, -1, -1, -1], [0, 1, 2, 3]]))
+    assert _array(tmp_path / "new.npz", training).tolist() == [[9, -1, -1, -1], [0, 1, 2, 3]]
 
 
 def test_the_loss_of_numbers_is_the_mean_squared_error_over_samples_and_targets(npz):

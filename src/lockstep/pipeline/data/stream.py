@@ -95,20 +95,35 @@ class TokenStatistics:
         self.seen = dict.fromkeys(PARTS, 0)
 
     def add(self, part: str, rows: np.ndarray) -> None:
-        there = rows >= 0
-        wrong = (rows < -1).any(1) | (there[:, 1:] & ~there[:, :-1]).any(1) | ~there[:, :2].all(1)
-        if wrong.any():
-            at = int(np.flatnonzero(wrong)[0])
-            raise UserError(
-                f"{self.where}, {part}: sequence {self.seen[part] + at} begins with "
-                f"{rows[at, :5].tolist()}; expected two tokens from 0 or more of them, and -1 in "
-                f"the places after the last"
-            )
+        check_tokens(rows, 2, f"{self.where}, {part}", self.seen[part])
         self.seen[part] += len(rows)
         self.largest = max(self.largest, int(rows.max()))
 
     def words(self) -> dict[str, Any]:
         return {"outputs": self.largest + 1, "mean": [], "std": []}
+
+
+def check_tokens(rows: np.ndarray, fewest: int, where: str, before: int = 0) -> None:
+    """Refuse what is no sequence of tokens, and then padding.
+
+    Args:
+        rows: sequences (integers, N x T).
+        fewest: how many tokens each must have.
+        where: what they are, for messages.
+        before: how many sequences came before.
+
+    Raises:
+        UserError: names the first that is none.
+    """
+    there = rows >= 0
+    wrong = (rows < -1).any(1) | (there[:, 1:] & ~there[:, :-1]).any(1)
+    wrong |= ~there[:, :fewest].all(1)
+    if wrong.any():
+        at = int(np.flatnonzero(wrong)[0])
+        raise UserError(
+            f"{where}: sequence {before + at} begins with {rows[at, :5].tolist()}; expected "
+            f"{fewest} or more tokens, which are 0 or more, and -1 in the places after the last"
+        )
 
 
 def check_finite(values: np.ndarray, size: int, where: str, before: int = 0) -> None:

@@ -14,6 +14,7 @@ from lockstep.files import atomic, check_sha256
 from lockstep.pipeline.data.folder import SUFFIXES, files_below
 from lockstep.pipeline.data.npz import Npz
 from lockstep.pipeline.data.pixels import Look, decode
+from lockstep.pipeline.data.stream import check_tokens
 from lockstep.pipeline.kinds import MODELS, TASKS
 from lockstep.pipeline.model_file import manifest_of
 from lockstep.pipeline.models import load
@@ -184,6 +185,16 @@ def _array(path: Path, training: Training) -> np.ndarray:
             f"{path}: {name} is {array.dtype} {array.shape}, expected N x "
             f"{' x '.join(map(str, expected))}, as the model has learned from"
         )
+    if kind.integers:
+        if array.dtype.kind not in "iu":
+            raise UserError(f"{path}: {name} is {array.dtype}, expected integers")
+        check_tokens(array, 1, f"{path}: {name}")
+        if (unknown := np.argwhere(array >= training.outputs)).size:
+            row, place = unknown[0]
+            raise UserError(
+                f"{path}: {name}: sequence {row} has {array[row, place]}, expected 0 to "
+                f"{training.outputs - 1}, the tokens that the model has learned"
+            )
     if not kind.classes:
         array = array.astype(np.int32 if kind.integers else np.float32)
     return array
