@@ -544,6 +544,30 @@ def test_a_function_yields_images_in_new_memory_or_the_same(module, tmp_path, im
 
 
 @pytest.mark.parametrize(
+    ("others", "fraction", "expected"),
+    [
+        (["test"], 0.1, [26, 4, 10]),
+        (["test"], 0, [30, 0, 10]),
+        (["val"], 0.1, [24, 10, 6]),
+        (["val", "test"], 0.1, [20, 10, 10]),
+        ([], 0.1, [28, 4, 8]),
+    ],
+)
+def test_a_part_that_a_function_does_not_yield_is_taken(
+    module, tmp_path, others, fraction, expected
+):
+    name = module(
+        f"    others = {others}\n    for i in range(40):\n"
+        f"        part = others[i // 10] if i < 10 * len(others) else 'train'\n"
+        f"        yield np.full((4, 5), i, np.uint8), i % 2, *([part] if others else [])\n"
+    )
+    record = prepared(name, tmp_path / "o", "function", validation_fraction=fraction)
+    assert [record[part]["samples"] for part in PARTS] == expected
+    levels = [open_part(tmp_path / "o" / part).inputs[:, 0, 0, 0] for part in PARTS]
+    assert sorted(np.concatenate(levels)) == list(range(40))
+
+
+@pytest.mark.parametrize(
     ("body", "said"),
     [
         ("    return []\n", "yields nothing"),

@@ -41,10 +41,12 @@ def yielded(dataset: Dataset, raw: Path, threads: int) -> Decoded:
     if shape is None:
         raise UserError(f"{name}: yields nothing; expected (image, label) of each sample")
     names, numbers = number_classes(labels)
+    which, wanted = np.zeros(len(labels), np.uint8), [1, 2]
     if any(splits):
         which = of_names(np.array(splits), name)
-    else:
-        which = split(numbers, dataset, names, name)
+        wanted = [part for part in wanted if not (which == part).any()]
+    free = which == 0
+    which[free] = split(numbers[free], dataset, names, name, parts=tuple(wanted))
 
     def rows() -> Rows:
         count = 0
