@@ -152,6 +152,43 @@ def test_arrays_that_a_task_does_not_take_are_refused(npz, task, arrays, words):
         assert word in str(caught.value)
 
 
+SECONDS = 1_700_000_000 + np.arange(10)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        (
+            {"inputs": GOOD, "targets": SECONDS},
+            ["targets: sample 1 has 1700000001, which float32 rounds to 1700000000"],
+        ),
+        (
+            {"inputs": GOOD, "targets": SECONDS + 0.0},
+            ["targets: channel 0 goes from 1700000000.0 to 1700000009.0", "subtract its mean"],
+        ),
+        (
+            {"inputs": np.stack([np.arange(10), SECONDS], 1) + 0.0, "targets": GOOD},
+            ["inputs: channel 1 goes from 17000000", "subtract its mean"],
+        ),
+    ],
+)
+def test_numbers_that_float32_does_not_tell_apart_are_refused(npz, refused, arrays, words):
+    with refused("own.npz: ", *words):
+        npz("regression", **arrays)
+
+
+def test_numbers_that_float32_tells_apart_or_that_are_one_are_taken(npz):
+    same = np.full(10, 0.1) + np.arange(10) % 2 * 2**-56  # but for what float64 rounds
+    inputs = np.stack([same, SECONDS - SECONDS.mean(), np.full(10, 1.7e9)], 1)
+    assert len(np.unique(same)) == 2
+    npz(
+        "regression", inputs=inputs, targets=np.stack([SECONDS[0] // 128 * 128 + 0 * same, same], 1)
+    )
+    npz("regression", inputs=SECONDS.astype(np.float32)[:, None], targets=SECONDS - SECONDS[0])
+    few = {"test_inputs": GOOD[:2], "test_targets": 1 + 1e-9 * np.arange(2)}
+    npz("regression", inputs=GOOD, targets=np.arange(10.0), **few)
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [

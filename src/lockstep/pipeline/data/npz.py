@@ -23,6 +23,7 @@ from lockstep.pipeline.data.stream import (
     NumberStatistics,
     Rows,
     Shape,
+    Span,
     TokenStatistics,
     check_finite,
     check_labels,
@@ -193,9 +194,16 @@ def numbers(dataset: Dataset, raw: Path, threads: int) -> Decoded:
                 f"{path}: {prefix}targets is {kind} {form}, expected numbers, {shape[0]} or "
                 f"{shape[0]} x K, a row for each input"
             )
+        where, given = f"{path}: {prefix}targets", npz.whole(f"{prefix}targets")
+        given = given.reshape(form[0], -1)
         with np.errstate(over="ignore"):
-            targets = npz.whole(f"{prefix}targets").astype(np.float32).reshape(form[0], -1)
-        check_finite(targets, targets.shape[1], f"{path}: {prefix}targets")
+            targets = given.astype(np.float32)
+        check_finite(targets, targets.shape[1], where)
+        if kind.kind != "f":
+            _check_whole(given, targets, where)
+        elif not prefix and kind.itemsize > targets.itemsize:
+            mean, std = targets.mean(0, np.float64), targets.std(0, np.float64)
+            Span(given.shape[1]).add(given).check(mean, std, where)
         return dtype, shape, targets
 
     (dtype, shape, targets), *others = map(check, npz.prefixes())
@@ -211,15 +219,38 @@ def numbers(dataset: Dataset, raw: Path, threads: int) -> Decoded:
     whole = np.concatenate(parts)
     kept = np.dtype(np.uint8 if dtype == np.uint8 else np.float32)
     *sides, channels = shape[1:]
+    span = Span(channels)
+
+    def rows() -> Rows:
+        for part, some in npz.rows("inputs", shape[1:], which, dtype):
+            if part == "train" and dtype.itemsize > kept.itemsize:
+                span.add(some)
+            with np.errstate(over="ignore"):
+                values = some.astype(kept, copy=False)
+            yield part, values
+
     return Decoded(
         {part: whole[which == i] for i, part in enumerate(PARTS)},
         dict.fromkeys(PARTS, shape[1:]),
-        npz.rows("inputs", shape[1:], which, kept),
-        NumberStatistics(shape[1:], str(path)),
+        rows(),
+        NumberStatistics(shape[1:], str(path), span),
         about={"shape": [channels, *sides], "outputs": targets.shape[1]},
         samples=_counts(which),
         dtype=kept,
     )
+
+
+def _check_whole(given: np.ndarray, targets: np.ndarray, where: str) -> None:
+    """Refuse integers (N x K) that are others in float32, as `targets` has them."""
+    with np.errstate(invalid="ignore"):  # one more than the largest may come back
+        changed = np.argwhere(targets.astype(given.dtype) != given)
+    if len(changed):
+        row, column = changed[0]
+        raise UserError(
+            f"{where}: sample {row} has {given[row, column]}, which float32 rounds to "
+            f"{targets[row, column]:.0f}; subtract the mean of all, or save them as float32 if "
+            f"that may be"
+        )
 
 
 def tokens(dataset: Dataset, raw: Path, threads: int) -> Decoded:

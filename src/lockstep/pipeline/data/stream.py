@@ -65,10 +65,11 @@ class NumberStatistics:
     Args:
         shape: of a sample, channels last.
         where: the file, for messages.
+        span: of the training inputs, before they were brought to float32.
     """
 
-    def __init__(self, shape: Shape, where: str) -> None:
-        self.size, self.where = math.prod(shape), where
+    def __init__(self, shape: Shape, where: str, span: "Span") -> None:
+        self.size, self.where, self.span = math.prod(shape), where, span
         self.moments = FloatMoments(shape[-1])
         self.seen = dict.fromkeys(PARTS, 0)
 
@@ -80,7 +81,41 @@ class NumberStatistics:
 
     def words(self) -> dict[str, Any]:
         mean, std = self.moments.of_numbers()
+        self.span.check(np.array(mean), np.array(std), f"{self.where}: inputs")
         return {"mean": mean, "std": std}
+
+
+class Span:
+    """The smallest and the largest number of each channel, to see what float32 leaves of them."""
+
+    def __init__(self, channels: int) -> None:
+        self.low, self.high = np.full(channels, np.inf), np.full(channels, -np.inf)
+
+    def add(self, rows: np.ndarray) -> "Span":
+        """Take some numbers (... x C)."""
+        flat = rows.reshape(-1, len(self.low))
+        self.low = np.minimum(self.low, flat.min(axis=0))
+        self.high = np.maximum(self.high, flat.max(axis=0))
+        return self
+
+    def check(self, mean: np.ndarray, std: np.ndarray, where: str) -> None:
+        """Refuse a channel whose numbers were different, and in float32 hardly are.
+
+        Args:
+            mean: of each channel, in float32.
+            std: the standard deviation, as well.
+            where: what they are, for messages.
+        """
+        size = np.maximum(np.abs(self.low), np.abs(self.high))
+        # Less than 2**-40 of a number may be what float64 itself has rounded.
+        differ = self.high - self.low > 2.0**-40 * size
+        lost = np.flatnonzero(differ & (std < 2.0**-20 * np.abs(mean)))
+        if len(lost):
+            low, high = float(self.low[lost[0]]), float(self.high[lost[0]])
+            raise UserError(
+                f"{where}: channel {lost[0]} goes from {low!r} to {high!r}, which float32 hardly "
+                f"tells apart; subtract its mean, and divide by its deviation, before saving it"
+            )
 
 
 class TokenStatistics:
