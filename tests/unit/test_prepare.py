@@ -23,6 +23,7 @@ from lockstep.pipeline.data.arrays import Moments, open_part
 from lockstep.pipeline.data.folder import images_by_class
 from lockstep.pipeline.data.manifest import read_manifest
 from lockstep.pipeline.data.sources import SOURCES
+from lockstep.pipeline.data.split import split
 from lockstep.pipeline.stages.download import download
 from lockstep.pipeline.stages.prepare import prepare
 
@@ -412,6 +413,33 @@ def test_the_split_is_stratified_disjoint_and_whole(labels, fraction):
         count = int((labels == label).sum())
         assert (test_labels == label).sum() == max(1, round(fraction * count))
     assert all(np.array_equal(a[0], b[0]) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("test", "validation"),
+    [(0.2, 0), (0.3, 0), (0.6, 0), (0.7, 0.1), (0.2, 0.5), (0.15, 0.25), (0.01, 0.03)],
+)
+def test_groups_have_the_share_that_is_asked_for(test, validation):
+    groups, labels = np.repeat(np.arange(100), 10).astype(str), np.arange(1000) % 2
+    keys = {"test_fraction": test, "validation_fraction": validation}
+    dataset = Dataset(name="table", path="t.csv", group="patient", **keys)
+    which = split(labels, dataset, ["a", "b"], "t.csv", groups=groups)
+    for part, share in ((1, validation), (2, test)):
+        assert abs((which == part).mean() - share) <= 0.01
+        assert abs((which[labels == 0] == part).mean() - share) <= 0.01
+    assert {len(set(of)) for of in which.reshape(100, 10)} == {1}
+    fewer = Dataset(name="table", path="t.csv", group="patient", test_fraction=test)
+    alone = split(labels, fewer, ["a", "b"], "t.csv", groups=groups)
+    assert np.array_equal(alone == 2, which == 2)
+
+
+@pytest.mark.parametrize(("count", "validation"), [(1, 0), (2, 0.1)])
+def test_groups_that_leave_none_for_training_are_refused(refused, count, validation):
+    groups, labels = np.repeat(np.arange(count), 10).astype(str), np.arange(10 * count) % 2
+    keys = {"path": "t.csv", "group": "patient", "validation_fraction": validation}
+    dataset = Dataset(name="table", **keys)
+    with refused("t.csv: cannot keep groups together in", "leave any for training"):
+        split(labels, dataset, ["a", "b"], "t.csv", groups=groups)
 
 
 IMAGES, LABELS = some(12)

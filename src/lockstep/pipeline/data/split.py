@@ -1,13 +1,19 @@
 """Which samples are for training, for validation and for testing."""
 
+from itertools import islice
+
 import numpy as np
 
 from lockstep import random as streams
-from lockstep.errors import UserError, first_line
+from lockstep.errors import UserError
 from lockstep.pipeline.config import Dataset
 
 PARTS = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST = range(3)
+
+# Groups are dealt into so many folds at most, of which some make a part, or more where one would be
+# too much: dealing takes time, and with these a share is missed by a fortieth at most.
+MOST_FOLDS = 20
 
 WORDS = {
     **dict.fromkeys(("train", "training"), TRAIN),
@@ -81,18 +87,32 @@ def _of_groups(
     taken = 0.0
     for part, share in shares.items():
         left = np.flatnonzero(found == TRAIN)
-        folds = max(2, round((1 - taken) / share))
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
-        try:
-            _, chosen = next(splitter.split(left, labels[left], groups[left]))
-        except ValueError as error:
+        # As sklearn wants it, some class has as many samples as there are folds.
+        most = min(len(np.unique(groups[left])), int(np.bincount(labels[left]).max(initial=0)))
+        if most < 2:
             raise UserError(
-                f"{where}: cannot keep groups together in {PARTS[part]}: {first_line(error)}; set "
-                f"another {PARTS[part]}_fraction, or add groups"
-            ) from None
-        found[left[chosen]] = part
+                f"{where}: cannot keep groups together in {PARTS[part]} and leave any for "
+                f"training; set smaller fractions, or add groups"
+            )
+        of_left = share / (1 - taken)
         taken += share
+        folds, count = _nearest(of_left, min(most, max(MOST_FOLDS, round(1 / of_left))))
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+        dealt = splitter.split(left, labels[left], groups[left])
+        for _, chosen in islice(dealt, count):
+            found[left[chosen]] = part
     return found
+
+
+def _nearest(share: float, most: int) -> tuple[int, int]:
+    """Return into how many folds to deal, `most` or fewer, and how many of them are about a share;
+    of those that come as near, the fewest."""
+
+    def taken(folds: int) -> int:
+        return min(folds - 1, max(1, round(share * folds)))
+
+    folds = min(range(2, most + 1), key=lambda folds: abs(taken(folds) / folds - share))
+    return folds, taken(folds)
 
 
 def check_groups(groups: np.ndarray, which: np.ndarray, where: str) -> None:
