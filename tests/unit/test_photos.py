@@ -491,6 +491,50 @@ def test_a_folder_of_parquet_is_compared_with_what_was_looked_through(own, tmp_p
         prepare(dataset, tmp_path / "o")
 
 
+def write_parquet(path, frame):
+    parquet.write_table(pa.Table.from_pandas(frame), path)
+
+
+def write_struct(path, frame):
+    """Write a Parquet file whose images are outside, as Hugging Face writes links to them."""
+    cells = [{"bytes": None, "path": name} for name in frame["path"]]
+    parquet.write_table(pa.table({"image": cells, "label": list(frame["label"])}), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("all.csv", lambda path, frame: frame.to_csv(path, index=False)),
+        ("all.parquet", write_parquet),
+        ("all.parquet", write_struct),
+    ],
+)
+def test_images_that_a_table_names_are_those_that_were_looked_through(
+    own, tmp_path, refused, name, write
+):
+    write(own / name, rows(own))
+    (own / "rose" / "1.jpg").unlink()
+    (own / "rose" / "2.jpg").write_bytes(b"no image")
+    dataset = Dataset(name="table", path=str(own / name), size="8", colour="rgb", bad="skip")
+    assert download(dataset, tmp_path / "o")["files"][name]["images"]["files"] == 12
+    expected = prepare(dataset, tmp_path / "o")
+    assert len(expected["skipped"]) == 2
+    for file, content in (
+        ("tulip/3.jpg", encoded(photo(30, 30, 99), "jpeg")),
+        ("rose/2.jpg", b"still no image"),
+        ("rose/1.jpg", encoded(photo(30, 30, 98), "jpeg")),
+    ):
+        before = (own / file).read_bytes() if (own / file).exists() else None
+        (own / file).write_bytes(content)
+        with refused(f"{own / name}: the listing of its images has", "download again"):
+            prepare(dataset, tmp_path / "o")
+        assert not (tmp_path / "o" / "manifest.json").exists()
+        if before is not None:
+            (own / file).write_bytes(before)
+    (own / "rose" / "1.jpg").unlink()
+    assert prepare(dataset, tmp_path / "o") == expected
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

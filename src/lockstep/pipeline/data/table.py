@@ -5,8 +5,10 @@ Its columns are `path` (of an image, relative to the table) and `label`, and, if
 Hugging Face writes them.
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lockstep.errors import UserError, first_line
+from lockstep.files import sha256
 from lockstep.pipeline.data.folder import files_below
 from lockstep.pipeline.data.split import WORDS, of_names
 from lockstep.pipeline.data.stream import number_classes
@@ -60,6 +63,29 @@ def read(path: Path, group: str | None) -> Rows:
             raise UserError(f"{path}: has no .parquet file in it")
         return _of_parquet(path, files, group)
     return _of_parquet(path.parent, [path], group)
+
+
+def describe_images(path: Path, known: Mapping[Path, str] | None = None) -> dict[str, Any]:
+    """Return how many files a table names, and the SHA-256 of what `sha256sum` lists of them.
+
+    A file that cannot be read is listed without a sum: `prepare` refuses or skips it.
+
+    Args:
+        path: the table, as in `read`.
+        known: the SHA-256 of files that have been read already.
+
+    Raises:
+        UserError: as `read`.
+    """
+    files = {source for source in read(path, None).sources() if isinstance(source, Path)}
+    listing = hashlib.sha256()
+    for file in sorted(files):
+        try:
+            digest = (known or {}).get(file) or (sha256(file) if file.is_file() else "")
+        except OSError:
+            digest = ""
+        listing.update(digest.encode() + b"  " + os.fsencode(file) + b"\n")
+    return {"files": len(files), "sha256": listing.hexdigest()}
 
 
 def _of_csv(path: Path, group: str | None) -> Rows:

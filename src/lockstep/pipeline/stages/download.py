@@ -20,6 +20,7 @@ from lockstep.files import atomic, sha256, sweep, write_json
 from lockstep.pipeline.config import Dataset
 from lockstep.pipeline.data.folder import describe
 from lockstep.pipeline.data.sources import SOURCES, Source
+from lockstep.pipeline.data.table import describe_images
 
 T = TypeVar("T")
 
@@ -52,7 +53,10 @@ def download(dataset: Dataset, output: Path) -> dict[str, Any]:
     for left in (output / "raw").glob("tmp*"):  # what pooch has left where it was killed
         left.unlink()
     if dataset.path is not None:
-        record = _look_through(dataset, Path(dataset.path))
+        path = Path(dataset.path)
+        record = _look_through(dataset, path)
+        if dataset.name == "table":
+            record[path.name]["images"] = describe_images(path)
     else:
         source = SOURCES[dataset.name]
         mirrors = (dataset.mirror,) if dataset.mirror else source.mirrors

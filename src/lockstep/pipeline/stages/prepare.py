@@ -30,6 +30,7 @@ from lockstep.pipeline.data.manifest import write_manifest
 from lockstep.pipeline.data.sources import SOURCES
 from lockstep.pipeline.data.split import PARTS
 from lockstep.pipeline.data.stream import DOWNLOAD_AGAIN, Decoded, check_labels
+from lockstep.pipeline.data.table import describe_images
 from lockstep.pipeline.kinds import TASKS
 
 # Bytes from which on it is said how many there will be.
@@ -66,7 +67,7 @@ def prepare(dataset: Dataset, output: Path, threads: int | None = None) -> dict[
         _describe_classes(decoded, dataset.title, record)
     _check_room(decoded, output)
     digests = _write_inputs(decoded, output, first, threads)
-    if dataset.name == "imagefolder":
+    if dataset.name in ("imagefolder", "table"):
         _check_sources(dataset, output, decoded.sums)
     record |= decoded.statistics.words()
     record["sha256"] = {}
@@ -140,7 +141,7 @@ def _check_sources(dataset: Dataset, output: Path, sums: Mapping[Path, str] | No
     """Compare the dataset's files with what `download` wrote of them to `output`/sources.json.
 
     Args:
-        sums: the SHA-256 of files that have been read already.
+        sums: the SHA-256 of images that have been read. Of a table, those are compared then.
 
     Raises:
         UserError: a file is another one.
@@ -155,19 +156,25 @@ def _check_sources(dataset: Dataset, output: Path, sums: Mapping[Path, str] | No
         paths = [Path(dataset.path)]
     else:
         paths = [output / "raw" / name for name in SOURCES[dataset.name].files]
+    images = dataset.name == "table" and sums is not None
     try:
         files = json.loads(record.read_text(encoding="utf-8"))["files"]
-        expected = {path: str(files[path.name]["sha256"]) for path in paths}
+        about = {path: files[path.name]["images"] if images else files[path.name] for path in paths}
+        expected = {path: str(about[path]["sha256"]) for path in paths}
     except DAMAGE as error:
         why = first_line(error)
         raise UserError(
             f"{record}: does not describe the files of {dataset.title} ({why}){DOWNLOAD_AGAIN}"
         ) from None
     for path in paths:
-        found = describe(path, sums)["sha256"] if path.is_dir() else sha256(path)
+        if images:
+            found = describe_images(path, sums)["sha256"]
+        else:
+            found = describe(path, sums)["sha256"] if path.is_dir() else sha256(path)
         if found != expected[path]:
+            has = "the listing of its images has" if images else "has"
             raise UserError(
-                f"{path}: has SHA-256 {found[:12]}, and had {expected[path][:12]} when it was "
+                f"{path}: {has} SHA-256 {found[:12]}, and had {expected[path][:12]} when it was "
                 f"downloaded or looked through{DOWNLOAD_AGAIN}"
             )
 
