@@ -78,6 +78,14 @@ def test_transparent_places_are_white():
     assert found[0, 0].tolist() == [10, 20, 30]
 
 
+@pytest.mark.parametrize("colour", ["auto", "rgb", "grey"])
+@pytest.mark.parametrize(("clear", "expected"), [(0, [255, 4, 4]), (1028, [0, 255, 4])])
+def test_the_transparent_value_of_16_bits_is_white(colour, clear, expected):
+    values = np.array([[0, 1028, 1029]], np.uint16)
+    content = encoded(Image.fromarray(values), transparency=clear)
+    assert decode(content, Look(colour=colour), "x")[0, :, 0].tolist() == expected
+
+
 @pytest.mark.parametrize("turned", range(1, 9))
 def test_a_photo_is_turned_as_its_camera_says(turned):
     image = photo(64, 32)

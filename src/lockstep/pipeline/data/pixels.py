@@ -96,7 +96,10 @@ def _of_8_bits(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 0xFFFF:
             raise ValueError("has pixels of 32 bits, whose range nobody knows; save 8 or 16 bits")
-        return Image.fromarray(((values * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8))
+        scaled = (values * 255 + 0x7FFF) // 0xFFFF
+        if (clear := image.info.get("transparency")) is not None:
+            scaled[values == clear] = 0xFF
+        return Image.fromarray(scaled.astype(np.uint8))
     if image.mode in TRANSPARENT or "transparency" in image.info:
         whole = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole)
