@@ -15,7 +15,7 @@ from lockstep.pipeline.data.manifest import read_manifest
 from lockstep.pipeline.data.shards import read_members
 from lockstep.pipeline.models import build
 from lockstep.pipeline.stages.partition import partition
-from lockstep.pipeline.stages.predict import _array
+from lockstep.pipeline.stages.predict import _array, _following
 from lockstep.pipeline.stages.prepare import prepare
 from lockstep.pipeline.tasks import language, regression
 from lockstep.pipeline.tasks.make import LEARNED, make
@@ -207,6 +207,23 @@ def test_tokens_that_a_model_has_not_learned_are_not_predicted(tmp_path, refused
         _array(tmp_path / "new.npz", training)
     np.savez(tmp_path / "new.npz", tokens=np.array([[9, -1, -1, -1], [0, 1, 2, 3]]))
     assert _array(tmp_path / "new.npz", training).tolist() == [[9, -1, -1, -1], [0, 1, 2, 3]]
+
+
+class OneMore(torch.nn.Module):
+    """A model that foretells of each token the one after it, of 10."""
+
+    def forward(self, tokens):
+        return 20.0 * torch.nn.functional.one_hot((tokens.long().clamp(min=0) + 1) % 10, 10)
+
+
+def test_what_follows_is_foretold_of_the_last_token_there_is(npz):
+    task = make(Run(model="gpt"), read_manifest(npz("language", tokens=ROWS)), CPU)
+    length = task.shape[0]
+    whole = np.arange(length + 1, dtype=np.int32)[None] % 9
+    short = np.where(np.arange(length + 1) < 3, whole, -1)
+    for rows, last in ((whole, length), (whole[:, :-1], length - 1), (short, 2)):
+        found = _following(OneMore(), task, rows.astype(np.int32))
+        assert found["next"].tolist() == [whole[0, last] + 1]
 
 
 def test_the_loss_of_numbers_is_the_mean_squared_error_over_samples_and_targets(npz):

@@ -65,7 +65,10 @@ def predict(
         parts, bad = [], list[Path]()
         for names, arrays in _chunks(files, training, task.chunk, bad):
             outputs = _outputs(network, task, arrays)
-            parts.append(_table(task, training.classes, names, arrays, outputs))
+            columns = _columns(task, training.classes, names, arrays, outputs)
+            if isinstance(task, Language):
+                columns |= _following(network, task, arrays)
+            parts.append(pd.DataFrame(columns))
     if not parts and not bad:
         raise UserError(f"predict: there is no image in {', '.join(map(str, files))}")
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
@@ -206,14 +209,14 @@ def _outputs(network: nn.Module, task: Supervised, arrays: np.ndarray) -> torch.
         return task.forward(network, task.normalize(inputs)).float().cpu()
 
 
-def _table(
+def _columns(
     task: Supervised,
     classes: list[str],
     names: list[str],
     arrays: np.ndarray,
     outputs: torch.Tensor,
-) -> pd.DataFrame:
-    """Return what a person reads out of a chunk's outputs."""
+) -> dict[str, Any]:
+    """Return the columns of what a person reads out of a chunk's outputs."""
     columns: dict[str, Any] = {"file": names}
     if isinstance(task, Classification):
         columns["prediction"] = np.array(classes, object)[outputs.argmax(dim=1).numpy()]
@@ -223,10 +226,18 @@ def _table(
         if arrays.shape[1] > length:
             targets = torch.from_numpy(arrays[:, 1:]).long()
             columns["loss"] = task.each(outputs, targets) / (targets != PADDING).sum(dim=1)
-        last = (arrays[:, :length] != PADDING).sum(axis=1) - 1
-        following = outputs[torch.arange(len(outputs)), last].softmax(dim=1)
-        columns["next"] = following.argmax(dim=1)
-        columns["probability"] = following.max(dim=1).values
     else:
         columns |= {f"output_{k}": outputs[:, k] for k in range(outputs.shape[1])}
-    return pd.DataFrame(columns)
+    return columns
+
+
+def _following(network: nn.Module, task: Language, arrays: np.ndarray) -> dict[str, Any]:
+    """Return which token follows each sequence, by the last tokens that the model takes."""
+    length = task.shape[0]
+    # A sequence may have one token more than the model takes, the last that it was to foretell.
+    full = (arrays[:, length:] != PADDING).any(axis=1)[:, None]
+    taken = np.where(full, arrays[:, -length:], arrays[:, :length])
+    outputs = _outputs(network, task, taken)
+    last = (taken != PADDING).sum(axis=1) - 1
+    following = outputs[torch.arange(len(outputs)), last].softmax(dim=1)
+    return {"next": following.argmax(dim=1), "probability": following.max(dim=1).values}
