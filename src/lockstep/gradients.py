@@ -102,15 +102,37 @@ class Gradients:
         """Do a backward pass of the shard whose turn it is."""
         if shard is not self.turn:
             raise UserError(f"{shard.where}: backward when it is not this shard's turn any more")
+        flat = self.accumulator.flat
+        if odd := flat.detached(self.term):
+            if shard.sums or any(self.parameters[place].grad is not None for place in odd):
+                self._refuse_replaced(shard, odd[0])
+            flat.attach(self.term)  # zero_grad() has let go of what was zero: it changes nothing
         self.inside = True
         try:
             loss.backward()
         finally:
             self.inside = False
 
+    def _check_done(self, shard: "Shard") -> None:
+        if not shard.sums:
+            raise UserError(
+                f"{shard.where}: shard.backward(loss, items) was not called; call it for each "
+                f"shard, with items=0 for one that has nothing to learn from"
+            )
+        if odd := self.accumulator.flat.detached(self.term):
+            self._refuse_replaced(shard, odd[0])
+
+    def _refuse_replaced(self, shard: "Shard", place: int) -> None:
+        raise UserError(
+            f"{shard.where}: the gradient of {self.names[place]} is not the one that "
+            f"shard.backward adds to: zero_grad(), or an assignment to grad, has replaced it, and "
+            f"it would count for nothing; leave gradients alone between shard.backward and the end "
+            f"of the loop over shards"
+        )
+
     def add(self, shard: "Shard") -> None:
         """Take a shard's gradient, which is done."""
-        _check_done(shard)
+        self._check_done(shard)
         self.accumulator.add(shard.index, self.term)
 
     def reduce(self, step: "Step", sums: Metrics) -> tuple[dict[str, float], torch.Tensor]:
@@ -189,7 +211,7 @@ class Gradients:
         for _ in range(2):
             shard = step.shard(index)
             yield shard
-            _check_done(shard)
+            self._check_done(shard)
             self.accumulator.flat.put_changes(self.term, self.accumulator.before)
             found.append((shard.sums, self.term))
         (sums, term), (sums_again, term_again) = found
@@ -210,12 +232,4 @@ class Gradients:
             f"loop over shards may depend on shard.ids, weights, buffers and torch's random "
             f"numbers alone: not on an iterator, a counter, the clock, NumPy's or Python's random "
             f"numbers, or what was kept from the shard before"
-        )
-
-
-def _check_done(shard: "Shard") -> None:
-    if not shard.sums:
-        raise UserError(
-            f"{shard.where}: shard.backward(loss, items) was not called; call it for each shard, "
-            f"with items=0 for one that has nothing to learn from"
         )

@@ -118,6 +118,22 @@ def a_counter(loop, shard):
     )
 
 
+def zero_grad_between(loop, shard):
+    plain(loop.model, shard)
+    loop.optimizer.zero_grad()
+    plain(loop.model, shard)
+
+
+def zero_grad_after(loop, shard):
+    plain(loop.model, shard)
+    loop.optimizer.zero_grad()
+
+
+def a_gradient_of_its_own(loop, shard):
+    loop.model[2].bias.grad = torch.zeros(2)
+    plain(loop.model, shard)
+
+
 def noisy(draw):
     def inside(loop, shard):
         noise = torch.as_tensor(draw(), dtype=torch.float32)
@@ -195,6 +211,12 @@ REFUSED = {
         {"inside": without_backward},
         "step 1, shard 0: shard.backward(loss, items) was not called",
     ),
+    "zero_grad() between two losses": (
+        {"inside": zero_grad_between},
+        "step 1, shard 0: the gradient of 0.weight is not the one that shard.backward adds to",
+    ),
+    "zero_grad() after the loss": ({"inside": zero_grad_after}, "the gradient of 0.weight is not"),
+    "another gradient": ({"inside": a_gradient_of_its_own}, "the gradient of 2.bias is not the"),
     "an old shard": ({"inside": an_old_shard}, "when it is not this shard's turn any more"),
     "a mean": (
         {"inside": its(F.cross_entropy)},
@@ -360,6 +382,16 @@ def test_the_gradient_is_that_of_the_whole_batch(tmp_path):
     for name, grad in gradients_of(model, loss).items():
         torch.testing.assert_close(loop.grads[0][name], grad)
     assert loop.metrics[0]["loss"] == pytest.approx(loss.item())
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_zero_grad_before_the_backward_pass_changes_nothing(to_none, tmp_path):
+    def inside(loop, shard):
+        loop.optimizer.zero_grad(set_to_none=to_none)
+        plain(loop.model, shard)
+
+    loop = Loop(tmp_path / "a", inside=inside)
+    assert loop.run.sha256 == Loop(tmp_path / "b").run.sha256
 
 
 LENGTHS = torch.randint(1, 6, (SAMPLES,), generator=torch.Generator().manual_seed(1))

@@ -74,6 +74,14 @@ class Flat:
         for parameter, view in zip(self.parameters, views, strict=True):
             parameter.grad = view
 
+    def detached(self, flat: torch.Tensor) -> list[int]:
+        """Return which parameters have another gradient, or none, than `attach(flat)` gave them."""
+        views = self._views[flat.data_ptr()]
+        pairs = zip(self.parameters, views, strict=True)
+        return [
+            place for place, (parameter, view) in enumerate(pairs) if parameter.grad is not view
+        ]
+
     def forget(self) -> None:
         """Forget the places that `attach` has made ready: no other has them any more."""
         self._views.clear()
