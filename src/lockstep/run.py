@@ -106,7 +106,7 @@ class Run:
             "initial weights": initial,
         }
         self.progress = Progress()
-        self.is_under_way = self._stopped = False
+        self.is_under_way = self._stopped = self._has_begun = False
         self._step: Step | None = None
         self.checkpointer: Checkpointer
         self._store: Store | None = None
@@ -124,8 +124,8 @@ class Run:
             epochs: how often to go through the samples. An epoch takes whole batches alone.
 
         Raises:
-            UserError: there are fewer samples than a batch; or something is done in the loop that
-                would break the promise.
+            UserError: there are fewer samples than a batch; the run has had its steps; or something
+                is done in the loop that would break the promise.
             Interrupted: the run was told to stop by SIGUSR1 or SIGTERM, and is saved.
         """
         if not 1 <= batch <= samples or epochs < 1:
@@ -133,6 +133,13 @@ class Run:
                 f"steps: expected at least a batch of samples and an epoch, not {samples} samples, "
                 f"a batch of {batch} and {epochs} epochs"
             )
+        if self._has_begun:  # its parameters have been let go of, and its result is written
+            raise UserError(
+                f"steps: the steps of the run in {self.folder} were taken before; expected one "
+                f"loop over a run's steps; make a new run, with a folder of its own: "
+                f"session.run(...)"
+            )
+        self._has_begun = True
         shards, seed = self.session.shards, self.session.seed
         self.sampler = Sampler(split(samples, shards, seed), batch, seed)
         self.about["configuration"] |= {"samples": samples, "batch": batch, "epochs": epochs}

@@ -680,6 +680,24 @@ def test_steps_that_are_left_before_their_end_write_nothing_and_say_so(tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("leave", [True, False])
+def test_the_steps_of_a_run_are_taken_once(leave, tmp_path):
+    with (
+        pytest.raises(UserError, match=r"were taken before; expected one loop.*session.run\("),
+        lockstep.init(shards=SHARDS) as session,
+    ):
+        model = session.build(net)
+        optimizer = sgd(model)
+        run = session.run(model, optimizer, tmp_path)
+        for _ in range(2):
+            for step in run.steps(SAMPLES, BATCH, 1):
+                for shard in step:
+                    plain(model, shard)
+                optimizer.step()
+                if leave:
+                    break
+
+
 def test_other_arguments_are_said_where_no_configuration_is_given(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("sys.argv", ["train.py", "--shift=1"])
     Loop(tmp_path)
