@@ -265,6 +265,10 @@ REFUSED = {
         {"optimizer": lambda model: torch.optim.SGD(nn.Linear(3, 5).parameters(), lr=0.1)},
         "optimizer: SGD has a parameter of shape (5, 3) that is none of the model's",
     ),
+    "two optimizers of one parameter": (
+        {"optimizer": lambda model: [sgd(model), adam(model[2])]},
+        "optimizer: 2.weight is trained by optimizers 1 and 2 of the run (Adam), and a checkpoint",
+    ),
     "unfrozen later": (
         {
             "make": frozen_net,

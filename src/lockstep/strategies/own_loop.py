@@ -23,7 +23,7 @@ class OwnLoop:
         shards: S.
 
     Raises:
-        UserError: an optimizer has a parameter that is none of the model's.
+        UserError: an optimizer has a parameter that is none of the model's, or is another's too.
     """
 
     def __init__(
@@ -34,14 +34,22 @@ class OwnLoop:
     ) -> None:
         self.model, self.optimizers = model, optimizers
         self.metrics = Metrics(shards, None)
-        known = {id(p) for p in model.parameters()}
-        for one in optimizers:
+        names = {id(p): name for name, p in model.named_parameters()}
+        owners: dict[int, int] = {}
+        for number, one in enumerate(optimizers, start=1):
             for parameter in optimizer.parameters(one):
-                if id(parameter) not in known:
+                if id(parameter) not in names:
                     raise UserError(
                         f"optimizer: {type(one).__name__} has a parameter of shape "
                         f"{tuple(parameter.shape)} that is none of the model's; give the run all "
                         f"modules that are trained: session.run({{'a': ..., 'b': ...}}, ...)"
+                    )
+                if owners.setdefault(id(parameter), number) != number:
+                    raise UserError(
+                        f"optimizer: {names[id(parameter)]} is trained by optimizers "
+                        f"{owners[id(parameter)]} and {number} of the run ({type(one).__name__}), "
+                        f"and a checkpoint keeps the state of one; give each parameter one "
+                        f"optimizer"
                     )
 
     def model_state(self) -> dict[str, torch.Tensor]:
