@@ -171,25 +171,34 @@ class Flat:
         """Set the buffers to `before` and what `flat` says that they changed by.
 
         Raises:
-            UserError: the mean change of an integer is none.
+            UserError: the mean change of an integer is none, or one from infinity is no number.
         """
         if not self._shapes:
             return
         floats, others = self._tails(flat)
         change = others.round()
         if not torch.equal(change, others):
+            name = self._odd(change == others, False)
             raise UserError(
-                f"model: the buffer {self._odd(change == others)} counts what differs from shard "
-                f"to shard, so that its mean change in a step is no whole number (or is above "
-                f"{LARGEST_CHANGE}); keep it in a floating-point buffer"
+                f"model: the buffer {name} counts what differs from shard to shard, so that its "
+                f"mean change in a step is no whole number (or is above {LARGEST_CHANGE}); keep it "
+                f"in a floating-point buffer"
             )
-        self.restore((before[0] + floats, before[1] + change.long()))
+        after = before[0] + floats
+        odd = after.isnan()
+        if odd.any() and (odd := odd & ~before[0].isnan()).any():
+            raise UserError(
+                f"model: the buffer {self._odd(~odd, True)} is no number after a step; it takes "
+                f"the mean of what shards changed it by, which from infinity is none; begin with a "
+                f"finite number, such as what the first batch has"
+            )
+        self.restore((after, before[1] + change.long()))
 
-    def _odd(self, good: torch.Tensor) -> str:
-        """Return the name of the first integer buffer whose elements are not all `good`."""
+    def _odd(self, good: torch.Tensor, floats: bool) -> str:
+        """Return the name of the first buffer, of floats or others, that is not all `good`."""
         pairs = zip(self._buffers.names, self._is_float, strict=True)
-        names = [name for name, is_float in pairs if not is_float]
-        pieces = good.split(self._lengths[1])
+        names = [name for name, is_float in pairs if is_float == floats]
+        pieces = good.split(self._lengths[0 if floats else 1])
         return next(name for name, piece in zip(names, pieces, strict=True) if not piece.all())
 
     def _tails(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
