@@ -13,7 +13,7 @@ from lockstep import determinism, provenance, tensors
 from lockstep.checkpoint import period
 from lockstep.checkpoint.checkpointer import Checkpointer, new_segment, now, resume
 from lockstep.checkpoint.plain import from_plain, to_plain
-from lockstep.checkpoint.state import Progress
+from lockstep.checkpoint.state import Progress, check_kept
 from lockstep.checkpoint.store import Store
 from lockstep.distributed.elastic import again, end_with_the_first, survive, surviving, together
 from lockstep.errors import Interrupted, RanksLost, UserError, say
@@ -88,6 +88,7 @@ class Run:
         self.given = configuration is not None
         self.state: dict[str, Any] = {}
         settle(self.model)
+        check_kept(self.model)
         session.check_built(self.model)
         optimizers = [*optimizer] if isinstance(optimizer, Sequence) else [optimizer]
         self.strategy = OwnLoop(self.model, optimizers, session.shards)

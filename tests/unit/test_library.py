@@ -167,6 +167,23 @@ class Forgets(nn.Module):
         return self.linear(x - self.seen)
 
 
+class Counts(nn.Linear):
+    """It keeps a count by get_extra_state."""
+
+    def get_extra_state(self):
+        return torch.tensor(0)
+
+    def set_extra_state(self, state):
+        pass
+
+
+class Copies(nn.Linear):
+    """Its state_dict has copies, which a checkpoint would be loaded into."""
+
+    def state_dict(self, *words, **options):
+        return {name: t.clone() for name, t in super().state_dict(*words, **options).items()}
+
+
 class OfItsOwn(nn.Module):
     """It returns its loss, a mean, as language models of Hugging Face's do."""
 
@@ -307,6 +324,14 @@ REFUSED = {
     "a buffer that begins with infinity": (
         {"make": Lowest},
         "model: the buffer low is no number after a step; it takes the mean of what shards changed",
+    ),
+    "extra state": (
+        {"make": lambda: Counts(6, 2)},
+        "model: its state_dict has _extra_state, which is no parameter and no buffer",
+    ),
+    "a state_dict of copies": (
+        {"make": lambda: Copies(6, 2)},
+        "model: its state_dict has not the parameter weight",
     ),
     "an attribute": (
         {"make": Remembers},

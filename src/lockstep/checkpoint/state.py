@@ -14,9 +14,36 @@ import torch.distributed as dist
 from torch import nn
 
 from lockstep.distributed.world import World
+from lockstep.errors import UserError
 from lockstep.optimizer import LazyState
 from lockstep.strategies import Kept
 from lockstep.tensors import as_bytes
+
+
+def check_kept(model: nn.Module) -> None:
+    """Refuse a model of which a checkpoint would keep less, or other things, than it has.
+
+    Raises:
+        UserError: its state_dict has more than parameters and buffers (get_extra_state), or copies
+            of them, or lacks a parameter.
+    """
+    known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    saved = model.state_dict(keep_vars=True)
+    there = {id(tensor) for tensor in saved.values()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in there:
+            raise UserError(
+                f"model: its state_dict has not the parameter {name} (a hook or a state_dict "
+                f"of its own takes it away, or copies it), so that no checkpoint would keep it; "
+                f"let state_dict have all parameters themselves"
+            )
+    for name, value in saved.items():
+        if id(value) not in known:
+            raise UserError(
+                f"model: its state_dict has {name}, which is no parameter and no buffer (it comes "
+                f"from get_extra_state, or a hook), and no checkpoint here keeps it; keep it in a "
+                f"buffer"
+            )
 
 
 @dataclasses.dataclass

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lockstep import tensors as state
+from lockstep.checkpoint.state import check_kept
 from lockstep.errors import UserError
 from lockstep.reduce.buffers import Buffers
 from lockstep.strategies.task import MicroBatch, Task
@@ -38,7 +39,7 @@ def rehearse(model: nn.Module, task: Task, batch: MicroBatch, same: bool = True)
         UserError: the passes differ, or change what only an optimizer may change, or keep state
             where no checkpoint finds it; names the module, buffer or parameter.
     """
-    _refuse_other_state(model)
+    check_kept(model)
     weights = _digests(model.named_parameters())
     kept = {module: dict(vars(module)) for module in model.modules()}
     try:
@@ -61,27 +62,6 @@ def rehearse(model: nn.Module, task: Task, batch: MicroBatch, same: bool = True)
     raise UserError(
         f"model: two passes over the same samples from the same state differ in {odd}; {CURE}"
     )
-
-
-def _refuse_other_state(model: nn.Module) -> None:
-    """Refuse what a state_dict has beside parameters and buffers, and parameters that it has not
-    (get_extra_state, hooks)."""
-    known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    saved = model.state_dict(keep_vars=True)
-    there = {id(tensor) for tensor in saved.values()}
-    for name, parameter in model.named_parameters():
-        if id(parameter) not in there:
-            raise UserError(
-                f"model: its state_dict has not the parameter {name} (a hook takes it away), so "
-                f"that no checkpoint would keep it; let state_dict have all parameters"
-            )
-    for name, value in saved.items():
-        if id(value) not in known:
-            raise UserError(
-                f"model: its state_dict has {name}, which is no parameter and no buffer (it comes "
-                f"from get_extra_state, or a hook), and no checkpoint here keeps it; keep it in a "
-                f"buffer"
-            )
 
 
 def _pass(
