@@ -3,6 +3,7 @@
 What would give a rank gradients that no other has is refused where it happens.
 """
 
+import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ class Gradients:
             raise UserError("model: it has no parameter that is trained (requires_grad)")
         self.names = [name for name, _ in named]
         self.parameters = [p for _, p in named]
+        self.modules = dict(model.named_modules())
         flat, world = Flat(model), session.world
         self.tree = TreeReduce(
             flat.length, session.shards, world.rank, world.size, flat.dtype, flat.device
@@ -167,13 +169,30 @@ class Gradients:
         self, step: "Step", sums: Metrics
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self._check_metrics(step, sums.names or ())
-        # One message tells every rank what was summed, over what, and which parameters were used.
-        message = torch.cat([sums.rows.flatten(), self.used.double()])
-        if self.session.world.size > 1:
+        world = self.session.world
+        modes = torch.zeros(world.size, dtype=torch.float64)
+        modes[world.rank] = zlib.crc32(bytes(self._modes()))  # exact, as no other adds to it
+        # One message tells every rank what was summed, over what, which parameters were used, and
+        # whether all ranks had the model in the same modes.
+        message = torch.cat([sums.rows.flatten(), self.used.double(), modes])
+        if world.size > 1:
             dist.all_reduce(message)
-        rows, used = message.split([sums.rows.numel(), len(self.used)])
+        rows, used, modes = message.split([sums.rows.numel(), len(self.used), world.size])
+        if (modes != modes[0]).any():
+            self._refuse_modes()
         total = self.accumulator.sum(keep=self.session.world.survives)
         return rows.view(sums.rows.shape), used, total
+
+    def _modes(self) -> list[bool]:
+        """Return what decides the bits of the model beside tensors: what is trained, and how."""
+        trained = [p.requires_grad for p in self.parameters]
+        return trained + [one.training for one in self.modules.values()]
+
+    def _refuse_modes(self) -> None:
+        """Name what is not in the same mode on all ranks; all call it."""
+        names = [f"requires_grad of {name}" for name in self.names]
+        names += [f"training of {name or 'the model'}" for name in self.modules]
+        check_same({"modes": dict(zip(names, self._modes(), strict=True))}, gather)
 
     def deal_again(self) -> list[int]:
         """Go on with the ranks that there are now; all of them call it.

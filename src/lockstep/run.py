@@ -278,6 +278,7 @@ class Run:
     def _take(self, kept: dict[str, Any]) -> None:
         """Go on from what `kept` returned."""
         self.strategy.put(from_plain(kept["optimizers"]), from_plain(kept["numbers"]))
+        self.strategy.put_modes(kept["modes"])
         states = from_plain(kept["schedulers"])
         for scheduler, state in zip(self.schedulers, states, strict=True):
             scheduler.load_state_dict(state)
@@ -294,6 +295,7 @@ class Run:
         return {
             "optimizers": to_plain(self.strategy.settings(), "optimizer"),
             "numbers": to_plain(self.strategy.numbers(), "optimizer"),
+            "modes": self.strategy.modes(),
             "schedulers": to_plain([one.state_dict() for one in self.schedulers], "scheduler"),
             "state": to_plain(self.state, "run.state"),
             "stopped": self._stopped,

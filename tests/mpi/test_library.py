@@ -164,6 +164,14 @@ def test_a_model_that_ranks_have_otherwise_is_refused_in_one_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_model_that_is_in_eval_on_one_rank_alone_is_refused_in_one_line(tmp_path):
+    done = run([*mpirun(2), PROGRAMS / "own_faults.py", "eval", tmp_path], REPOSITORY)
+    assert done.returncode == 2
+    said = r"modes: training of the model is (True|False) on rank .*; call train\(\), eval\(\) and"
+    assert re.search(said, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_more_ranks_than_shards_are_refused_in_one_line(tmp_path):
     done = run([*mpirun(2), PROGRAMS / "own_faults.py", "one shard", tmp_path], REPOSITORY)
     assert done.returncode == 2

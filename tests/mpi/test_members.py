@@ -41,6 +41,8 @@ with lockstep.init(shards=8, seed=1, replace=kind == "replace", timeout=5) as se
         optimizer.step()
         scheduler.step()
         run.state["steps"] = step.number
+        if step.number == 10:  # those that come later must find it so
+            model[0].requires_grad_(False)
 """
 RECORDED = ("model_sha256", "optimizer_sha256", "history", "steps")
 

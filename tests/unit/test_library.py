@@ -687,6 +687,35 @@ def test_a_run_goes_on_to_the_same_bits(kind, tmp_path, monkeypatch):
     assert [part["first_step"] for part in record["segments"]] == [0, 5]
 
 
+def freeze(model):
+    model[0].requires_grad_(False)
+
+
+def eval_of_a_part(model):
+    model[1:3].eval()  # the statistics of BatchNorm, and no dropout
+
+
+@pytest.mark.parametrize("change", [freeze, eval_of_a_part])
+def test_what_is_frozen_or_in_eval_in_between_is_so_after_a_kill(change, tmp_path, monkeypatch):
+    def after(loop, step):
+        loop.optimizer.step()
+        if step.number == 2:
+            change(loop.model)
+
+    options = {
+        "make": normed, "optimizer": adam, "after": after, "epochs": 4,
+        "checkpoint_every": "5 steps",
+    }  # fmt: skip
+    whole = Loop(tmp_path / "whole", **options)
+    with contextlib.suppress(RuntimeError), monkeypatch.context() as patch:
+        fail_at(patch, 7)
+        Loop(tmp_path / "cut", **options)
+    rest = Loop(tmp_path / "cut", **options)
+    assert len(rest.metrics) == 7
+    assert rest.run.sha256 == whole.run.sha256
+    assert rest.run.strategy.modes() == whole.run.strategy.modes()
+
+
 def test_what_the_loop_keeps_and_where_it_stops_survive_a_kill(tmp_path, monkeypatch, capfd):
     def after(loop, step):
         loop.optimizer.step()

@@ -71,6 +71,22 @@ class OwnLoop:
     def alike(self) -> dict[str, torch.Tensor]:
         return self.model_state() | optimizer.named(self.optimizer_state())
 
+    # What the loop may change of the model beside tensors.
+
+    def modes(self) -> dict[str, list[str]]:
+        """Return which parameters are not trained, and which modules are in eval()."""
+        return {
+            "frozen": [n for n, p in self.model.named_parameters() if not p.requires_grad],
+            "eval": [name for name, one in self.model.named_modules() if not one.training],
+        }
+
+    def put_modes(self, modes: Mapping[str, Sequence[str]]) -> None:
+        """Go on from what `modes` returned."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name not in modes["frozen"])
+        for name, one in self.model.named_modules():
+            one.training = name not in modes["eval"]
+
     # What optimizers have beside tensors: settings, and numbers for parameters.
 
     def settings(self) -> list[list[dict[str, Any]]]:

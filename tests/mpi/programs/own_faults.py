@@ -38,6 +38,8 @@ with lockstep.init(shards=1 if fault == "one shard" else 4, seed=1) as session:
     batch = 8 * session.size if fault == "batch" else 16
     epochs = session.size if fault == "epochs" else 2
     for step in run.steps(len(x), batch=batch, epochs=epochs):
+        if fault == "eval" and last and step.number == 1:
+            model.eval()
         for shard in step:
             inputs = x[shard.ids] + (0.1 if fault == "data by rank" and last else 0)
             loss = F.cross_entropy(model(inputs), y[shard.ids], reduction="sum")
