@@ -97,9 +97,9 @@ class Run:
         session.check_same(**inputs, **{"initial weights": initial})
         self.gradients = Gradients(session, self.model)
         self.about = {
-            "configuration": {
+            "configuration": {**(configuration or {})},
+            "settings": {
                 **{"shards": session.shards, "seed": session.seed, "threads": session.threads},
-                **(configuration or {}),
                 **self._settings(),
             },
             **inputs,
@@ -143,7 +143,7 @@ class Run:
         self._has_begun = True
         shards, seed = self.session.shards, self.session.seed
         self.sampler = Sampler(split(samples, shards, seed), batch, seed)
-        self.about["configuration"] |= {"samples": samples, "batch": batch, "epochs": epochs}
+        self.about["settings"] |= {"samples": samples, "batch": batch, "epochs": epochs}
         self.teller = Teller(self.folder, epochs, self.sampler.batches, batch)
         hooks = [
             one.register_step_pre_hook(lambda *_: self.check_reduced("optimizer.step()"))

@@ -813,6 +813,15 @@ def test_another_configuration_is_another_run(tmp_path, monkeypatch):
     assert "augmentation" in json.loads((tmp_path / "run.json").read_text())["configuration"]
 
 
+def test_a_configuration_is_none_of_the_runs_own_settings(tmp_path):
+    for batch in (5, 7):
+        Loop(tmp_path, configuration={"batch": batch, "threads": 9})
+        record = json.loads((tmp_path / "run.json").read_text())
+        assert record["configuration"] == {"batch": batch, "threads": 9}
+        assert (record["settings"]["batch"], record["settings"]["threads"]) == (BATCH, 1)
+    assert len([*Path(tmp_path, "checkpoints").glob("*/about.json")]) == 2  # two runs
+
+
 def test_a_script_may_come_from_a_pipe(tmp_path, monkeypatch):
     monkeypatch.setattr(__main__, "__file__", "<stdin>", raising=False)
     assert Loop(tmp_path).run.sha256
