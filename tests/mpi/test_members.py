@@ -29,7 +29,8 @@ with lockstep.init(shards=8, seed=1, replace=kind == "replace", timeout=5) as se
     optimizer = torch.optim.AdamW(model.parameters())
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 50)
     run = session.run(
-        model, optimizer, folder=sys.argv[1], scheduler=scheduler, configuration={}
+        model, optimizer, folder=sys.argv[1], scheduler=scheduler,
+        configuration={"what newcomers say of themselves is long": "x" * 50_000},
     )
     for step in run.steps(512, batch=64, epochs=60):
         for shard in step:

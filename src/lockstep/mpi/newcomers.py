@@ -21,6 +21,9 @@ from lockstep.mpi import JOINS, losses
 
 # Seconds between two looks at what the others say.
 LOOK_EVERY = 0.01
+# Bytes that a newcomer says of itself at most: mpi4py would make room for 32 KiB, which a run with
+# many files, or a long configuration, exceeds.
+_LONGEST = 2**22
 # Tags on the line between newcomers and the others, and on the communicator of all.
 _READY, _COME, _WELCOME = 1, 2, 2**15 - 2
 
@@ -40,7 +43,11 @@ class Newcomers:
     def __init__(self, line: Any) -> None:
         self.line, self.count = line, line.remote_size
         asks = losses.world().rank == 0
-        self._words = [line.irecv(source=i, tag=_READY) for i in range(self.count) if asks]
+        self._words = [
+            line.irecv(bytearray(_LONGEST), source=i, tag=_READY)
+            for i in range(self.count)
+            if asks
+        ]
         self._said: list[Any] = []
 
     def said(self) -> list[Any]:
@@ -126,8 +133,9 @@ def join(word: Any) -> None:
     """Tell the others that this process is ready, and wait to be one of them."""
     global has_joined
     try:
-        _line.isend(word, 0, _READY)
+        sent = _line.isend(word, 0, _READY)
         _wait_for(_line, _COME)
+        sent.wait()  # until here the request holds what is sent, where that is long
         world = _line.Merge(high=True)
         world.Set_errhandler(MPI.ERRORS_RETURN)
         _wait_for(world, _WELCOME)
