@@ -11,6 +11,7 @@ from torch import nn
 
 from lockstep import determinism, provenance, tensors
 from lockstep.checkpoint import period
+from lockstep.checkpoint.agreement import check_same
 from lockstep.checkpoint.checkpointer import Checkpointer, new_segment, now, resume
 from lockstep.checkpoint.plain import from_plain, to_plain
 from lockstep.checkpoint.state import Progress, check_kept
@@ -151,6 +152,7 @@ class Run:
         ]
         self.is_under_way = True
         try:
+            self._compare()
             if self.session.world.is_first:
                 self._open()
             self._begin()
@@ -236,6 +238,15 @@ class Run:
                 f"{where}: {what} before the gradients are reduced; let the loop over the step's "
                 f"shards come to its end first"
             )
+
+    def _compare(self) -> None:
+        """Refuse ranks that are about to take other steps; those that join are compared, too."""
+        amount, unit = self.every
+        self.session.same |= {
+            "configuration": self.about["configuration"],
+            "settings": {**self.about["settings"], "checkpoint_every": f"{amount:g} {unit}"},
+        }
+        check_same(self.session.same)
 
     def _begin(self) -> None:
         """Go on from the last checkpoint, if there is one; or join ranks that train already."""

@@ -172,6 +172,16 @@ def test_a_model_that_is_in_eval_on_one_rank_alone_is_refused_in_one_line(tmp_pa
     assert "Traceback" not in done.stderr
 
 
+def test_other_numbers_of_samples_on_two_ranks_are_refused_in_one_line(tmp_path):
+    done = run([*mpirun(2), PROGRAMS / "own_faults.py", "samples by rank", tmp_path], REPOSITORY)
+    assert done.returncode == 2
+    said = (
+        r"settings: samples is (48|40) on rank .*; give session.run and run.steps the same on all"
+    )
+    assert re.search(said, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_more_ranks_than_shards_are_refused_in_one_line(tmp_path):
     done = run([*mpirun(2), PROGRAMS / "own_faults.py", "one shard", tmp_path], REPOSITORY)
     assert done.returncode == 2

@@ -29,6 +29,8 @@ CURES = {
     "caps": "export the same variables to all ranks",
     "code": "let all hosts run the same files",
     "metrics": "give the same ones for each shard, whichever rank has it",
+    "settings": "give session.run and run.steps the same on all ranks",
+    "configuration": "give session.run and run.steps the same on all ranks",
     "modes": "call train(), eval() and requires_grad_() on all ranks alike",
     "initial weights": "the model must depend neither on the rank nor on what one host alone has; "
     "in a script of your own, make it by session.build",

@@ -44,9 +44,7 @@ class Newcomers:
         self.line, self.count = line, line.remote_size
         asks = losses.world().rank == 0
         self._words = [
-            line.irecv(bytearray(_LONGEST), source=i, tag=_READY)
-            for i in range(self.count)
-            if asks
+            line.irecv(bytearray(_LONGEST), source=i, tag=_READY) for i in range(self.count) if asks
         ]
         self._said: list[Any] = []
 
