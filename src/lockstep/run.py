@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lockstep import determinism, provenance, tensors
 from lockstep.checkpoint import period
@@ -93,6 +94,7 @@ class Run:
         session.check_built(self.model)
         optimizers = [*optimizer] if isinstance(optimizer, Sequence) else [optimizer]
         self.strategy = OwnLoop(self.model, optimizers, session.shards)
+        self.strategy.check_schedulers(self.schedulers)
         initial = tensors.digest(self.model.state_dict() | dict(self.model.named_buffers()))
         inputs = _inputs()
         session.check_same(**inputs, **{"initial weights": initial})
@@ -146,10 +148,7 @@ class Run:
         self.sampler = Sampler(split(samples, shards, seed), batch, seed)
         self.about["settings"] |= {"samples": samples, "batch": batch, "epochs": epochs}
         self.teller = Teller(self.folder, epochs, self.sampler.batches, batch)
-        hooks = [
-            one.register_step_pre_hook(lambda *_: self.check_reduced("optimizer.step()"))
-            for one in self.strategy.optimizers
-        ]
+        hook = register_optimizer_step_pre_hook(self._check_optimizer)
         self.is_under_way = True
         try:
             self._compare()
@@ -177,8 +176,7 @@ class Run:
             raise
         finally:
             self.gradients.let_go()
-            for hook in hooks:
-                hook.remove()
+            hook.remove()
             if self._store:
                 self._store.close()
 
@@ -237,6 +235,18 @@ class Run:
             raise UserError(
                 f"{where}: {what} before the gradients are reduced; let the loop over the step's "
                 f"shards come to its end first"
+            )
+
+    def _check_optimizer(self, one: torch.optim.Optimizer, *_: Any) -> None:
+        """Refuse a step, of whichever optimizer, that no other rank or no later launch would do."""
+        if any(one is known for known in self.strategy.optimizers):
+            self.check_reduced("optimizer.step()")
+        elif self.strategy.has_part_of(one):
+            where = self._step.where if self._step else "before the first step"
+            raise UserError(
+                f"{where}: {type(one).__name__}.step() of an optimizer that was not given to the "
+                f"run, though it has a parameter of the model: its state would begin anew after a "
+                f"kill; give it: session.run(model, [optimizer, ...], ...)"
             )
 
     def _compare(self) -> None:
@@ -333,6 +343,7 @@ class Run:
                 f"{step.where}: the loop over its shards has not come to its end; expected "
                 f"`for shard in step:` once or more in each step, without break"
             )
+        self.strategy.check_schedulers(self.schedulers)  # one may have been made meanwhile
         self.strategy.metrics.add_all(step.sums, torch.stack([*step.sums.values()], dim=1))
         self.progress.step += 1
         if self.progress.step % self.sampler.batches == 0:

@@ -224,6 +224,22 @@ def frozen_net() -> nn.Module:
     return model
 
 
+def a_forgotten_scheduler(model):
+    optimizer = sgd(model)
+    lr_scheduler.CyclicLR(optimizer, 0.01, 0.1)
+    return optimizer
+
+
+def a_scheduler_made_later(loop, step):
+    loop.optimizer.step()
+    lr_scheduler.StepLR(loop.optimizer, 2)
+
+
+def a_forgotten_optimizer(loop, step):
+    loop.optimizer.step()
+    adam(loop.model[2]).step()
+
+
 def count_metrics(loop, shard):
     loss = F.cross_entropy(loop.model(X[shard.ids]), Y[shard.ids], reduction="sum")
     shard.backward(loss, 4, **({"more": 1.0} if loop.metrics else {}))
@@ -295,6 +311,21 @@ REFUSED = {
     "an optimizer of another model": (
         {"optimizer": lambda model: torch.optim.SGD(nn.Linear(3, 5).parameters(), lr=0.1)},
         "optimizer: SGD has a parameter of shape (5, 3) that is none of the model's",
+    ),
+    "a scheduler that is not given": (
+        {"optimizer": a_forgotten_scheduler},
+        "scheduler: SGD has one (initial_lr is in its param_groups) that was not given to the run",
+    ),
+    "a scheduler that is made later": (
+        {"after": a_scheduler_made_later},
+        "scheduler: SGD has one (initial_lr is in its param_groups) that was not given to the run",
+    ),
+    "an optimizer that is not given": (
+        {
+            "optimizer": lambda model: sgd(model[0]),
+            "after": a_forgotten_optimizer,
+        },
+        "step 1: Adam.step() of an optimizer that was not given to the run",
     ),
     "two optimizers of one parameter": (
         {"optimizer": lambda model: [sgd(model), adam(model[2])]},
@@ -825,6 +856,18 @@ def test_a_configuration_is_none_of_the_runs_own_settings(tmp_path):
 def test_a_script_may_come_from_a_pipe(tmp_path, monkeypatch):
     monkeypatch.setattr(__main__, "__file__", "<stdin>", raising=False)
     assert Loop(tmp_path).run.sha256
+
+
+def test_a_learning_rate_by_step_and_an_optimizer_of_something_else_are_the_loops_affair(tmp_path):
+    other = nn.Linear(3, 1)
+
+    def after(loop, step):
+        for group in loop.optimizer.param_groups:
+            group["lr"] = 0.1 / (1 + step.number)
+        loop.optimizer.step()
+        adam(other).step()
+
+    assert Loop(tmp_path, after=after).run.sha256
 
 
 def test_afterwards_a_model_is_plain_torchs(tmp_path):

@@ -52,6 +52,30 @@ class OwnLoop:
                         f"optimizer"
                     )
 
+    def has_part_of(self, other: torch.optim.Optimizer) -> bool:
+        """Return whether an optimizer has a parameter of the model."""
+        held = {id(p) for p in self.model.parameters()}
+        return any(id(p) in held for p in optimizer.parameters(other))
+
+    def check_schedulers(self, schedulers: Sequence[Any]) -> None:
+        """Refuse a scheduler of torch's that is not among those that a checkpoint keeps.
+
+        Raises:
+            UserError: an optimizer has one.
+        """
+        its = [getattr(one, "optimizer", None) for one in schedulers]
+        for one in self.optimizers:
+            # A scheduler leaves `initial_lr` in the groups; one of the user's own may not say whose
+            # it is.
+            if any("initial_lr" in group for group in one.param_groups) and not any(
+                other is None or other is one for other in its
+            ):
+                raise UserError(
+                    f"scheduler: {type(one).__name__} has one (initial_lr is in its param_groups) "
+                    f"that was not given to the run, and would begin anew after a kill; give it: "
+                    f"session.run(..., scheduler=...); or delete initial_lr if none is left"
+                )
+
     def model_state(self) -> dict[str, torch.Tensor]:
         return self.model.state_dict()
 
