@@ -54,7 +54,8 @@ class Gradients:
         self.inside = False  # a backward pass of the shard whose turn it is
         self.where = "before the first step"
         self._rehearsed: set[int] = set()
-        self._metrics: dict[int, tuple[str, ...]] = {}
+        self._metrics: dict[int, tuple[str, ...]] = {}  # the names that each pass has
+        self._compared: set[int] = set()
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._guard(place))
             for place, p in enumerate(self.parameters)
@@ -194,21 +195,25 @@ class Gradients:
         names += [f"training of {name or 'the model'}" for name in self.modules]
         check_same({"modes": dict(zip(names, self._modes(), strict=True))}, gather)
 
+    def passes(self) -> list[tuple[str, ...]]:
+        """Return the names of the sums of each pass of a step, as far as they are known yet."""
+        return [*self._metrics.values()]
+
     def deal_again(self) -> list[int]:
         """Go on with the ranks that there are now; all of them call it.
 
         Returns:
             The shards that this one is to do, beside those that it has done in the pass under way.
         """
-        self._metrics.clear()  # some may be new, and all compare them together
+        self._compared.clear()  # some may be new, and all compare them together
         return self.accumulator.deal_again(self.session.world.rank, self.session.world.size)
 
     def _check_metrics(self, step: "Step", names: tuple[str, ...]) -> None:
         """Refuse metrics that are not the same on all ranks and in all steps."""
-        if step.passes not in self._metrics:
+        if step.passes not in self._compared:
             check_same({"metrics": {"names": list(names)}}, gather)
-            self._metrics[step.passes] = names
-        if names != (before := self._metrics[step.passes]):
+            self._compared.add(step.passes)
+        if names != (before := self._metrics.setdefault(step.passes, names)):
             raise UserError(
                 f"metrics: {self.where} has {', '.join(names)}, and the one before had "
                 f"{', '.join(before)}; give the same ones for each step"

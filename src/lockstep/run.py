@@ -348,17 +348,20 @@ class Run:
         self.progress.step += 1
         if self.progress.step % self.sampler.batches == 0:
             row = {"epoch": self.progress.step // self.sampler.batches}
-            self.progress.history.append(row | means(self.strategy.metrics.totals()))
+            self.progress.history.append(row | self._means(self.strategy.metrics.totals()))
             self.strategy.metrics.reset()
         self._tell()
         if self.trace:
             self.trace.after_step()
 
+    def _means(self, totals: dict[str, float]) -> dict[str, float]:
+        return means(totals, self.gradients.passes())
+
     def _tell(self) -> None:
         """Tell where the run is, for who looks on from outside."""
         if not (self.session.world.is_first and self.teller.is_due()):
             return
-        now = means(self.strategy.metrics.here())
+        now = self._means(self.strategy.metrics.here())
         self.teller.tell(self.progress.step, self.history, **now, **self.members.counts())
 
     def _end(self, state: str) -> None:

@@ -12,7 +12,7 @@ they had be dealt out and yielded anew.
 
 import math
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
@@ -167,14 +167,24 @@ class Step:
         return nn.utils.clip_grad_norm_(trained, longest)
 
 
-def means(totals: dict[str, float]) -> dict[str, float]:
-    """Return means over the items, given sums: those of the loss that came before each metric."""
+def means(totals: Mapping[str, float], passes: Iterable[Iterable[str]] = ()) -> dict[str, float]:
+    """Return means over the items: those of the loss that came before each metric.
+
+    A loss that has no items of its own is one more over those of its pass.
+
+    Args:
+        totals: sums by name.
+        passes: the names that each pass has given; none: there was one.
+    """
     found: dict[str, float] = {}
-    items = 0.0
-    for name, value in totals.items():
-        if not name.startswith(ITEMS):
-            items = totals.get(f"{ITEMS}{name}", items)
-            found[name] = value / items if items else math.nan
+    for names in [*passes] or [[*totals]]:
+        of_pass = [name for name in names if name in totals]
+        whole = sum(totals[name] for name in of_pass if name.startswith(ITEMS))
+        items = 0.0
+        for name in of_pass:
+            if not name.startswith(ITEMS):
+                items = totals.get(f"{ITEMS}{name}", items) or whole
+                found[name] = totals[name] / items if items else math.nan
     return found
 
 

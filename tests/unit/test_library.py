@@ -17,6 +17,7 @@ from torch.optim import lr_scheduler
 import __main__
 import lockstep
 from lockstep import UserError
+from lockstep.step import means
 from lockstep.testing import faults
 
 SAMPLES, BATCH, SHARDS = 48, 16, 4
@@ -521,6 +522,18 @@ def test_losses_add_up(tmp_path):
     loss = F.cross_entropy(logits, Y[ids]) + 0.1 * logits.square().sum() / len(ids)
     for name, grad in gradients_of(model, loss).items():
         torch.testing.assert_close(loop.grads[0][name], grad)
+    size = 0.1 * logits.square().sum().item() / len(ids)
+    assert loop.metrics[0]["size"] == pytest.approx(size)
+    all_sizes = [metrics["size"] for metrics in loop.metrics]
+    assert loop.run.history[0]["size"] == pytest.approx(sum(all_sizes) / len(all_sizes))
+
+
+def test_a_loss_without_items_is_over_those_of_its_pass():
+    one = {"a": 6.0, "items of a": 2.0, "b": 6.0, "items of b": 1.0, "c": 6.0, "items of c": 0.0}
+    other = {"d": 6.0, "items of d": 6.0, "right": 3.0, "e": 6.0, "items of e": 0.0, "more": 3.0}
+    expected = {"a": 3.0, "b": 6.0, "c": 2.0, "d": 1.0, "right": 0.5, "e": 1.0, "more": 0.5}
+    assert means(one | other, [one, other]) == expected
+    assert means(one) == {"a": 3.0, "b": 6.0, "c": 2.0}
 
 
 def test_what_is_frozen_stays_and_has_no_gradient(tmp_path):
