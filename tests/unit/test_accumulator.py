@@ -95,6 +95,16 @@ def test_buffers_change_by_the_mean_over_the_shards_however_many_items_they_have
     assert model[0].num_batches_tracked == 1
 
 
+def test_a_buffer_that_does_not_change_keeps_its_bits():
+    model = make_model()
+    odd = torch.tensor([-0.0, 0.0, 1e-40, float("-inf"), float("nan"), 0.1])
+    model.register_buffer("table", odd.clone())
+    accumulator = make(model, 2)
+    do(accumulator, range(2), *data(2))
+    accumulator.finish(accumulator.sum(), 1)
+    assert torch.equal(model.table.view(torch.int32), odd.view(torch.int32))
+
+
 def test_what_was_added_and_not_summed_is_dropped():
     images, labels = data(2)
     accumulator = make(make_model(norm=True), 2)

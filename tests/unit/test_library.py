@@ -210,6 +210,18 @@ class Lowest(nn.Module):
         return self.linear(x)
 
 
+class Biased(nn.Module):
+    """It has a table that does not change, with a negative zero in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 2)
+        self.register_buffer("table", torch.tensor([-0.0, -1.0]), persistent=False)
+
+    def forward(self, x):
+        return self.linear(x) + self.table
+
+
 def its_own(loop, shard):
     shard.backward(loop.model(X[shard.ids], Y[shard.ids])["loss"], 4)
 
@@ -471,6 +483,10 @@ def test_zero_grad_before_the_backward_pass_changes_nothing(to_none, tmp_path):
 
     loop = Loop(tmp_path / "a", inside=inside)
     assert loop.run.sha256 == Loop(tmp_path / "b").run.sha256
+
+
+def test_a_table_with_a_negative_zero_is_not_taken_to_change(tmp_path):
+    assert Loop(tmp_path, make=Biased).model.table.signbit().all()
 
 
 LENGTHS = torch.randint(1, 6, (SAMPLES,), generator=torch.Generator().manual_seed(1))

@@ -184,7 +184,8 @@ class Flat:
                 f"mean change in a step is no whole number (or is above {LARGEST_CHANGE}); keep it "
                 f"in a floating-point buffer"
             )
-        after = before[0] + floats
+        # What did not change stays as it is to the bit: -0.0 + 0.0 is 0.0.
+        after = torch.where(floats == 0, before[0], before[0] + floats)
         odd = after.isnan()
         if odd.any() and (odd := odd & ~before[0].isnan()).any():
             raise UserError(
