@@ -86,6 +86,10 @@ class Run:
             self.every = period(checkpoint_every)
         except ValueError as error:
             raise UserError(f"checkpoint_every: {error}") from None
+        if checkpoint_keep < 1:  # each would go as soon as it is written
+            raise UserError(
+                f"checkpoint_keep: expected 1 checkpoint or more, not {checkpoint_keep}"
+            )
         self.keep = checkpoint_keep
         self.given = configuration is not None
         self.state: dict[str, Any] = {}

@@ -377,6 +377,10 @@ REFUSED = {
         {"make": lambda: Copies(6, 2)},
         "model: its state_dict has not the parameter weight",
     ),
+    "no checkpoint kept": (
+        {"checkpoint_keep": 0},
+        "checkpoint_keep: expected 1 checkpoint or more, not 0",
+    ),
     "an attribute": (
         {"make": Remembers},
         "shard 0: done twice from the same state, the gradient of linear.weight",
