@@ -49,9 +49,19 @@ class Metrics:
         self.rows.numpy()[shard] += [sums[name] for name in self.names]  # a tensor takes 10 us
 
     def add_all(self, names: Iterable[str], rows: torch.Tensor) -> None:
-        """Add to the sums of all shards (float64, S x names)."""
+        """Add to the sums of all shards (float64, S x names).
+
+        Raises:
+            UserError: there are others than there were the first time.
+        """
+        names = tuple(names)
         if self.names is None:
-            self.names, self.rows = tuple(names), torch.zeros_like(rows)
+            self.names, self.rows = names, torch.zeros_like(rows)
+        if names != self.names:
+            raise UserError(
+                f"metrics: a step has {', '.join(names)}, and steps had {', '.join(self.names)} "
+                f"before; do as many passes, with the same metrics, in each step"
+            )
         self.rows += rows
 
     def gather(self) -> torch.Tensor:

@@ -659,6 +659,20 @@ def test_batch_norm_takes_the_mean_of_what_shards_saw(tmp_path):
     assert loop.model[1].num_batches_tracked == 3
 
 
+def test_another_number_of_passes_than_before_is_refused(tmp_path):
+    def after(loop, step):
+        loop.optimizer.step()
+        if step.number == 1:
+            for shard in step:
+                loss = F.cross_entropy(loop.model(X[shard.ids]), Y[shard.ids], reduction="sum")
+                shard.backward(loss, 4, name="again")
+            loop.optimizer.step()
+
+    said = "metrics: a step has loss, items of loss, again, items of again, and steps had loss, "
+    with pytest.raises(UserError, match=said):
+        Loop(tmp_path, after=after)
+
+
 def test_random_numbers_are_a_shards_own(tmp_path):
     drawn = {}
 
