@@ -12,6 +12,7 @@ import torch
 
 from lockstep import provenance
 from lockstep import random as streams
+from lockstep.errors import UserError
 from lockstep.testing import faults
 from lockstep.torch_private import set_deterministic
 
@@ -26,6 +27,9 @@ def pin(threads: int, device: torch.device, reproducible: bool) -> Callable[[], 
 
     Returns:
         What sets all of it back.
+
+    Raises:
+        UserError: torch has started its threads already, which go on as they were.
     """
     count, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -42,6 +46,13 @@ def pin(threads: int, device: torch.device, reproducible: bool) -> Callable[[], 
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # CPUs are far slower with denormal numbers
+    if device.type == "cpu" and threads > 1 and not _all_flush(threads):
+        undo()
+        raise UserError(
+            f"threads: torch has started threads before, which compute with denormal numbers, so "
+            f"that the bits would be others than in a process that has not; begin with "
+            f"lockstep.init, before anything is computed, or take 1 thread, not {threads}"
+        )
     if reproducible:
         set_deterministic(True)
         # It would also fill new memory, lest somebody read it before writing. Nothing here does:
@@ -51,6 +62,12 @@ def pin(threads: int, device: torch.device, reproducible: bool) -> Callable[[], 
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return undo
+
+
+def _all_flush(threads: int) -> bool:
+    """Return whether all threads take denormal numbers as zero: it is inherited at their start."""
+    large = torch.full((threads * 2**16,), 2e-38)  # each of them has a part of it
+    return not (large - 1.999e-38).view(torch.int32).any()
 
 
 def draw_for(device: torch.device, purpose: str, *place: int) -> None:

@@ -34,6 +34,16 @@ def test_what_is_pinned_is_found_to_be_so(repository):
     assert not arithmetic(repository, "pass")["flush_denormal"]
 
 
+@pytest.mark.slow
+def test_threads_that_were_started_before_are_refused(repository):
+    pin = "determinism.pin(2, torch.device('cpu'), True)"
+    assert arithmetic(repository, pin)["flush_denormal"]
+    before = "torch.set_num_threads(2); torch.ones(2_000_000).add_(1); "
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        arithmetic(repository, before + pin)
+    assert "UserError: threads: torch has started threads before" in error.value.stderr
+
+
 @pytest.mark.thorough
 def test_caps_of_the_environment_are_recorded_and_seen(repository):
     cap = {"ATEN_CPU_CAPABILITY": "default"}
