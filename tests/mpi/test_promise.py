@@ -77,14 +77,16 @@ def test_the_bits_are_those_of_one_process(name, ranks, digits, reference, tmp_p
     assert bits(tmp_path, train(digits, tmp_path, name, mpirun(ranks), ranks)) == reference(name)
 
 
-def test_the_bytes_sent_are_those_of_a_ring(digits, reference, tmp_path):
+def test_the_bytes_sent_are_those_of_a_ring_or_of_one_message_to_all(digits, reference, tmp_path):
     record = train(digits, tmp_path, "cnn", mpirun(4), 4)
     assert bits(tmp_path, record) == reference("cnn")
-    # The gradients (float32) in 4 parts, of which a step sends 3 twice; and what each shard has
-    # summed: items, losses, right answers and samples (float64).
-    part = -(-record["parameters"] // 4)
+    # The gradients (float32) in 4 parts, of which a step sends 3 twice, or whole to the other 3,
+    # whichever the trial at the start has found faster; and what each shard has summed: items,
+    # losses, right answers and samples (float64).
+    part, whole = -(-record["parameters"] // 4), record["parameters"]
     sums = record["configuration"]["shards"] * 4 * 8
-    assert record["bytes_sent"] == [record["steps"] * (2 * 3 * part * 4 + 2 * 3 * sums // 4)] * 4
+    steps = [2 * 3 * part * 4 + 2 * 3 * sums // 4, 3 * whole * 4 + 2 * 3 * sums // 4]
+    assert record["bytes_sent"] in [[record["steps"] * step] * 4 for step in steps]
 
 
 def test_the_wait_for_a_slow_rank_is_idle_time(digits, reference, tmp_path):
