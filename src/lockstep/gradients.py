@@ -172,14 +172,14 @@ class Gradients:
         self._check_metrics(step, sums.names or ())
         world = self.session.world
         modes = torch.zeros(world.size, dtype=torch.float64)
-        modes[world.rank] = zlib.crc32(bytes(self._modes()))  # exact, as no other adds to it
+        modes.numpy()[world.rank] = zlib.crc32(bytes(self._modes()))  # exact: others add zeros
         # One message tells every rank what was summed, over what, which parameters were used, and
         # whether all ranks had the model in the same modes.
         message = torch.cat([sums.rows.flatten(), self.used.double(), modes])
         if world.size > 1:
             dist.all_reduce(message)
         rows, used, modes = message.split([sums.rows.numel(), len(self.used), world.size])
-        if (modes != modes[0]).any():
+        if len({*modes.tolist()}) > 1:
             self._refuse_modes()
         total = self.accumulator.sum(keep=self.session.world.survives)
         return rows.view(sums.rows.shape), used, total
