@@ -5,6 +5,7 @@ What would give a rank gradients that no other has is refused where it happens.
 
 import zlib
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,6 +45,7 @@ class Gradients:
         self.names = [name for name, _ in named]
         self.parameters = [p for _, p in named]
         self.modules = dict(model.named_modules())
+        self.weights = dict(model.named_parameters())  # the frozen ones, too
         flat, world = Flat(model), session.world
         self.tree = TreeReduce(
             flat.length, session.shards, world.rank, world.size, flat.dtype, flat.device
@@ -95,6 +97,7 @@ class Gradients:
                     f"run when the model is as it will be trained"
                 )
         self.used.zero_()
+        self.versions = self._versions()
         self.accumulator.begin()
 
     def begin_shard(self, shard: "Shard") -> None:
@@ -153,6 +156,7 @@ class Gradients:
         Raises:
             RanksLost: on all that are left: some have died before this was done.
         """
+        self._check_weights()
         world = self.session.world
         rows, used, total = together(world, lambda: self._exchange(step, sums))
         totals = dict(zip(sums.names or (), rows.sum(dim=0).tolist(), strict=True))
@@ -165,6 +169,19 @@ class Gradients:
                 parameter.grad = None
         self.tree.free(total)  # its values stay until the next pass takes a buffer
         return totals, rows
+
+    def _versions(self) -> list[int]:
+        """Return how often each parameter was changed in place, as autograd counts it."""
+        return [*map(attrgetter("_version"), self.weights.values())]
+
+    def _check_weights(self) -> None:
+        for name, before, now in zip(self.weights, self.versions, self._versions(), strict=True):
+            if now != before:
+                raise UserError(
+                    f"{self.where}: {name} was changed in the loop over shards (in place, as "
+                    f"clamp_() or an Embedding with max_norm does), by each rank after its own "
+                    f"shards; change weights after that loop"
+                )
 
     def _exchange(
         self, step: "Step", sums: Metrics
@@ -238,6 +255,7 @@ class Gradients:
             self._check_done(shard)
             self.accumulator.flat.put_changes(self.term, self.accumulator.before)
             found.append((shard.sums, self.term))
+        self._check_weights()
         (sums, term), (sums_again, term_again) = found
         if sums != sums_again or digest(term) != digest(term_again):
             self._say_what_differs(shard, term, term_again)

@@ -135,6 +135,12 @@ def a_gradient_of_its_own(loop, shard):
     plain(loop.model, shard)
 
 
+def clamped(loop, shard):
+    plain(loop.model, shard)
+    with torch.no_grad():
+        loop.model[2].weight.clamp_(-10, 10)  # which changes nothing yet
+
+
 def noisy(draw):
     def inside(loop, shard):
         noise = torch.as_tensor(draw(), dtype=torch.float32)
@@ -277,6 +283,10 @@ REFUSED = {
     ),
     "zero_grad() after the loss": ({"inside": zero_grad_after}, "the gradient of 0.weight is not"),
     "another gradient": ({"inside": a_gradient_of_its_own}, "the gradient of 2.bias is not the"),
+    "weights that change in the loop over shards": (
+        {"inside": clamped},
+        "step 1: 2.weight was changed in the loop over shards",
+    ),
     "an old shard": ({"inside": an_old_shard}, "when it is not this shard's turn any more"),
     "a mean": (
         {"inside": its(F.cross_entropy)},
