@@ -72,6 +72,7 @@ bench: setup  ## measure Lockstep beside its peers, and what its parts cost: an 
 	python -m benchmarks.faults
 	python -m benchmarks.recovery
 	python -m benchmarks.library
+	python -m benchmarks.around
 
 lint: setup  ## check style, types, who imports whom, and rules
 	ruff format --check .
