@@ -15,7 +15,7 @@ from lockstep.pipeline.data.manifest import read_manifest
 from lockstep.pipeline.data.shards import read_members
 from lockstep.pipeline.models import build
 from lockstep.pipeline.stages.partition import partition
-from lockstep.pipeline.stages.predict import _array, _following
+from lockstep.pipeline.stages.predict import _array, _following, _outputs
 from lockstep.pipeline.stages.prepare import prepare
 from lockstep.pipeline.tasks import language, regression
 from lockstep.pipeline.tasks.make import LEARNED, make
@@ -222,7 +222,8 @@ def test_what_follows_is_foretold_of_the_last_token_there_is(npz):
     whole = np.arange(length + 1, dtype=np.int32)[None] % 9
     short = np.where(np.arange(length + 1) < 3, whole, -1)
     for rows, last in ((whole, length), (whole[:, :-1], length - 1), (short, 2)):
-        found = _following(OneMore(), task, rows.astype(np.int32))
+        rows, model = rows.astype(np.int32), OneMore()
+        found = _following(model, task, rows, _outputs(model, task, rows))
         assert found["next"].tolist() == [whole[0, last] + 1]
 
 

@@ -89,7 +89,7 @@ def crate(results: Path, license: str, output: Path) -> Path:
                 f"{results / name}: No such file; expected the folder of an experiment that has "
                 f"its report: snakemake --cores all"
             )
-    runs = {path.name: _checked(path) for path in _runs(results)}
+    runs = {name: _checked(results / name, model) for name, model in _runs(results).items()}
     data = Path(next(iter(runs.values())).data)
     dataset = read_manifest(data).name
 
@@ -133,27 +133,26 @@ def crate(results: Path, license: str, output: Path) -> Path:
     return output / "ro-crate-metadata.json"
 
 
-def _runs(results: Path) -> list[Path]:
-    """Return the folders of the runs that the summary has: others may be left of another table."""
+def _runs(results: Path) -> dict[str, str | None]:
+    """Return the models of the runs that the summary has: others may be left of another table."""
     with (results / "summary.csv").open(newline="", encoding="utf-8") as table:
         models = {row["run"]: row.get("model_sha256") for row in csv.DictReader(table)}
-    listed = [results / name for name in sorted(models)]
-    if not listed:
+    if not models:
         raise UserError(f"{results / 'summary.csv'}: there is no run in it; train one")
-    if gone := [run.name for run in listed if not (run / "train.json").exists()]:
+    if gone := [name for name in sorted(models) if not (results / name / "train.json").exists()]:
         raise UserError(f"{results}: {gone[0]}, a run of summary.csv, is not here; train it again")
-    for run in listed:
-        if read_training(run).model_sha256 != models[run.name]:
-            raise UserError(
-                f"{results / 'summary.csv'}: has another model of {run.name} than "
-                f"{run / 'train.json'}; run the workflow again"
-            )
-    return listed
+    return dict(sorted(models.items()))
 
 
-def _checked(run: Path) -> Training:
-    """Return the record of a run whose files are all those that the records name."""
+def _checked(run: Path, model: str | None) -> Training:
+    """Return the record of a run whose model is that of the summary, and whose files are all those
+    that the records name."""
     training = read_training(run)
+    if training.model_sha256 != model:
+        raise UserError(
+            f"{run.parent / 'summary.csv'}: has another model of {run.name} than "
+            f"{run / 'train.json'}; run the workflow again"
+        )
     averaged, data = read_averaged(run, training), Path(training.data)
     read_metrics(run, training)
     for name, expected, record in (

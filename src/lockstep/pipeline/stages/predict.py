@@ -67,7 +67,7 @@ def predict(
             outputs = _outputs(network, task, arrays)
             columns = _columns(task, training.classes, names, arrays, outputs)
             if isinstance(task, Language):
-                columns |= _following(network, task, arrays)
+                columns |= _following(network, task, arrays, outputs)
             parts.append(pd.DataFrame(columns))
     if not parts and not bad:
         raise UserError(f"predict: there is no image in {', '.join(map(str, files))}")
@@ -231,13 +231,16 @@ def _columns(
     return columns
 
 
-def _following(network: nn.Module, task: Language, arrays: np.ndarray) -> dict[str, Any]:
+def _following(
+    network: nn.Module, task: Language, arrays: np.ndarray, outputs: torch.Tensor
+) -> dict[str, Any]:
     """Return which token follows each sequence, by the last tokens that the model takes."""
     length = task.shape[0]
     # A sequence may have one token more than the model takes, the last that it was to foretell.
     full = (arrays[:, length:] != PADDING).any(axis=1)[:, None]
     taken = np.where(full, arrays[:, -length:], arrays[:, :length])
-    outputs = _outputs(network, task, taken)
+    if full.any():
+        outputs = _outputs(network, task, taken)
     last = (taken != PADDING).sum(axis=1) - 1
     following = outputs[torch.arange(len(outputs)), last].softmax(dim=1)
     return {"next": following.argmax(dim=1), "probability": following.max(dim=1).values}
