@@ -169,17 +169,21 @@ def names_of(table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     return [str(table["run"][_have(table, found, row)].iloc[0]) for row in range(len(found))]
 
 
+def draws(table: pd.DataFrame, kind: Kind) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the runs that are draws of their own, and their groups: those with the same bits are
+    one, whatever says where they were computed."""
+    models = table.drop_duplicates("model_sha256", ignore_index=True)
+    return models, groups(models, kind)
+
+
 def choice(table: pd.DataFrame, kind: Kind) -> str:
     """Return which setting is best by the validation part, or why none is named; or nothing.
-
-    Runs with the same bits are one draw, whatever says where they were computed.
 
     Args:
         table: that of all runs.
         kind: their task.
     """
-    models = table.drop_duplicates("model_sha256", ignore_index=True)
-    found = groups(models, kind)
+    models, found = draws(table, kind)
     names = _set(found)
     settings = _filled(models, names).astype(str)
     if len(found) < 2:

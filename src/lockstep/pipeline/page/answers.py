@@ -8,6 +8,7 @@ from typing import Any
 from lockstep.pipeline.groups import (
     VALIDATION,
     cautions,
+    draws,
     for_person,
     groups,
     listed,
@@ -129,13 +130,11 @@ def _best_by_validation(done: Sequence[Found]) -> dict[str, Any]:
     order = f"Ranked by the loss on the validation part: {first} ({losses[0]})"
     if len(equal) + 1 < len(names):
         order += f", then {names[len(equal) + 1]} ({losses[len(equal) + 1]})"
-    # Runs with the same bits are one draw, whatever says where they were computed.
-    draws = runs.drop_duplicates("model_sha256", ignore_index=True)
-    apart = groups(draws, kind)
+    models, apart = draws(runs, kind)
     more = [
         *spread,
         f"{order}.",
-        *cautions(apart, names_of(draws, apart), kind),
+        *cautions(apart, names_of(models, apart), kind),
         "The test set chose nothing, so this figure of it is not flattered by a choice.",
         *warnings(runs, kind),
     ]

@@ -86,6 +86,11 @@ class Found:
         return units.get(str(self.newest.get("unit")), CLASSIFICATION)
 
     @property
+    def data_sha256(self) -> dict[str, str]:
+        """The SHA-256 of the arrays that it learned from and was measured on, by file."""
+        return self.training.data_sha256 if self.training else {}
+
+    @property
     def is_open(self) -> bool:
         """Whether there is more to come."""
         return self.state in ("training", "evaluating", "waiting")

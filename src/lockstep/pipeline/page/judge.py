@@ -92,10 +92,10 @@ def worse(runs: Sequence[Found]) -> tuple[Found, dict[str, float]] | None:
     """
     known = {one.name: errors(one, headline(one)) for one in runs}
     able = {name: wrong for name, wrong in known.items() if wrong is not None}
-    data = [one.training.data_sha256 for one in runs if one.name in able and one.training]
-    if len(able) < 2 or any(some != data[0] for some in data):
+    same = [one for one in runs if one.name in able]
+    if len(able) < 2 or any(one.data_sha256 != same[0].data_sha256 for one in same):
         return None
-    best = min((one for one in runs if one.name in able), key=lambda one: able[one.name].mean())
+    best = min(same, key=lambda one: able[one.name].mean())
     others = {
         name: p_value(wrong, able[best.name], best.kind)
         for name, wrong in able.items()

@@ -94,15 +94,12 @@ def pictures(found: Sequence[Found], errors: dict[str, Any]) -> dict[int, str]:
     are enough bytes of them; none where the images are elsewhere, or others."""
     shown: dict[int, str] = {}
     size = 0
-    images, data = None, dict[str, str]()
-    for one in found:
-        if not one.training or not one.kind.classes or one.name not in errors:
-            continue
-        if images is None:
-            images, data = _images(one), one.training.data_sha256
-        if images is None:
-            break
-        if one.training.data_sha256 != data:
+    able = [one for one in found if one.training and one.kind.classes and one.name in errors]
+    images = _images(able[0]) if able else None
+    if images is None:
+        return shown
+    for one in able:
+        if one.data_sha256 != able[0].data_sha256:
             continue  # its samples of the same numbers are others
         for model in MODELS:
             for sample, *_ in errors[one.name][model]["mistakes"]:
