@@ -175,13 +175,14 @@ class Gradients:
         return [*map(attrgetter("_version"), self.weights.values())]
 
     def _check_weights(self) -> None:
-        for name, before, now in zip(self.weights, self.versions, self._versions(), strict=True):
-            if now != before:
-                raise UserError(
-                    f"{self.where}: {name} was changed in the loop over shards (in place, as "
-                    f"clamp_() or an Embedding with max_norm does), by each rank after its own "
-                    f"shards; change weights after that loop"
-                )
+        if (now := self._versions()) != self.versions:
+            pairs = zip(self.weights, self.versions, now, strict=True)
+            name = next(name for name, before, after in pairs if before != after)
+            raise UserError(
+                f"{self.where}: {name} was changed in the loop over shards (in place, as clamp_() "
+                f"or an Embedding with max_norm does), by each rank after its own shards; change "
+                f"weights after that loop"
+            )
 
     def _exchange(
         self, step: "Step", sums: Metrics
