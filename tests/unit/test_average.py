@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from lockstep import tensors as state
 from lockstep.files import sha256
@@ -134,7 +135,7 @@ def make(shape, classes):
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch, write_records):
-    """The folders of a run without snapshots, and of 302 training images of 2 x 2 pixels that are
+    """The folders of a run without snapshots, and of 304 training images of 2 x 2 pixels that are
     sorted by class, the one dark and the other light."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -158,25 +159,50 @@ def trained(tmp_path, monkeypatch, write_records):
     sys.modules.pop("ownnorm", None)
 
 
+def made():
+    """Return the model of the fixture's run."""
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def take(results, *states):
+    """Have a run's snapshots be these."""
+    sums = {}
+    for epoch, values in enumerate(states, start=1):
+        path = results / "snapshots" / f"epoch-000{epoch}.safetensors"
+        state.save(values, path)
+        sums[path.name] = sha256(path)
+    change_record(results, snapshots=sums)
+
+
+def configure(results, **changes):
+    """Have a run be set otherwise."""
+    run = read_training(results).configuration
+    change_record(results, configuration=run.model_copy(update=changes).model_dump())
+
+
+def normalised(data):
+    """Return the training images of a folder as a model gets them, N x 4."""
+    images = np.load(data / "train" / "images.npy") / 255
+    return ((images - images.mean()) / images.std()).reshape(-1, 4)
+
+
 def test_the_averaged_model_has_the_mean_weights_and_statistics_of_its_own(trained):
     results, data = trained
-    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
-    for epoch in (1, 2):
-        with torch.no_grad():
-            layers[2].weight.fill_(epoch)
-            layers[1].running_mean.fill_(100.0 * epoch)
-        state.save(layers.state_dict(), results / "snapshots" / f"epoch-000{epoch}.safetensors")
-    paths = (results / "snapshots").iterdir()
-    change_record(results, snapshots={path.name: sha256(path) for path in paths})
+    layers = made()
+    first, second = (
+        {**layers.state_dict(), "1.running_mean": torch.full((4,), 100.0 * epoch)}
+        | {"2.weight": torch.full((2, 4), float(epoch))}
+        for epoch in (1, 2)
+    )
+    take(results, first, second)
     record = average(results, data, threads=1)
     found = state.read(results / "averaged.safetensors")
     assert record == json.loads((results / "averaged.json").read_text())
     assert record["snapshots"] == ["epoch-0001.safetensors", "epoch-0002.safetensors"]
     assert record["model_sha256"] == sha256(results / "averaged.safetensors")
     assert torch.equal(found["2.weight"], torch.full((2, 4), 1.5))
-    # 15 whole batches: two images are left, and one may have no variance.
-    images = np.load(data / "train" / "images.npy") / 255
-    pixels = ((images - images.mean()) / images.std()).reshape(-1, 4)
+    # 15 whole batches: four images are left.
+    pixels = normalised(data)
     batches = pixels[permutation(len(pixels), "average", 0)][:300].reshape(15, 20, 4)
     assert found["1.running_mean"].numpy() == pytest.approx(batches.mean(axis=(0, 1)), abs=1e-6)
     variances = batches.var(axis=1, ddof=1).mean(axis=0)
@@ -186,28 +212,37 @@ def test_the_averaged_model_has_the_mean_weights_and_statistics_of_its_own(train
 
 def test_statistics_are_of_all_samples_where_a_batch_has_more(trained):
     results, data = trained
-    run = read_training(results).configuration
-    more = {"batch": 400, "scheme": "balanced"}  # which repeats samples
-    change_record(results, configuration=run.model_copy(update=more).model_dump())
-    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
-    for epoch in (1, 2):
-        state.save(layers.state_dict(), results / "snapshots" / f"epoch-000{epoch}.safetensors")
-    paths = (results / "snapshots").iterdir()
-    change_record(results, snapshots={path.name: sha256(path) for path in paths})
+    configure(results, batch=400, scheme="balanced")  # which repeats samples
+    layers = made()
+    take(results, layers.state_dict(), layers.state_dict())
     average(results, data, threads=1)
-    images = np.load(data / "train" / "images.npy") / 255
-    pixels = ((images - images.mean()) / images.std()).reshape(-1, 4)
+    pixels = normalised(data)
     found = state.read(results / "averaged.safetensors")
     assert found["1.running_var"].numpy() == pytest.approx(pixels.var(axis=0, ddof=1), rel=1e-5)
 
 
+def test_statistics_are_of_what_the_precision_of_the_run_computes(trained):
+    results, data = trained
+    Path("ownnorm.py").write_text(OWN.replace("nn.Flatten(),", "nn.Flatten(), nn.Linear(4, 4),"))
+    configure(results, precision="bfloat16")
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    take(results, layers.state_dict(), layers.state_dict())
+    average(results, data, threads=1)
+    pixels = normalised(data)
+    pixels = torch.from_numpy(pixels[permutation(len(pixels), "average", 0)][:300]).float()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        halved = layers[1](pixels).view(15, 20, 4)
+    assert halved.dtype == torch.bfloat16
+    means = state.read(results / "averaged.safetensors")["2.running_mean"]
+    assert torch.allclose(means, halved.float().mean((0, 1)), atol=1e-6)
+    assert not torch.allclose(means, layers[1](pixels).mean(0), atol=1e-6)
+
+
 def test_a_single_snapshot_is_its_own_average(trained):
     results, data = trained
-    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    layers = made()
     layers[1].running_mean.fill_(7.0)
-    path = results / "snapshots" / "epoch-0002.safetensors"
-    state.save(layers.state_dict(), path)
-    change_record(results, snapshots={path.name: sha256(path)})
+    take(results, layers.state_dict())
     about = metadata(read_training(results))
     state.save(layers.state_dict(), results / "model.safetensors", about)
     average(results, data, threads=1)
@@ -217,14 +252,10 @@ def test_a_single_snapshot_is_its_own_average(trained):
 
 def test_statistics_of_frozen_layers_are_not_computed_again(trained):
     results, data = trained
-    run = read_training(results).configuration
-    change_record(results, configuration=run.model_copy(update={"freeze": "1"}).model_dump())
-    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    configure(results, freeze="1")
+    layers = made()
     layers[1].running_mean.fill_(7.0)
-    for epoch in (1, 2):
-        state.save(layers.state_dict(), results / "snapshots" / f"epoch-000{epoch}.safetensors")
-    paths = (results / "snapshots").iterdir()
-    change_record(results, snapshots={path.name: sha256(path) for path in paths})
+    take(results, layers.state_dict(), layers.state_dict())
     average(results, data, threads=1)
     found = state.read(results / "averaged.safetensors")
     assert all(torch.equal(found[name], value) for name, value in layers.state_dict().items())
@@ -232,17 +263,11 @@ def test_statistics_of_frozen_layers_are_not_computed_again(trained):
 
 def test_what_numpy_has_no_type_for_is_averaged_by_torch(trained):
     results, data = trained
-    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
-    for epoch in (1, 2):
-        with torch.no_grad():
-            layers[2].weight.fill_(epoch)
-        half = {
-            n: v.bfloat16() if v.is_floating_point() else v for n, v in layers.state_dict().items()
-        }
-        state.save(half, results / "snapshots" / f"epoch-000{epoch}.safetensors")
-    paths = (results / "snapshots").iterdir()
-    snapshots = {path.name: sha256(path) for path in paths}
-    change_record(results, snapshots=snapshots, buffers_sha256=None)
+    layers = made()
+    half = {n: v.bfloat16() if v.is_floating_point() else v for n, v in layers.state_dict().items()}
+    weights = (torch.full((2, 4), epoch, dtype=torch.bfloat16) for epoch in (1.0, 2.0))
+    take(results, *(half | {"2.weight": weight} for weight in weights))
+    change_record(results, buffers_sha256=None)
     average(results, data, threads=1)
     found = state.read(results / "averaged.safetensors")
     assert torch.equal(found["2.weight"], torch.full((2, 4), 1.5))

@@ -173,6 +173,11 @@ def test_a_card_has_what_was_measured_of_its_own_model_alone(copy, capsys):
         said = card(copy / "run", training, model, "model.onnx")
         assert f"| accuracy, test set | {of_test.accuracy:.2%} |" in said
     assert "| 3 epochs; the mean of 2 epochs' weights, batch" in said.replace("trained ", "")
+    path = copy / "run/metrics.json"
+    measured = json.loads(path.read_text())
+    write_json(path, measured | {"last": measured["last"] | {"accuracy": 0.0}})
+    said = card(copy / "run", training, "last", "model.onnx")
+    assert "| accuracy, test set | 0.00% |" in said
     change_record(copy / "run", model_sha256="0" * 64)
     said = card(copy / "run", read_training(copy / "run"), "last", "model.onnx")
     assert "test set" not in said
