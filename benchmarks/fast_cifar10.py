@@ -9,7 +9,6 @@ epochs are another training, which tells how fast each is.
 """
 
 import argparse
-import os
 import shlex
 import subprocess
 import tempfile
@@ -22,15 +21,15 @@ import torch
 import yaml
 from torch import nn
 
+from benchmarks.head_to_head import ENVIRONMENT
 from benchmarks.peers.recipe import images
 from examples.fast_cifar10 import net
 from lockstep import tensors
 from lockstep.pipeline import experiment, launch
 from lockstep.pipeline.stages.partition import partition
-from tests.conftest import REPOSITORY, environment
+from tests.conftest import REPOSITORY
 
 CONFIGURATION = REPOSITORY / "config/fast-cifar10.yaml"
-ENVIRONMENT = environment() | {"PYTHONPATH": f"{REPOSITORY}/src:{REPOSITORY}"}
 
 
 def main() -> None:
@@ -72,8 +71,8 @@ def plain(data: Path, recipe: dict[str, Any], folder: Path) -> tuple[Path, float
 def clocked(words: Sequence[str | Path], threads: int) -> float:
     """Run a command, and return how many seconds it took."""
     started = time.perf_counter()
-    of_torch = {"OMP_NUM_THREADS": str(threads)}
-    subprocess.run(words, cwd=REPOSITORY, env=os.environ | ENVIRONMENT | of_torch, check=True)
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
+    subprocess.run(words, cwd=REPOSITORY, env=environment, check=True)
     return time.perf_counter() - started
 
 
